@@ -1,0 +1,326 @@
+//! What can be configured, and with which bounds? YAML at /etc/hostaudit/agent.yaml; the annotated
+//! example `deploy/agent.yaml` is tested to equal these defaults.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    filter::{Exclude, Filter, FilterError},
+    process::Limits as ProcessLimits,
+    seal::Limits as BatchLimits,
+    ship::{Server, ServerError},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Collector: `unix:///path` or `http://host:port`.
+    pub server: String,
+    /// Holds the host id where /etc/machine-id has none.
+    pub state_dir: PathBuf,
+    pub rings: Rings,
+    pub capture: Capture,
+    pub filters: Filters,
+    pub batch: Batch,
+    pub queue: Queue,
+    pub process_table: ProcessTable,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: "unix:///run/hostaudit/collector.sock".to_owned(),
+            state_dir: PathBuf::from("/var/lib/hostaudit"),
+            rings: Rings::default(),
+            capture: Capture::default(),
+            filters: Filters::default(),
+            batch: Batch::default(),
+            queue: Queue::default(),
+            process_table: ProcessTable::default(),
+        }
+    }
+}
+
+/// Sizes of the kernel's rings: a power of two, at least a page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rings {
+    pub process_bytes: u32,
+    pub network_bytes: u32,
+    pub file_bytes: u32,
+}
+
+impl Default for Rings {
+    fn default() -> Self {
+        Self {
+            process_bytes: 4 << 20,
+            network_bytes: 4 << 20,
+            file_bytes: 16 << 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capture {
+    /// Files whose reads are recorded; patterns with * and ?.
+    pub watch_reads: Vec<String>,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        // Secrets, and who may become whom. Not /etc/passwd: every process reads that.
+        let watched = [
+            "/etc/shadow",
+            "/etc/shadow-",
+            "/etc/gshadow",
+            "/etc/gshadow-",
+            "/etc/security/opasswd",
+            "/etc/sudoers",
+            "/etc/sudoers.d/*",
+            "/etc/ssh/ssh_host_*_key",
+            "/etc/ssl/private/*",
+            "/etc/kubernetes/admin.conf",
+            "/etc/krb5.keytab",
+            "/root/.ssh/*",
+            "/home/*/.ssh/*",
+            "/root/.aws/credentials",
+            "/home/*/.aws/credentials",
+            "/root/.kube/*",
+            "/home/*/.kube/*",
+        ];
+        Self {
+            watch_reads: watched.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Filters {
+    /// Events to leave out.
+    pub exclude: Vec<Exclude>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    pub max_events: usize,
+    /// Encoded events, before compression.
+    pub max_bytes: usize,
+    pub max_delay_ms: u64,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            max_events: 4096,
+            max_bytes: 4 << 20,
+            max_delay_ms: 200,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// Sealed batches that the collector has not acknowledged.
+    pub max_bytes: usize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { max_bytes: 48 << 20 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProcessTable {
+    pub max_entries: usize,
+    pub max_bytes: usize,
+}
+
+impl Default for ProcessTable {
+    fn default() -> Self {
+        Self {
+            max_entries: 65_536,
+            max_bytes: 64 << 20,
+        }
+    }
+}
+
+/// A configuration that parses but cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    #[error("rings.{key}: {bytes} is not a power of two of at least one page ({page} bytes) and at most {max}; nearest: {nearest}")]
+    Ring {
+        key: &'static str,
+        bytes: u32,
+        page: u64,
+        max: u32,
+        nearest: u64,
+    },
+    #[error("{key}: {value} is outside {least}..={most}; {reason}")]
+    Range {
+        key: &'static str,
+        value: u64,
+        least: u64,
+        most: u64,
+        reason: &'static str,
+    },
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("state_dir: `{}` is not an absolute path", .0.display())]
+    StateDir(PathBuf),
+}
+
+/// Largest ring: more only delays the moment at which a collector that is too slow is noticed.
+const MAX_RING_BYTES: u32 = 1 << 30;
+
+/// A checked configuration, in the parts that the stages take.
+#[derive(Debug)]
+pub struct Valid {
+    pub server: Server,
+    pub filter: Filter,
+    pub batch: BatchLimits,
+    pub process_table: ProcessLimits,
+    pub queue_bytes: usize,
+}
+
+impl Config {
+    /// Checks every value; the first that cannot work is the error.
+    pub fn validate(&self) -> Result<Valid, InvalidConfig> {
+        ring("process_bytes", self.rings.process_bytes)?;
+        ring("network_bytes", self.rings.network_bytes)?;
+        ring("file_bytes", self.rings.file_bytes)?;
+        if !self.state_dir.is_absolute() {
+            return Err(InvalidConfig::StateDir(self.state_dir.clone()));
+        }
+        let Batch {
+            max_events,
+            max_bytes,
+            max_delay_ms,
+        } = self.batch;
+        range("batch.max_events", max_events as u64, 1, 8192, "a collector takes no larger batch")?;
+        range("batch.max_bytes", max_bytes as u64, 64 << 10, 8 << 20, "a batch must fit a message of 16 MiB")?;
+        range("batch.max_delay_ms", max_delay_ms, 1, 10_000, "events wait this long before they are sent")?;
+        range("queue.max_bytes", self.queue.max_bytes as u64, 1 << 20, 16 << 30, "it must hold some batches")?;
+        let ProcessTable {
+            max_entries,
+            max_bytes: table_bytes,
+        } = self.process_table;
+        range("process_table.max_entries", max_entries as u64, 1024, 4_194_304, "a host has hundreds of processes, and pids end at 4194304")?;
+        range("process_table.max_bytes", table_bytes as u64, 1 << 20, 16 << 30, "an entry takes up to 8 KiB")?;
+        Ok(Valid {
+            server: self.server.parse()?,
+            filter: Filter::new(&self.filters.exclude, &self.capture.watch_reads)?,
+            batch: BatchLimits {
+                events: max_events,
+                bytes: max_bytes,
+                delay: std::time::Duration::from_millis(max_delay_ms),
+            },
+            process_table: ProcessLimits {
+                entries: max_entries,
+                bytes: table_bytes,
+            },
+            queue_bytes: self.queue.max_bytes,
+        })
+    }
+
+    /// SHA-256 of the configuration in force, hexadecimal; the same for every way to write it.
+    pub fn hash(&self) -> String {
+        let canonical = serde_json::to_vec(self).unwrap_or_default();
+        Sha256::digest(canonical).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn ring(key: &'static str, bytes: u32) -> Result<(), InvalidConfig> {
+    let page = rustix::param::page_size() as u64;
+    let fits = u64::from(bytes) >= page && bytes <= MAX_RING_BYTES;
+    if bytes.is_power_of_two() && fits {
+        return Ok(());
+    }
+    let nearest = u64::from(bytes).next_power_of_two().clamp(page, MAX_RING_BYTES.into());
+    Err(InvalidConfig::Ring {
+        key,
+        bytes,
+        page,
+        max: MAX_RING_BYTES,
+        nearest,
+    })
+}
+
+fn range(
+    key: &'static str,
+    value: u64,
+    least: u64,
+    most: u64,
+    reason: &'static str,
+) -> Result<(), InvalidConfig> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(InvalidConfig::Range {
+        key,
+        value,
+        least,
+        most,
+        reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn load(overrides: &[&str]) -> Config {
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        audit_config::load(None, None, &overrides).expect("loads")
+    }
+
+    #[test]
+    fn the_example_file_is_the_defaults_and_they_are_valid() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/agent.yaml");
+        let config: Config = audit_config::load(Some(&path), None, &[]).expect("loads");
+        assert_eq!(config, Config::default());
+        config.validate().expect("valid");
+        let text = std::fs::read_to_string(path).expect("text");
+        let parsed: Config = yaml_serde::from_str(&text).expect("yaml");
+        assert_eq!(parsed, Config::default());
+        for key in ["process_bytes", "watch_reads", "exclude", "max_delay_ms", "max_entries"] {
+            assert!(text.contains(key), "{key} is explained");
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_name() {
+        for (text, named) in [
+            ("rings.file_bytes=5000", "nearest: 8192"),
+            ("rings.file_bytes=64", "rings.file_bytes"),
+            ("batch.max_events=0", "batch.max_events"),
+            ("batch.max_events=9000", "8192"),
+            ("queue.max_bytes=10", "queue.max_bytes"),
+            ("state_dir=here", "state_dir"),
+            ("server=tcp://x", "server"),
+            ("capture.watch_reads=['/home/*/*']", "/home/*/*"),
+            ("filters.exclude=[{}]", "filters.exclude[0]"),
+            ("process_table.max_entries=1", "process_table.max_entries"),
+        ] {
+            let error = load(&[text]).validate().expect_err(text).to_string();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_hash_follows_the_values_in_force() {
+        assert_eq!(load(&[]).hash(), load(&["batch.max_delay_ms=200"]).hash());
+        assert_ne!(load(&[]).hash(), load(&["batch.max_delay_ms=201"]).hash());
+        assert_eq!(load(&[]).hash().len(), 64);
+    }
+}

@@ -1,0 +1,38 @@
+//! How much was seen, left out, lost and sent? Read by heartbeats and by whoever embeds the agent.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Totals since the start of this run.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Records read from the source, continuations of argv included.
+    pub records: AtomicU64,
+    /// Events sealed, the agent's own included.
+    pub sealed: AtomicU64,
+    /// Events that the collector acknowledged as stored.
+    pub sent: AtomicU64,
+    /// Left out by the configuration, in user space.
+    pub filtered: AtomicU64,
+    /// Records that never became events: gaps in the rings and records that cannot be decoded. Each
+    /// is named by a `lost` event.
+    pub lost: AtomicU64,
+    /// Of these, records that cannot be decoded.
+    pub undecodable: AtomicU64,
+    /// Second exits of one process, merged with the first.
+    pub merged_exits: AtomicU64,
+    /// Pieces of argv whose exec was lost (and told so) or filtered.
+    pub orphan_arguments: AtomicU64,
+    /// Times that the reader waited because the queue of unacknowledged batches was full.
+    pub queue_full: AtomicU64,
+    /// Sessions with the collector that began.
+    pub sessions: AtomicU64,
+}
+
+/// Adds to a counter; nothing else is ordered by it.
+pub fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Relaxed);
+}
+
+pub fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Relaxed)
+}

@@ -1,0 +1,153 @@
+//! open, unlink, rename, and how a file becomes an object of an event.
+
+use audit_common::record::{FileObject, Open, PathCall, Record, open_outcome, section, section_flags};
+use audit_proto::{
+    text::escape,
+    v1::{Event, File},
+};
+
+use super::{number, result, text};
+use crate::resolve;
+
+pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    let open: Open = record.payload()?;
+    let walked = text::walked(record, section::PATH).unwrap_or_default();
+    let FileObject {
+        inode,
+        size_bytes,
+        device,
+        mode,
+        owner_uid,
+        owner_gid,
+    } = open.file;
+    let known = inode != 0 || mode != 0;
+    if let Some(process) = &mut event.process {
+        process.root = walked.root;
+    }
+    event.file = Some(File {
+        path_source: if walked.path.is_empty() { "" } else { "kernel" }.to_owned(),
+        path: walked.path,
+        path_given: String::new(),
+        path_truncated_bytes: text::cut_bytes(walked.truncated),
+        inode: known.then_some(inode as i64),
+        device: known.then_some(device.into()),
+        mode: known.then_some(mode.into()),
+        owner_uid: number(owner_uid).filter(|_| known),
+        owner_gid: number(owner_gid).filter(|_| known),
+        size_bytes: known.then_some(size_bytes as i64),
+        deleted: walked.deleted.then_some(true),
+        memfd: walked.memfd.then_some(true),
+        open_flags: Some(open.flags.into()),
+        access: access(open.outcome).to_owned(),
+    });
+    event.result = Some(result(open.result));
+    Some(())
+}
+
+/// The strongest that applies.
+fn access(outcome: u32) -> &'static str {
+    if outcome & open_outcome::CREATED != 0 {
+        "create"
+    } else if outcome & open_outcome::TRUNCATE != 0 {
+        "truncate"
+    } else if outcome & open_outcome::WRITE != 0 {
+        "write"
+    } else {
+        "read"
+    }
+}
+
+/// True for an open that only reads and is reported because its name is watched.
+pub fn is_watched_read(outcome: u32) -> bool {
+    outcome & open_outcome::WATCHED_READ != 0
+        && outcome & (open_outcome::CREATED | open_outcome::TRUNCATE | open_outcome::WRITE) == 0
+}
+
+pub(super) fn unlink(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    let call: PathCall = record.payload()?;
+    event.file = Some(named(record, section::GIVEN, section::BASE, event));
+    event.result = Some(result(call.result));
+    Some(())
+}
+
+pub(super) fn rename(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    unlink(record, event)?;
+    let target = named(record, section::TARGET_GIVEN, section::TARGET_BASE, event);
+    event.target_file = Some(target);
+    Some(())
+}
+
+/// A file known by the name that a call gave: joined here, looked up by [`resolve`] where joining
+/// does not settle it.
+pub(super) fn named(record: &Record<'_>, tag: u8, base_tag: u8, event: &mut Event) -> File {
+    let Some(given) = record.section(tag) else {
+        return File::default();
+    };
+    let base = record.section(base_tag);
+    if let (Some(process), Some(base)) = (&mut event.process, &base) {
+        process.root = text::root(base);
+    }
+    let base_bytes = base.as_ref().map(text::walked_bytes);
+    let joined = resolve::join(base_bytes.as_deref(), given.bytes);
+    let path = escape(&joined.path).into_owned();
+    let text = escape(given.bytes);
+    let cut = given.header.flags & section_flags::TRUNCATED != 0
+        || base.is_some_and(|base| base.header.flags & section_flags::TRUNCATED != 0);
+    File {
+        path_given: if text == path { String::new() } else { text.into_owned() },
+        path_source: match joined.exact {
+            _ if path.is_empty() => "",
+            true => "kernel",
+            false => "lexical",
+        }
+        .to_owned(),
+        path,
+        path_truncated_bytes: text::cut_bytes(cut),
+        ..File::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+    use audit_common::kind;
+
+    #[test]
+    fn an_open_is_told_whole() {
+        let event = sample::record(kind::OPEN).event();
+        let file = event.file.expect("file");
+        assert_eq!((file.path.as_str(), file.path_source.as_str()), ("/tmp/out", "kernel"));
+        assert_eq!((file.inode, file.device), (Some(42), Some(8 << 20 | 1)));
+        assert_eq!((file.mode, file.size_bytes), (Some(0o100_755), Some(5)));
+        assert_eq!((file.owner_uid, file.owner_gid), (Some(1000), Some(1000)));
+        assert_eq!((file.open_flags, file.access.as_str()), (Some(0o1101), "create"));
+        assert_eq!(event.result.expect("result").value, Some(3));
+    }
+
+    #[test]
+    fn access_is_the_strongest() {
+        assert_eq!(access(open_outcome::WRITE | open_outcome::TRUNCATE), "truncate");
+        assert_eq!(access(open_outcome::WRITE), "write");
+        assert_eq!(access(open_outcome::WATCHED_READ), "read");
+        assert!(is_watched_read(open_outcome::WATCHED_READ));
+        assert!(!is_watched_read(open_outcome::WATCHED_READ | open_outcome::WRITE));
+    }
+
+    #[test]
+    fn a_name_in_a_walked_directory_is_the_kernels() {
+        let file = sample::record(kind::UNLINK).event().file.expect("file");
+        assert_eq!((file.path.as_str(), file.path_source.as_str()), ("/tmp/gone", "kernel"));
+        assert_eq!(file.path_given, "gone");
+    }
+
+    #[test]
+    fn a_rename_has_both_files() {
+        let event = sample::record(kind::RENAME).event();
+        let file = event.file.expect("file");
+        let target = event.target_file.expect("target");
+        assert_eq!((file.path.as_str(), file.path_given.as_str()), ("/tmp/old", "old"));
+        assert_eq!((target.path.as_str(), target.path_given.as_str()), ("/srv/a/new", ""));
+        assert_eq!(target.path_source, "lexical");
+    }
+}

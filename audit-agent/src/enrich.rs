@@ -1,0 +1,200 @@
+//! What does the host know about an event that its record does not say? Programs, parents, names of
+//! users, containers, and where given paths lead.
+//!
+//! Invariant: what is not known is left absent; nothing here drops an event.
+
+use std::{sync::Arc, time::Instant};
+
+use audit_common::{
+    kind,
+    record::{Exec, Header, Record, section},
+};
+use audit_proto::v1::Event;
+
+use crate::{
+    container::Containers,
+    process::{Ended, Key, Table},
+    resolve::Resolver,
+    users::Users,
+};
+
+#[derive(Debug)]
+pub struct Enricher {
+    pub table: Table,
+    pub containers: Containers,
+    users: Users,
+    resolver: Resolver,
+}
+
+/// What enrichment found out about an event as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Event,
+    /// An exit that was told before.
+    Repeated,
+}
+
+impl Enricher {
+    pub fn new(table: Table, containers: Containers, users: Users) -> Self {
+        Self {
+            table,
+            containers,
+            users,
+            resolver: Resolver::new(),
+        }
+    }
+
+    /// Once per round.
+    pub fn refresh(&mut self, now: Instant) {
+        self.users.refresh(now);
+    }
+
+    /// Completes a decoded event, and lets the process table learn from it.
+    pub fn complete(&mut self, record: &Record<'_>, event: &mut Event, now: Instant) -> Verdict {
+        let header = &record.header;
+        if self.learn(record, event) == Ended::Again {
+            return Verdict::Repeated;
+        }
+        self.table.describe(header, header.kind != kind::EXEC, event);
+        let parent_uid = self.table.describe_parent(header, event);
+        self.name_users(event, parent_uid);
+        self.place(header, event, now);
+        if matches!(header.kind, kind::UNLINK | kind::RENAME | kind::EXEC_FAILED) {
+            self.resolver.finish(record, event);
+        }
+        Verdict::Event
+    }
+
+    fn learn(&mut self, record: &Record<'_>, event: &mut Event) -> Ended {
+        let header = &record.header;
+        match header.kind {
+            kind::EXEC => {
+                let argv = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+                let argv_bytes = record.payload::<Exec>().map_or(0, |exec| exec.argv_bytes);
+                if let Some(process) = &event.process {
+                    self.table.exec(header, process, argv, argv_bytes);
+                }
+            }
+            kind::FORK => {
+                if let Some(target) = &mut event.target_process {
+                    let child = Key {
+                        pid: target.pid.unwrap_or_default() as u32,
+                        start_time_ns: target.start_time_ns.unwrap_or_default() as u64,
+                    };
+                    target.exec_id = self.table.exec_id(child);
+                    self.table.fork(header, child);
+                }
+            }
+            kind::EXIT => return self.table.exit(header),
+            _ => self.table.meet(header),
+        }
+        Ended::First
+    }
+
+    fn name_users(&self, event: &mut Event, parent_uid: Option<u32>) {
+        if let Some(process) = &mut event.process {
+            let user = |id: Option<i64>, name: &mut String| {
+                name.clear();
+                name.push_str(id.map_or("", |id| self.users.user(id)));
+            };
+            user(process.uid, &mut process.user);
+            user(process.euid, &mut process.effective_user);
+            user(process.loginuid, &mut process.login_user);
+            process.group.clear();
+            process.group.push_str(process.gid.map_or("", |gid| self.users.group(gid)));
+        }
+        if let (Some(parent), Some(uid)) = (&mut event.parent, parent_uid) {
+            parent.user.push_str(self.users.user(uid.into()));
+        }
+    }
+
+    fn place(&mut self, header: &Header, event: &mut Event, now: Instant) {
+        let (key, cgroup) = (Key::of(header), header.cgroup_id);
+        // Where the id does not tell, a runtime's child may have moved between fork and exec.
+        let moved = header.kind == kind::EXEC && self.containers.is_shared(cgroup);
+        let known = self.table.container(key, cgroup).filter(|_| !moved);
+        let found = match known {
+            Some(found) => found,
+            None => match self.containers.find(cgroup, key, now) {
+                Ok(found) => {
+                    self.table.set_container(key, cgroup, found.clone());
+                    found
+                }
+                Err(_) => None,
+            },
+        };
+        match (&mut event.container, found) {
+            (slot, None) => *slot = None,
+            (Some(slot), Some(found)) => slot.clone_from(&found),
+            (slot, Some(found)) => *slot = Some(Arc::unwrap_or_clone(found)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{process::Limits, sample};
+    use std::fs;
+
+    fn enricher(dir: &std::path::Path) -> Enricher {
+        let (passwd, group) = (dir.join("passwd"), dir.join("group"));
+        fs::write(&passwd, "alice:x:1000:1000\n").expect("write");
+        fs::write(&group, "staff:x:1000:\n").expect("write");
+        let limits = Limits {
+            entries: 100,
+            bytes: 1 << 20,
+        };
+        let table = Table::new("0123456789abcdef", limits);
+        let mut enricher = Enricher::new(table, Containers::of_host(), Users::new(&passwd, &group));
+        enricher.refresh(Instant::now());
+        enricher
+    }
+
+    fn complete(enricher: &mut Enricher, sample: &sample::Sample) -> (Verdict, Event) {
+        let bytes = sample.bytes();
+        let record = Record::parse(&bytes).expect("parse");
+        let mut event = sample.event();
+        let verdict = enricher.complete(&record, &mut event, Instant::now());
+        (verdict, event)
+    }
+
+    #[test]
+    fn what_an_exec_told_is_known_of_later_events_and_of_children() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut enricher = enricher(dir.path());
+        let (_, exec) = complete(&mut enricher, &sample::record(kind::EXEC));
+        let told = exec.process.expect("process");
+        assert_eq!((told.user.as_str(), told.group.as_str()), ("alice", "staff"));
+        assert_eq!((told.login_user.as_str(), told.exe_inode), ("alice", Some(42)));
+
+        let (_, open) = complete(&mut enricher, &sample::record(kind::OPEN));
+        let later = open.process.expect("process");
+        assert_eq!((&later.exe, &later.argv), (&told.exe, &told.argv));
+        assert_eq!((&later.exec_id, &later.script), (&told.exec_id, &told.script));
+        assert_eq!((later.exe_inode, later.cwd.as_str()), (None, ""));
+
+        let (_, fork) = complete(&mut enricher, &sample::record(kind::FORK));
+        let child_id = fork.target_process.expect("target").exec_id;
+        let mut child = sample::record(kind::OPEN);
+        child.header.parent_pid = child.header.pid;
+        child.header.parent_start_time_ns = child.header.start_time_ns;
+        child.header.pid = 4321;
+        child.header.start_time_ns = 77_000_000;
+        let (_, event) = complete(&mut enricher, &child);
+        let process = event.process.expect("process");
+        assert_eq!((process.exec_id, &process.exe), (child_id, &told.exe));
+        let parent = event.parent.expect("parent");
+        assert_eq!((parent.exec_id, parent.exe), (told.exec_id, told.exe));
+        assert_eq!((parent.user.as_str(), parent.argv), ("alice", told.argv));
+    }
+
+    #[test]
+    fn a_repeated_exit_is_told_apart() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut enricher = enricher(dir.path());
+        let exit = sample::record(kind::EXIT);
+        assert_eq!(complete(&mut enricher, &exit).0, Verdict::Event);
+        assert_eq!(complete(&mut enricher, &exit).0, Verdict::Repeated);
+    }
+}

@@ -1,0 +1,81 @@
+//! The agent: from records of the kernel programs to sealed batches at the collector.
+//!
+//! One thread, [`pipeline`]'s reader, does everything up to a sealed batch; one task ships.
+//!
+//! ```text
+//! source -> decode -> enrich -> filter -> number -> seal -> | queue | -> ship
+//! ```
+//!
+//! | step | module | when full or failing | counted in |
+//! |---|---|---|---|
+//! | read | [`source`], [`replay`] | the kernel counts what found no room in a ring | `lost` event, place "ring" |
+//! | decode | [`decode`] | a record that is not understood becomes a `lost` event | `undecodable`, place "decode" |
+//! | join argv | [`arguments`] | an exec leaves with what came of its argv | `process.argv_truncated_bytes` |
+//! | enrich | [`enrich`], [`process`], [`users`], [`container`], [`resolve`] | fields stay absent | heartbeat detail |
+//! | filter | [`filter`] | - | `filtered` |
+//! | number | [`sequence`] | - | gaps are losses |
+//! | seal | [`seal`] | - | `sealed` |
+//! | queue | [`queue`] | the reader waits, the rings fill, the kernel counts | `queue_full` |
+//! | ship | [`ship`] | batches stay queued and are sent again | `sent`, `sessions` |
+//!
+//! Memory, with the default configuration:
+//!
+//! | what | bound | set by |
+//! |---|---|---|
+//! | rings | 24 MiB, shared with the kernel | `rings` |
+//! | a round | what the rings held, 24 MiB | `rings` |
+//! | process table | 64 MiB and one program of at most 20 KiB; 65,536 entries | `process_table` |
+//! | processes read from /proc at the start | as many entries, 4 KiB of argv each, until met | `process_table` |
+//! | execs waiting for argv | 16 MiB and one of 2 MiB; 256 | `arguments` |
+//! | open batch | 4 MiB and one event, of at most 10 MiB | `batch` |
+//! | queue | 48 MiB, or one batch if that is larger | `queue` |
+//! | cgroups | 8,192 paths, some 2 MiB | `container` |
+//! | users and groups | 16 MiB of each file | `users` |
+
+pub mod arguments;
+pub mod clock;
+pub mod config;
+pub mod container;
+pub mod counters;
+pub mod decode;
+pub mod enrich;
+pub mod errno;
+pub mod filter;
+pub mod glob;
+pub mod identity;
+pub mod own;
+pub mod pipeline;
+pub mod process;
+pub mod queue;
+pub mod replay;
+pub mod resolve;
+#[cfg(test)]
+mod sample;
+pub mod seal;
+pub mod sequence;
+pub mod ship;
+pub mod source;
+pub mod stage;
+pub mod users;
+
+use std::io;
+
+pub use config::{Config, InvalidConfig};
+pub use pipeline::Ended;
+
+/// Why the agent cannot run (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("configuration: {0}")]
+    Config(#[from] InvalidConfig),
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    #[error("reading records failed: {0}")]
+    Source(#[source] io::Error),
+    #[error("cannot start the reader's thread: {0}")]
+    Thread(#[source] io::Error),
+    #[error("the reader ended by a panic; its message is in the log")]
+    Reader,
+    #[error("shipping ended by a panic: {0}")]
+    Shipping(String),
+}

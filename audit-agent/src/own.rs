@@ -1,0 +1,94 @@
+//! What does the agent say about itself? `lost`, `heartbeat` and `agent` events, in a stream of
+//! their own (class agent).
+
+use audit_proto::v1::{Agent, Class, Event, Kind, Lost};
+
+use crate::{
+    clock::{Clock, boot_time_ns},
+    source::Loss,
+};
+
+fn event(kind: Kind, clock: &Clock) -> Event {
+    let boot_time_ns = boot_time_ns();
+    let wall = clock.wall(boot_time_ns);
+    Event {
+        time: wall.micros,
+        time_remainder_ns: wall.remainder_ns,
+        boot_time_ns,
+        kind: kind.into(),
+        class: Class::Agent.into(),
+        cpu: Some(0),
+        via: "agent".to_owned(),
+        ..Event::default()
+    }
+}
+
+/// Records that are missing; `first` is the first number that they took in the stream of events.
+pub fn lost(clock: &Clock, loss: &Loss, first: i64, count: i64) -> Event {
+    Event {
+        lost: Some(Lost {
+            class: loss.class.into(),
+            cpu: Some(loss.cpu as i32),
+            first_sequence: Some(first),
+            last_sequence: Some(first.saturating_add(count - 1)),
+            count: Some(count),
+            place: loss.place.to_owned(),
+            cause: loss.cause.to_owned(),
+        }),
+        ..event(Kind::Lost, clock)
+    }
+}
+
+/// A record that could not be decoded, so that its stream is not known.
+pub fn lost_without_stream(clock: &Clock, cause: &'static str) -> Event {
+    Event {
+        lost: Some(Lost {
+            count: Some(1),
+            place: "decode".to_owned(),
+            cause: cause.to_owned(),
+            ..Lost::default()
+        }),
+        ..event(Kind::Lost, clock)
+    }
+}
+
+/// Totals for a heartbeat.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub seen: u64,
+    pub filtered: u64,
+    pub lost: u64,
+    pub sent: u64,
+}
+
+pub fn heartbeat(clock: &Clock, config_hash: &str, totals: Totals, detail: String) -> Event {
+    let count = |total: u64| Some(i64::try_from(total).unwrap_or(i64::MAX));
+    Event {
+        agent: Some(Agent {
+            seen: count(totals.seen),
+            filtered: count(totals.filtered),
+            lost: count(totals.lost),
+            sent: count(totals.sent),
+            ..agent("heartbeat", config_hash, detail)
+        }),
+        ..event(Kind::Heartbeat, clock)
+    }
+}
+
+/// "start", "stop", "clock", "ignore".
+pub fn action(clock: &Clock, config_hash: &str, action: &str, detail: String) -> Event {
+    Event {
+        agent: Some(agent(action, config_hash, detail)),
+        ..event(Kind::Agent, clock)
+    }
+}
+
+fn agent(action: &str, config_hash: &str, detail: String) -> Agent {
+    Agent {
+        action: action.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        detail,
+        config_hash: config_hash.to_owned(),
+        ..Agent::default()
+    }
+}

@@ -1,0 +1,305 @@
+//! How do the stages become a running agent? One thread reads the source and does everything up to
+//! sealed batches; one task ships them; a bounded queue joins the two. Only this file spawns.
+//!
+//! Stopping: the source is read until it is empty, the open batch is sealed, the queue is closed,
+//! and the task ends when everything is acknowledged or the deadline has passed.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use audit_common::config::Counters as KernelCounters;
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    AgentError, Config,
+    clock::Clock,
+    container::Containers,
+    counters::{self, Counters},
+    enrich::Enricher,
+    identity::Identity,
+    own::{self, Totals},
+    process::{Table, proc_fs},
+    queue::Queue,
+    seal::Seal,
+    ship::Ship,
+    source::{Round, Source},
+    stage::{Parts, Stage},
+    users::Users,
+};
+
+/// From the request to stop until unacknowledged batches are given up.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// Of the deadline, what the reader may use to empty the rings.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
+const CLOCK_EVERY: Duration = Duration::from_secs(1);
+/// Longest visit to a silent source; so long a stop may go unnoticed.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+/// Pids of collectors on their way to the reader; one per session.
+const COLLECTORS: usize = 16;
+/// The reader must keep up with a busy host; where this is not permitted it works without.
+const NICE: i32 = -10;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Events that the collector acknowledged.
+    pub sent: u64,
+    /// Events that it did not acknowledge in time; they are lost with this process.
+    pub unsent: u64,
+}
+
+/// Runs the agent on `source` until `stop` becomes true or its sender is gone.
+pub async fn run<S: Source + 'static>(
+    source: S,
+    config: &Config,
+    identity: Identity,
+    stop: watch::Receiver<bool>,
+) -> Result<Ended, AgentError> {
+    let valid = config.validate()?;
+    let queue = Arc::new(Queue::new(valid.queue_bytes));
+    let counters = Arc::new(Counters::default());
+    let (collectors, requests) = sync_channel(COLLECTORS);
+    let ship = Ship {
+        server: valid.server,
+        identity: identity.clone(),
+        queue: Arc::clone(&queue),
+        counters: Arc::clone(&counters),
+        collectors,
+    };
+    let mut table = Table::new(&identity.boot_id, valid.process_table);
+    match proc_fs::processes() {
+        Ok(seeds) => table.seed(seeds),
+        Err(error) => tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec"),
+    }
+    let stage = Stage::new(Parts {
+        clock: Clock::measure(),
+        enricher: Enricher::new(table, Containers::of_host(), Users::of_host()),
+        filter: valid.filter,
+        seal: Seal::new(&identity, valid.batch),
+        queue: Arc::clone(&queue),
+        counters: Arc::clone(&counters),
+        host: identity.host(),
+        give_up: give_up(stop.clone()),
+    });
+    let reader = Reader {
+        source,
+        stage,
+        stop,
+        requests,
+        config_hash: config.hash(),
+    };
+    supervise(reader, ship, &queue, &counters).await
+}
+
+async fn supervise<S: Source + 'static>(
+    reader: Reader<S>,
+    ship: Ship,
+    queue: &Queue,
+    counters: &Counters,
+) -> Result<Ended, AgentError> {
+    let stop = reader.stop.clone();
+    let (done, finished) = oneshot::channel();
+    thread::Builder::new()
+        .name("reader".to_owned())
+        .spawn(move || {
+            let queue = Arc::clone(&reader.stage.queue);
+            let result = reader.run();
+            queue.close();
+            // Nobody listens only when the agent itself is gone.
+            let _ = done.send(result);
+        })
+        .map_err(AgentError::Thread)?;
+    let mut shipping = tokio::spawn(ship.run());
+    let mut finished = std::pin::pin!(finished);
+    let read = tokio::select! {
+        read = &mut finished => read,
+        ended = &mut shipping => {
+            // It ends before the reader only by a panic, of which the reader must not hang.
+            if let Err(error) = ended {
+                return Err(AgentError::Shipping(error.to_string()));
+            }
+            finished.await
+        }
+    };
+    let abandoned = read.map_err(|_| AgentError::Reader)??;
+    // The reader may have used some of the deadline; a minimum is left for the last batch.
+    let left = if *stop.borrow() { STOP_DEADLINE } else { STOP_DEADLINE / 2 };
+    if tokio::time::timeout(left, queue.drained()).await.is_err() {
+        shipping.abort();
+    }
+    let ended = Ended {
+        sent: counters::get(&counters.sent),
+        unsent: abandoned + queue.depth().events,
+    };
+    if ended.unsent > 0 {
+        tracing::warn!(
+            unsent = ended.unsent,
+            "stopped before the collector acknowledged all events"
+        );
+    }
+    Ok(ended)
+}
+
+/// While the agent runs, a full queue is waited for; once it stops, only until the deadline.
+fn give_up(stop: watch::Receiver<bool>) -> Box<dyn Fn() -> bool + Send> {
+    let since = std::sync::OnceLock::new();
+    Box::new(move || {
+        is_stopped(&stop) && since.get_or_init(Instant::now).elapsed() > STOP_DEADLINE
+    })
+}
+
+fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
+}
+
+/// The thread that reads.
+struct Reader<S> {
+    source: S,
+    stage: Stage,
+    stop: watch::Receiver<bool>,
+    requests: Receiver<u32>,
+    config_hash: String,
+}
+
+impl<S: Source> Reader<S> {
+    /// Until stopped, or until the source fails; returns how many events had to be abandoned.
+    fn run(mut self) -> Result<u64, AgentError> {
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "reading at normal priority");
+        }
+        self.ignore(std::process::id(), false);
+        self.act("start", self.description());
+        let result = self.read();
+        let reason = match &result {
+            Ok(()) => "stopped".to_owned(),
+            Err(error) => format!("reading failed: {error}"),
+        };
+        let now = Instant::now();
+        self.stage.drain(now);
+        self.heartbeat();
+        self.act("stop", reason);
+        self.stage.seal_now();
+        let abandoned = self.stage.abandoned();
+        result.map(|()| abandoned).map_err(AgentError::Source)
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let mut round = Round::default();
+        let mut now = Instant::now();
+        let (mut heartbeat, mut clock) = (now + HEARTBEAT_EVERY, now + CLOCK_EVERY);
+        while !is_stopped(&self.stop) {
+            let due = self.stage.seal.due().map_or(heartbeat, |due| due.min(heartbeat));
+            let wait = due.saturating_duration_since(now).min(LONGEST_WAIT);
+            self.round(wait, &mut round)?;
+            now = Instant::now();
+            if now >= clock {
+                clock = now + CLOCK_EVERY;
+                self.refresh_clock();
+            }
+            if now >= heartbeat {
+                heartbeat = now + HEARTBEAT_EVERY;
+                self.heartbeat();
+            }
+            while let Ok(pid) = self.requests.try_recv() {
+                self.ignore(pid, true);
+            }
+            self.stage.seal_due(now);
+        }
+        self.empty(&mut round)
+    }
+
+    /// Takes what the rings still hold. On a busy host they never are empty: hence a deadline.
+    fn empty(&mut self, round: &mut Round) -> io::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < DRAIN_DEADLINE {
+            self.round(Duration::ZERO, round)?;
+            if round.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, wait: Duration, round: &mut Round) -> io::Result<()> {
+        round.clear();
+        match self.source.next(wait, round) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        self.stage.round(round, Instant::now());
+        Ok(())
+    }
+
+    fn ignore(&mut self, pid: u32, tell: bool) {
+        match self.source.ignore(pid) {
+            Ok(()) if tell => {
+                tracing::info!(pid, "the collector on this host is left out of the record");
+                self.act("ignore", format!("collector pid {pid}"));
+            }
+            Ok(()) => {}
+            Err(error) => tracing::warn!(pid, %error, "cannot be left out of the record; it will contain this process's own events"),
+        }
+    }
+
+    fn refresh_clock(&mut self) {
+        if let Some(moved_ns) = self.stage.clock.refresh() {
+            tracing::info!(moved_ns, "the wall clock was set");
+            self.act("clock", format!("wall clock moved by {moved_ns} ns"));
+        }
+    }
+
+    fn act(&mut self, action: &str, detail: String) {
+        let mut event = own::action(&self.stage.clock, &self.config_hash, action, detail);
+        self.stage.emit(&mut event, Instant::now());
+    }
+
+    fn heartbeat(&mut self) {
+        let kernel = self.source.counters();
+        let counters = &self.stage.counters;
+        let sum = |field: fn(&KernelCounters) -> u64| kernel.iter().map(field).sum::<u64>();
+        let left_out = sum(|counters| counters.filtered);
+        let totals = Totals {
+            seen: sum(|counters| counters.sequence) + left_out,
+            filtered: left_out + counters::get(&counters.filtered),
+            lost: counters::get(&counters.lost),
+            sent: counters::get(&counters.sent),
+        };
+        let depth = self.stage.queue.depth();
+        let enricher = &self.stage.enricher;
+        let detail = format!(
+            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} queue_batches={} queue_bytes={} queue_full={} sessions={}",
+            counters::get(&counters.merged_exits),
+            counters::get(&counters.undecodable),
+            sum(|counters| counters.ring_full),
+            sum(|counters| counters.pending_full),
+            enricher.table.len(),
+            enricher.table.evicted(),
+            enricher.containers.unknown(),
+            depth.batches,
+            depth.bytes,
+            counters::get(&counters.queue_full),
+            counters::get(&counters.sessions),
+        );
+        let mut event = own::heartbeat(&self.stage.clock, &self.config_hash, totals, detail);
+        self.stage.emit(&mut event, Instant::now());
+    }
+
+    fn description(&self) -> String {
+        let uname = rustix::system::uname();
+        format!(
+            "kernel {} {} pid {}",
+            uname.release().to_string_lossy(),
+            uname.machine().to_string_lossy(),
+            std::process::id()
+        )
+    }
+}

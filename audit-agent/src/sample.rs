@@ -1,0 +1,215 @@
+//! Well-formed records for tests, one per kind, to change before use.
+
+use audit_common::{
+    class, kind,
+    record::{
+        Credentials, Exec, ExecFailed, Exit, FileObject, Fork, Header, Open, PathCall, Record,
+        SectionHeader, Socket, open_outcome, section, via,
+    },
+};
+use audit_proto::v1::Event;
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
+
+use crate::{clock::Clock, decode};
+
+/// A record in parts.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub header: Header,
+    pub payload: Vec<u8>,
+    /// Tag, flags, root_at, bytes.
+    pub sections: Vec<(u8, u8, u16, Vec<u8>)>,
+}
+
+impl Sample {
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut tail = Vec::new();
+        for (tag, flags, root_at, bytes) in &self.sections {
+            let header = SectionHeader {
+                tag: *tag,
+                flags: *flags,
+                root_at: *root_at,
+                size: bytes.len() as u32,
+            };
+            tail.extend_from_slice(header.as_bytes());
+            tail.extend_from_slice(bytes);
+        }
+        let mut header = self.header;
+        header.payload_size = self.payload.len() as u16;
+        header.size = (size_of::<Header>() + self.payload.len() + tail.len()) as u32;
+        [header.as_bytes(), &self.payload, &tail].concat()
+    }
+
+    pub fn event(&self) -> Event {
+        let bytes = self.bytes();
+        let record = Record::parse(&bytes).expect("well formed");
+        let mut event = Event::default();
+        decode::decode(&record, &Clock::from_offset(0), &mut event).expect("decodes");
+        event
+    }
+
+    pub fn payload_as<T: FromBytes>(&self) -> T {
+        T::read_from_bytes(&self.payload).expect("payload of that type")
+    }
+
+    pub fn section(mut self, tag: u8, bytes: &[u8]) -> Self {
+        self.sections.retain(|section| section.0 != tag);
+        self.sections.push((tag, 0, 0, bytes.to_vec()));
+        self
+    }
+
+    /// `path` as the kernel walks it.
+    pub fn walked(mut self, tag: u8, path: &str) -> Self {
+        let mut bytes = Vec::new();
+        for component in path.split('/').rev().filter(|component| !component.is_empty()) {
+            bytes.extend_from_slice(component.as_bytes());
+            bytes.push(0);
+        }
+        self.sections.retain(|section| section.0 != tag);
+        self.sections.push((tag, 0, bytes.len() as u16, bytes));
+        self
+    }
+}
+
+fn file_object() -> FileObject {
+    FileObject {
+        inode: 42,
+        size_bytes: 5,
+        device: 8 << 20 | 1,
+        mode: 0o100_755,
+        owner_uid: 1000,
+        owner_gid: 1000,
+    }
+}
+
+fn header(kind: u16) -> Header {
+    let mut header = Header::new_zeroed();
+    header.time_ns = 55_000_123;
+    header.sequence = 1;
+    header.kind = kind;
+    header.class = kind::from_number(kind).map_or(class::PROCESS, |row| row.class);
+    header.via = via::BTF_TRACEPOINT;
+    header.pid = 1234;
+    header.tid = 1235;
+    header.start_time_ns = 50_000_123;
+    header.parent_pid = 1000;
+    header.parent_start_time_ns = 40_000_000;
+    header.loginuid = 1000;
+    header.session = 7;
+    header.pid_namespace = 4_026_531_836;
+    header.mount_namespace = 4_026_531_841;
+    header.network_namespace = 4_026_531_840;
+    header.user_namespace = 4_026_531_837;
+    header.credentials = Credentials {
+        uid: 1000,
+        gid: 1000,
+        suid: 1000,
+        sgid: 1000,
+        euid: 1000,
+        egid: 1000,
+        fsuid: 1000,
+        fsgid: 1000,
+    };
+    header.capabilities_effective = 0x1ff;
+    header.comm[..6].copy_from_slice(b"sample");
+    header
+}
+
+fn sample(kind: u16, payload: &(impl IntoBytes + Immutable + KnownLayout)) -> Sample {
+    Sample {
+        header: header(kind),
+        payload: payload.as_bytes().to_vec(),
+        sections: Vec::new(),
+    }
+}
+
+/// The sample of `kind`.
+pub fn record(kind: u16) -> Sample {
+    match kind {
+        kind::EXEC => {
+            let argv = b"/bin/sh\0./run.sh\0\0";
+            let exec = Exec {
+                file: file_object(),
+                argv_bytes: argv.len() as u64,
+                argc: 3,
+                reserved: 0,
+            };
+            sample(kind, &exec)
+                .walked(section::PATH, "/usr/bin/dash")
+                .section(section::INVOKED, b"./run.sh")
+                .section(section::INTERPRETER, b"/bin/sh")
+                .walked(section::CWD, "/home/u")
+                .section(section::ARGV, argv)
+        }
+        kind::EXEC_FAILED => {
+            let failed = ExecFailed {
+                result: -2,
+                unread_arguments: 0,
+                reserved: 0,
+            };
+            sample(kind, &failed)
+                .section(section::GIVEN, b"./missing")
+                .walked(section::BASE, "/home/u")
+                .section(section::ARGV, b"missing\0-x\0")
+        }
+        kind::FORK => sample(
+            kind,
+            &Fork {
+                child_start_time_ns: 77_000_000,
+                child_pid: 4321,
+                reserved: 0,
+            },
+        ),
+        kind::EXIT => sample(
+            kind,
+            &Exit {
+                user_time_ns: 1,
+                system_time_ns: 2,
+                max_rss_pages: 10,
+                status: 0,
+                reserved: 0,
+            },
+        ),
+        kind::CONNECT | kind::ACCEPT | kind::BIND => sample(kind, &socket()),
+        kind::OPEN => {
+            let open = Open {
+                file: file_object(),
+                result: 3,
+                flags: 0o1101,
+                outcome: open_outcome::CREATED | open_outcome::WRITE,
+            };
+            sample(kind, &open).walked(section::PATH, "/tmp/out")
+        }
+        kind::UNLINK | kind::RENAME => path_call(kind),
+        other => panic!("no sample of kind {other}"),
+    }
+}
+
+fn socket() -> Socket {
+    let mut socket = Socket::new_zeroed();
+    socket.result = -115;
+    socket.inode = 99;
+    socket.local_address[..4].copy_from_slice(&[10, 0, 0, 1]);
+    socket.peer_address[..4].copy_from_slice(&[192, 0, 2, 7]);
+    socket.local_port = 40_000;
+    socket.peer_port = 443;
+    socket.family = 2;
+    socket.protocol = 6;
+    socket
+}
+
+fn path_call(kind: u16) -> Sample {
+    let call = PathCall {
+        result: 0,
+        flags: 0,
+        reserved: 0,
+    };
+    let given: &[u8] = if kind == kind::UNLINK { b"gone" } else { b"old" };
+    let call = sample(kind, &call)
+        .section(section::GIVEN, given)
+        .walked(section::BASE, "/tmp");
+    if kind == kind::UNLINK {
+        return call;
+    }
+    call.section(section::TARGET_GIVEN, b"/srv/a/new")
+}

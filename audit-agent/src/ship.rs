@@ -1,0 +1,405 @@
+//! How do sealed batches reach the collector? In sessions: Hello, Welcome, batches in order, Acks.
+//!
+//! Invariants: a batch stays in the queue until the collector says that it is stored; a session
+//! begins behind the last batch that the collector says it has; nothing here changes or reorders
+//! batches. The collector drops what it sees twice, so each event is stored exactly once.
+
+use std::{
+    collections::hash_map::RandomState,
+    fmt::Write as _,
+    hash::{BuildHasher as _, Hasher as _},
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, mpsc::SyncSender},
+    time::Duration,
+};
+
+use audit_proto::{
+    MAX_MESSAGE_BYTES,
+    v1::{
+        Batch, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request,
+        deliver_response, ingest_client::IngestClient,
+    },
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::UnixStream,
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use crate::{
+    counters::{self, Counters},
+    identity::Identity,
+    queue::Queue,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A collector that has not acknowledged anything for so long, with batches sent, is taken for dead.
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(5);
+/// Messages between the session and the connection; the queue is the buffer, this only decouples.
+const REQUESTS: usize = 2;
+
+/// Where the collector listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Server {
+    Unix(PathBuf),
+    Http(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServerError {
+    #[error("server: `{0}` is neither unix:///path nor http://host:port")]
+    Form(String),
+    #[error("server: `{0}`: TLS is not supported yet; use http:// over loopback or a tunnel, or unix:///path")]
+    Tls(String),
+}
+
+impl FromStr for Server {
+    type Err = ServerError;
+
+    fn from_str(text: &str) -> Result<Self, ServerError> {
+        let malformed = || ServerError::Form(text.to_owned());
+        if let Some(path) = text.strip_prefix("unix://") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(malformed()) };
+        }
+        if text.starts_with("https://") {
+            return Err(ServerError::Tls(text.to_owned()));
+        }
+        let uri: Uri = text.parse().map_err(|_| malformed())?;
+        let whole = uri.scheme_str() == Some("http") && uri.host().is_some() && uri.port().is_some();
+        if whole { Ok(Self::Http(text.to_owned())) } else { Err(malformed()) }
+    }
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Http(uri) => f.write_str(uri),
+        }
+    }
+}
+
+impl Server {
+    fn is_local(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Http(uri) => {
+                let uri = uri.parse::<Uri>().ok();
+                let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+                let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+                host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        let configure = |endpoint: Endpoint| {
+            endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(10))
+                .keep_alive_while_idle(true)
+                .tcp_nodelay(true)
+        };
+        match self {
+            Self::Http(uri) => configure(Endpoint::from_shared(uri.clone())?).connect().await,
+            Self::Unix(path) => {
+                let path = path.clone();
+                let connector = tower::service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+                });
+                // The name is never resolved; HTTP/2 wants an authority.
+                configure(Endpoint::from_static("http://localhost"))
+                    .connect_with_connector(connector)
+                    .await
+            }
+        }
+    }
+}
+
+/// Why a session ended. The reaction is always to wait and try again.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot connect: {}", chain(.0))]
+    Connect(tonic::transport::Error),
+    #[error("refused or broken: {} ({})", .0.message(), .0.code())]
+    Status(Box<tonic::Status>),
+    #[error("the collector ended the session")]
+    Closed,
+    #[error("the collector's first answer was not Welcome within {} s", CONNECT_TIMEOUT.as_secs())]
+    NoWelcome,
+    #[error("no acknowledgement for {} s", ACK_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the collector claims batch {claimed} of this run, of which only {sent} exist; is another agent using the same ids?")]
+    Claim { claimed: i64, sent: i64 },
+}
+
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// The shipping task.
+#[derive(Debug)]
+pub struct Ship {
+    pub server: Server,
+    pub identity: Identity,
+    pub queue: Arc<Queue>,
+    pub counters: Arc<Counters>,
+    /// Pids of collectors on this host, for the reader to leave out.
+    pub collectors: SyncSender<u32>,
+}
+
+impl Ship {
+    /// Runs sessions until the queue is closed and everything in it is acknowledged.
+    pub async fn run(self) {
+        let mut backoff = Backoff::default();
+        let mut reported = false;
+        loop {
+            let before = counters::get(&self.counters.sessions);
+            match self.session(&mut backoff).await {
+                Ok(()) => return,
+                Err(error) => {
+                    reported &= counters::get(&self.counters.sessions) == before;
+                    if reported {
+                        tracing::debug!(server = %self.server, %error, "still no session");
+                    } else {
+                        tracing::warn!(server = %self.server, %error, "no session with the collector; batches wait and are sent again");
+                    }
+                    reported = true;
+                }
+            }
+            tokio::select! {
+                () = sleep(backoff.next()) => {}
+                () = self.queue.drained() => return,
+            }
+        }
+    }
+
+    async fn session(&self, backoff: &mut Backoff) -> Result<(), SessionError> {
+        let channel = self.server.connect().await.map_err(SessionError::Connect)?;
+        let mut client = IngestClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let (requests, receiver) = mpsc::channel(REQUESTS);
+        // Before the call, because a collector may read it before it answers anything.
+        let hello = request(deliver_request::Message::Hello(self.hello()));
+        requests.send(hello).await.map_err(|_| SessionError::Closed)?;
+        let first = async {
+            let call = client.deliver(ReceiverStream::new(receiver)).await?;
+            let mut answers = call.into_inner();
+            match answers.message().await?.and_then(|answer| answer.message) {
+                Some(deliver_response::Message::Welcome(welcome)) => Ok((answers, welcome)),
+                Some(_) => Err(SessionError::NoWelcome),
+                None => Err(SessionError::Closed),
+            }
+        };
+        let (answers, welcome) = timeout(CONNECT_TIMEOUT, first)
+            .await
+            .map_err(|_| SessionError::NoWelcome)??;
+        self.welcomed(&welcome)?;
+        *backoff = Backoff::default();
+        self.deliver(requests, answers, welcome.last_batch).await
+    }
+
+    fn hello(&self) -> Hello {
+        let Identity {
+            host_id,
+            host_name,
+            boot_id,
+            run,
+        } = self.identity.clone();
+        Hello {
+            host_id,
+            host_name,
+            boot_id,
+            run,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id().into(),
+        }
+    }
+
+    fn welcomed(&self, welcome: &Welcome) -> Result<(), SessionError> {
+        let Welcome {
+            last_batch,
+            host_id,
+            pid,
+        } = welcome;
+        let sent = self.queue.last_pushed();
+        if *last_batch > sent {
+            return Err(SessionError::Claim {
+                claimed: *last_batch,
+                sent,
+            });
+        }
+        if let Some(first) = self.queue.first()
+            && *last_batch + 1 < first
+        {
+            tracing::error!(
+                server = %self.server, missing_from = last_batch + 1, missing_to = first - 1,
+                "the collector lost batches that it had acknowledged; was its data removed?"
+            );
+        }
+        self.stored(*last_batch);
+        counters::add(&self.counters.sessions, 1);
+        tracing::info!(server = %self.server, last_batch, "session with the collector");
+        if *host_id == self.identity.host_id
+            && self.server.is_local()
+            && let Ok(pid) = u32::try_from(*pid)
+            && is_collector(pid)
+        {
+            // The channel holds more than one session asks for; a full one asked already.
+            let _ = self.collectors.try_send(pid);
+        }
+        Ok(())
+    }
+
+    fn stored(&self, batch: i64) {
+        let events = self.queue.acknowledge(batch);
+        counters::add(&self.counters.sent, events);
+    }
+
+    async fn deliver(
+        &self,
+        requests: mpsc::Sender<DeliverRequest>,
+        mut answers: Streaming<DeliverResponse>,
+        mut acknowledged: i64,
+    ) -> Result<(), SessionError> {
+        let mut sent = acknowledged;
+        let mut next: Option<Batch> = None;
+        let mut closed = false;
+        let mut progress = Instant::now();
+        loop {
+            if closed && next.is_none() && acknowledged >= sent {
+                return Ok(());
+            }
+            tokio::select! {
+                answer = answers.message() => {
+                    let answer = answer?.ok_or(SessionError::Closed)?;
+                    if let Some(deliver_response::Message::Ack(ack)) = answer.message {
+                        if ack.batch > sent {
+                            return Err(SessionError::Claim { claimed: ack.batch, sent });
+                        }
+                        acknowledged = acknowledged.max(ack.batch);
+                        progress = Instant::now();
+                        self.stored(acknowledged);
+                    }
+                }
+                permit = requests.reserve(), if next.is_some() => {
+                    let permit = permit.map_err(|_| SessionError::Closed)?;
+                    if let Some(batch) = next.take() {
+                        if sent == acknowledged {
+                            progress = Instant::now();
+                        }
+                        sent = number(&batch);
+                        permit.send(request(deliver_request::Message::Batch(batch)));
+                    }
+                }
+                batch = self.queue.after(sent), if next.is_none() && !closed => match batch {
+                    Some(batch) => next = Some(batch),
+                    None => closed = true,
+                },
+                () = sleep_until(progress + ACK_TIMEOUT), if sent > acknowledged => {
+                    return Err(SessionError::Silent);
+                }
+            }
+        }
+    }
+}
+
+fn number(batch: &Batch) -> i64 {
+    batch.header.as_ref().map_or(0, |header| header.batch)
+}
+
+fn request(message: deliver_request::Message) -> DeliverRequest {
+    DeliverRequest {
+        message: Some(message),
+    }
+}
+
+/// A pid that a collector sends may be of another pid namespace, where it names someone else: only
+/// a process that runs our own programs is left out of the record.
+fn is_collector(pid: u32) -> bool {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = exe.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    pid > 1 && matches!(name.trim_end_matches(" (deleted)"), "audit-collector" | "hostaudit")
+}
+
+/// Doubles up to a limit; each wait is between half and all of it, so that agents which lost one
+/// collector together do not come back together.
+#[derive(Debug)]
+struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: FIRST_BACKOFF }
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let whole = self.next;
+        self.next = (whole * 2).min(LAST_BACKOFF);
+        let random = RandomState::new().build_hasher().finish() % 1000;
+        whole / 2 + whole.mul_f64(random as f64 / 2000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_parse_or_say_what_is_wrong() {
+        let unix: Server = "unix:///run/x.sock".parse().expect("unix");
+        assert_eq!(unix, Server::Unix("/run/x.sock".into()));
+        assert_eq!(unix.to_string(), "unix:///run/x.sock");
+        let http: Server = "http://[::1]:4620".parse().expect("http");
+        assert!(http.is_local() && unix.is_local());
+        let far: Server = "http://collector.example:4620".parse().expect("http");
+        assert!(!far.is_local());
+        for bad in ["", "unix://relative", "http://host", "tcp://h:1", "/run/x.sock"] {
+            assert!(matches!(bad.parse::<Server>(), Err(ServerError::Form(_))), "{bad}");
+        }
+        assert!(matches!("https://h:1".parse::<Server>(), Err(ServerError::Tls(_))));
+    }
+
+    #[test]
+    fn waits_grow_to_five_seconds_and_never_above() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<Duration> = (0..12).map(|_| backoff.next()).collect();
+        assert!(waits[0] >= FIRST_BACKOFF / 2 && waits[0] <= FIRST_BACKOFF);
+        assert!(waits.iter().all(|wait| *wait <= LAST_BACKOFF));
+        assert!(waits[11] >= LAST_BACKOFF / 2);
+    }
+
+    #[test]
+    fn only_our_own_programs_are_left_out() {
+        assert!(!is_collector(1));
+        assert!(!is_collector(std::process::id()), "a test is no collector");
+    }
+}

@@ -1,0 +1,129 @@
+//! Where do records come from? From the kernel's rings, or from a file ([`crate::replay`]).
+//!
+//! Invariant: within one [`Round`] records are in the order of their time, and every record that
+//! the source knows to be missing is a [`Loss`] in the same round.
+
+use std::{io, time::Duration};
+
+use audit_common::config::Counters;
+
+/// What one visit to the source brought.
+#[derive(Debug, Default)]
+pub struct Round {
+    bytes: Vec<u8>,
+    index: Vec<Entry>,
+    losses: Vec<Loss>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    time_ns: u64,
+    start: usize,
+    end: usize,
+}
+
+/// Records of one (cpu, class) that never arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    pub class: u8,
+    pub cpu: u32,
+    /// In the kernel's count; both included.
+    pub first_sequence: u64,
+    pub last_sequence: u64,
+    pub cause: &'static str,
+    pub place: &'static str,
+}
+
+impl Round {
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
+        self.index
+            .iter()
+            .map(|entry| &self.bytes[entry.start..entry.end])
+    }
+
+    pub fn losses(&self) -> &[Loss] {
+        &self.losses
+    }
+
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty() && self.losses.is_empty()
+    }
+
+    /// Bytes of records held; the rings that they came from bound it.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.index.clear();
+        self.losses.clear();
+    }
+
+    pub fn push(&mut self, time_ns: u64, record: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(record);
+        self.index.push(Entry {
+            time_ns,
+            start,
+            end: self.bytes.len(),
+        });
+    }
+
+    pub fn push_loss(&mut self, loss: Loss) {
+        self.losses.push(loss);
+    }
+
+    /// By time; records of the same time keep the order in which they came.
+    pub fn sort(&mut self) {
+        // Rings deliver long ascending runs, which a stable merge sort takes in one pass.
+        self.index.sort_by_key(|entry| entry.time_ns);
+    }
+}
+
+/// A supplier of rounds. Blocking: it is read by a thread of its own.
+pub trait Source: Send {
+    /// Fills `round`, which the caller has cleared, and sorts it; leaves it empty when nothing came
+    /// within `timeout`.
+    fn next(&mut self, timeout: Duration, round: &mut Round) -> io::Result<()>;
+    /// Kernel counters since the start, one per class in the order of [`audit_common::class::ALL`].
+    fn counters(&self) -> [Counters; 4];
+    /// Leaves a process out of the record from now on.
+    fn ignore(&mut self, pid: u32) -> io::Result<()>;
+}
+
+impl<S: Source + ?Sized> Source for Box<S> {
+    fn next(&mut self, timeout: Duration, round: &mut Round) -> io::Result<()> {
+        (**self).next(timeout, round)
+    }
+
+    fn counters(&self) -> [Counters; 4] {
+        (**self).counters()
+    }
+
+    fn ignore(&mut self, pid: u32) -> io::Result<()> {
+        (**self).ignore(pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_read_by_time_and_then_by_arrival() {
+        let mut round = Round::default();
+        for (time, record) in [(5, b"c"), (1, b"a"), (5, b"d"), (3, b"b")] {
+            round.push(time, record);
+        }
+        round.sort();
+        assert_eq!(round.records().collect::<Vec<_>>().concat(), b"abcd");
+        round.clear();
+        assert!(round.is_empty());
+    }
+}

@@ -1,0 +1,289 @@
+//! What happens to a record between the source and the queue? Decode, enrich, filter, number,
+//! encode, seal: all on one thread, because handing single events between threads costs more than
+//! the work.
+//!
+//! Invariants: every record becomes an event, a part of one, or a number in a counter; the numbers
+//! of a stream are given in the order of its events.
+
+use std::{
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use audit_common::{
+    class, kind,
+    record::{Exec, ExecArgs, Header, Open, Record, section},
+};
+use audit_proto::v1::{Batch, Class, Event, Host};
+
+use crate::{
+    arguments::{Arguments, Joined},
+    clock::Clock,
+    counters::{self, Counters},
+    decode::{self, DecodeError},
+    enrich::{Enricher, Verdict},
+    filter::Filter,
+    own,
+    queue::Queue,
+    seal::Seal,
+    sequence::Sequences,
+    source::{Loss, Round},
+};
+
+/// Everything between source and queue.
+pub struct Stage {
+    pub clock: Clock,
+    pub enricher: Enricher,
+    pub filter: Filter,
+    pub seal: Seal,
+    pub queue: Arc<Queue>,
+    pub counters: Arc<Counters>,
+    pub host: Host,
+    arguments: Arguments,
+    sequences: Sequences,
+    /// Reused, so that its text keeps its memory from event to event.
+    event: Event,
+    give_up: Box<dyn Fn() -> bool + Send>,
+    abandoned: u64,
+}
+
+/// What a [`Stage`] is made of.
+pub struct Parts {
+    pub clock: Clock,
+    pub enricher: Enricher,
+    pub filter: Filter,
+    pub seal: Seal,
+    pub queue: Arc<Queue>,
+    pub counters: Arc<Counters>,
+    pub host: Host,
+    /// Asked while the queue is full.
+    pub give_up: Box<dyn Fn() -> bool + Send>,
+}
+
+impl Stage {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            clock,
+            enricher,
+            filter,
+            seal,
+            queue,
+            counters,
+            host,
+            give_up,
+        } = parts;
+        let event = Event {
+            host: Some(host.clone()),
+            ..Event::default()
+        };
+        Self {
+            clock,
+            enricher,
+            filter,
+            seal,
+            queue,
+            counters,
+            host,
+            arguments: Arguments::default(),
+            sequences: Sequences::default(),
+            event,
+            give_up,
+            abandoned: 0,
+        }
+    }
+
+    /// Events that could not be put into the queue before the agent had to end.
+    pub fn abandoned(&self) -> u64 {
+        self.abandoned
+    }
+
+    /// Takes in all of a round.
+    pub fn round(&mut self, round: &Round, now: Instant) {
+        self.enricher.refresh(now);
+        for loss in round.losses() {
+            self.lost(loss, now);
+        }
+        let mut records = 0;
+        for bytes in round.records() {
+            records += 1;
+            self.record(bytes, now);
+        }
+        counters::add(&self.counters.records, records);
+        while let Some(mut event) = self.arguments.give_up() {
+            self.emit(&mut event, now);
+        }
+        self.arguments.next_round();
+    }
+
+    /// Ends waiting for arguments that will not come.
+    pub fn drain(&mut self, now: Instant) {
+        while let Some(mut event) = self.arguments.drain() {
+            self.emit(&mut event, now);
+        }
+    }
+
+    fn record(&mut self, bytes: &[u8], now: Instant) {
+        let mut event = std::mem::take(&mut self.event);
+        let outcome = decode::parse(bytes).and_then(|record| match record.header.kind {
+            kind::EXEC_ARGS => self.continuation(&record, now),
+            _ => self.event(&record, &mut event, now),
+        });
+        self.event = event;
+        if let Err(error) = outcome {
+            self.undecodable(bytes, error, now);
+        }
+    }
+
+    fn event(
+        &mut self,
+        record: &Record<'_>,
+        event: &mut Event,
+        now: Instant,
+    ) -> Result<(), DecodeError> {
+        decode::decode(record, &self.clock, event)?;
+        if self.is_unwatched_read(record, event) {
+            self.enricher.table.meet(&record.header);
+            counters::add(&self.counters.filtered, 1);
+            return Ok(());
+        }
+        if self.enricher.complete(record, event, now) == Verdict::Repeated {
+            counters::add(&self.counters.merged_exits, 1);
+            return Ok(());
+        }
+        if self.filter.leaves_out(event) {
+            counters::add(&self.counters.filtered, 1);
+            return Ok(());
+        }
+        if record.header.kind == kind::EXEC && self.hold(record, event, now) {
+            return Ok(());
+        }
+        self.emit(event, now);
+        Ok(())
+    }
+
+    fn is_unwatched_read(&self, record: &Record<'_>, event: &Event) -> bool {
+        record.header.kind == kind::OPEN
+            && record
+                .payload::<Open>()
+                .is_some_and(|open| decode::is_watched_read(open.outcome))
+            && !self.filter.watches(event.file.as_ref().map_or("", |file| &file.path))
+    }
+
+    /// Keeps an exec whose argv goes on in other records.
+    fn hold(&mut self, record: &Record<'_>, event: &Event, now: Instant) -> bool {
+        let argv = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+        let whole = record.payload::<Exec>().map_or(0, |exec| exec.argv_bytes);
+        if argv.len() as u64 >= whole {
+            return false;
+        }
+        let Header { cpu, sequence, .. } = record.header;
+        if let Some(mut leaving) = self.arguments.hold((cpu, sequence), event.clone(), argv, whole) {
+            self.emit(&mut leaving, now);
+        }
+        true
+    }
+
+    fn continuation(&mut self, record: &Record<'_>, now: Instant) -> Result<(), DecodeError> {
+        let args: ExecArgs = record.payload().ok_or(DecodeError::Payload(kind::EXEC_ARGS))?;
+        let piece = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+        let cpu = record.header.cpu;
+        match self.arguments.join(cpu, args.exec_sequence, args.offset_bytes, piece) {
+            Joined::Leaves(mut event) => self.emit(&mut event, now),
+            Joined::Waiting => {}
+            // The exec was filtered, or its loss is told already: nothing is missing beyond it.
+            Joined::Orphan => counters::add(&self.counters.orphan_arguments, 1),
+        }
+        Ok(())
+    }
+
+    fn undecodable(&mut self, bytes: &[u8], error: DecodeError, now: Instant) {
+        tracing::debug!(%error, bytes = bytes.len(), "record cannot be decoded");
+        counters::add(&self.counters.undecodable, 1);
+        let stream = Record::parse(bytes)
+            .ok()
+            .map(|record| record.header)
+            .filter(|header| class::name(header.class).is_some() && header.cpu < decode::MAX_CPUS);
+        match stream {
+            Some(header) => self.lost(
+                &Loss {
+                    class: header.class,
+                    cpu: header.cpu,
+                    first_sequence: header.sequence,
+                    last_sequence: header.sequence,
+                    cause: error.cause(),
+                    place: "decode",
+                },
+                now,
+            ),
+            None => {
+                counters::add(&self.counters.lost, 1);
+                let mut event = own::lost_without_stream(&self.clock, error.cause());
+                self.emit(&mut event, now);
+            }
+        }
+    }
+
+    fn lost(&mut self, loss: &Loss, now: Instant) {
+        let count = loss.last_sequence.saturating_sub(loss.first_sequence).saturating_add(1);
+        counters::add(&self.counters.lost, count);
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let first = self.sequences.skip(loss.class.into(), loss.cpu as i32, count);
+        tracing::debug!(?loss, "records lost");
+        let mut event = own::lost(&self.clock, loss, first, count);
+        self.emit(&mut event, now);
+    }
+
+    /// Numbers an event and puts it into the open batch. The event must not be filtered later.
+    pub fn emit(&mut self, event: &mut Event, now: Instant) {
+        let cpu = event.cpu.unwrap_or_default();
+        let sequence = self.sequences.take(event.class, cpu);
+        event.sequence = Some(sequence);
+        event.id.clear();
+        let class = match u8::try_from(event.class).ok().and_then(class::name) {
+            Some(name) => name,
+            None if event.class == i32::from(Class::Agent) => "agent",
+            None => "unspecified",
+        };
+        // Writing into a String cannot fail.
+        let _ = write!(event.id, "{}-{class}-{cpu}-{sequence}", self.host.run);
+        if event.host.is_none() {
+            event.host = Some(self.host.clone());
+        }
+        counters::add(&self.counters.sealed, 1);
+        for batch in self.seal.push(event, now).into_iter().flatten() {
+            self.enqueue(batch);
+        }
+    }
+
+    /// Seals the open batch if its time has come.
+    pub fn seal_due(&mut self, now: Instant) {
+        if self.seal.due().is_some_and(|due| due <= now) {
+            self.seal_now();
+        }
+    }
+
+    pub fn seal_now(&mut self) {
+        if let Some(batch) = self.seal.close() {
+            self.enqueue(batch);
+        }
+    }
+
+    fn enqueue(&mut self, batch: Batch) {
+        let begun = Instant::now();
+        match self.queue.push(batch, &self.give_up) {
+            Ok(false) => {}
+            Ok(true) => {
+                counters::add(&self.counters.queue_full, 1);
+                let waited_ms = begun.elapsed().as_millis() as u64;
+                if begun.elapsed() > Duration::from_secs(1) {
+                    tracing::warn!(waited_ms, "the queue of batches was full; the rings were not read meanwhile");
+                }
+            }
+            Err(batch) => {
+                let events = batch.header.as_ref().map_or(0, |header| header.event_count);
+                self.abandoned += u64::try_from(events).unwrap_or(0);
+            }
+        }
+    }
+}
