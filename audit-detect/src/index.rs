@@ -1,0 +1,292 @@
+//! Which rules of one bucket match an event, without asking each of them?
+//!
+//! All literals of a field are one Aho-Corasick automaton, so each field is scanned once; a hit
+//! at the right place makes an atom true. Each rule names a set of atoms of which one is true
+//! whenever the rule is ([`Expr::necessary`]); so only rules with a true one are computed, plus
+//! those that have no such set. Tests that are not literals run when a computed rule asks.
+//!
+//! Invariant: a cell of the scratch counts only if it carries this event's number, so nothing has
+//! to be cleared between events.
+
+use std::collections::BTreeMap;
+
+use ahash::AHashMap;
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+use audit_proto::v1::Event;
+use regex::Regex;
+
+use crate::{
+    expr::{AtomId, Expr},
+    field::Field,
+    pattern::{Anchor, Test},
+    values::Values,
+};
+
+/// Beyond this many bytes of literals in one field, the automaton is the compact form: some
+/// slower, far smaller. SigmaHQ's rules for Linux have 12 KB in their largest field.
+const DFA_LITERAL_BYTES: usize = 64 << 10;
+
+/// The tests of one bucket's rules while they are being collected.
+#[derive(Debug, Default)]
+pub struct Atoms {
+    list: Vec<(Field, Test)>,
+    ids: AHashMap<(Field, Test), AtomId>,
+}
+
+impl Atoms {
+    /// The atom for `test` of `field`; the same for the same question.
+    pub fn id(&mut self, field: Field, test: Test) -> AtomId {
+        let key = (field, test);
+        if let Some(id) = self.ids.get(&key) {
+            return *id;
+        }
+        let id = self.list.len() as AtomId;
+        self.list.push(key.clone());
+        self.ids.insert(key, id);
+        id
+    }
+}
+
+/// A rule asked for more than the matchers can be built for.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("regular expression: {0}")]
+    Regex(#[from] regex::Error),
+    #[error("literals: {0}")]
+    Literals(#[from] aho_corasick::BuildError),
+}
+
+#[derive(Debug)]
+pub struct Index {
+    fields: Vec<Field>,
+    scans: Vec<Scan>,
+    atoms: Vec<Atom>,
+    /// Rules to compute when an atom becomes true, by atom.
+    wakes: Vec<Vec<u32>>,
+    /// Rules to compute for every event.
+    always: Vec<u32>,
+    rules: Vec<Expr>,
+}
+
+#[derive(Debug)]
+struct Atom {
+    slot: usize,
+    other: Option<usize>,
+    test: Test,
+    regex: Option<Regex>,
+    found_by_scan: bool,
+}
+
+/// The literals of one field.
+#[derive(Debug)]
+struct Scan {
+    slot: usize,
+    automaton: AhoCorasick,
+    /// By pattern: what a hit at which place means.
+    hits: Vec<Vec<(Anchor, AtomId)>>,
+}
+
+/// Working memory for one [`Index`].
+#[derive(Debug)]
+pub struct IndexScratch {
+    number: u64,
+    values: Vec<(u64, Values)>,
+    /// Event number and value.
+    atoms: Vec<(u64, bool)>,
+    awake: Vec<u64>,
+    queue: Vec<u32>,
+}
+
+impl Index {
+    /// Compiles rules over `atoms`; the result numbers them as given.
+    pub fn build(mut atoms: Atoms, rules: Vec<Expr>) -> Result<Index, IndexError> {
+        let triggers = choose_triggers(&mut atoms, &rules);
+        let mut index = Index {
+            fields: Vec::new(),
+            scans: Vec::new(),
+            atoms: Vec::new(),
+            wakes: vec![Vec::new(); atoms.list.len()],
+            always: Vec::new(),
+            rules,
+        };
+        for (rule, set) in triggers.into_iter().enumerate() {
+            match set {
+                None => index.always.push(rule as u32),
+                Some(set) => {
+                    for id in set {
+                        let woken = &mut index.wakes[id as usize];
+                        if woken.last() != Some(&(rule as u32)) {
+                            woken.push(rule as u32);
+                        }
+                    }
+                }
+            }
+        }
+        for (field, test) in atoms.list {
+            let slot = index.slot(field);
+            let other = match &test {
+                Test::SameAs { other, .. } => Some(index.slot(*other)),
+                _ => None,
+            };
+            let regex = match &test {
+                Test::Regex(source) => Some(source.compile()?),
+                _ => None,
+            };
+            let found_by_scan = matches!(test, Test::Literal { .. });
+            index.atoms.push(Atom { slot, other, test, regex, found_by_scan });
+        }
+        index.scans = scans(&index.atoms)?;
+        Ok(index)
+    }
+
+    fn slot(&mut self, field: Field) -> usize {
+        self.fields.iter().position(|f| *f == field).unwrap_or_else(|| {
+            self.fields.push(field);
+            self.fields.len() - 1
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    pub fn scratch(&self) -> IndexScratch {
+        IndexScratch {
+            number: 0,
+            values: self.fields.iter().map(|_| (0, Values::default())).collect(),
+            atoms: vec![(0, false); self.atoms.len()],
+            awake: vec![0; self.rules.len()],
+            queue: Vec::with_capacity(self.rules.len()),
+        }
+    }
+
+    /// Calls `matched` with each rule that matches, in no particular order.
+    pub fn evaluate(
+        &self,
+        event: &Event,
+        scratch: &mut IndexScratch,
+        mut matched: impl FnMut(u32),
+    ) {
+        scratch.number += 1;
+        scratch.queue.clear();
+        scratch.queue.extend_from_slice(&self.always);
+        for scan in &self.scans {
+            self.scan(scan, event, scratch);
+        }
+        let queue = std::mem::take(&mut scratch.queue);
+        for rule in &queue {
+            let expr = &self.rules[*rule as usize];
+            if expr.holds(&mut |id| self.atom(id, event, scratch)) {
+                matched(*rule);
+            }
+        }
+        scratch.queue = queue;
+    }
+
+    fn scan(&self, scan: &Scan, event: &Event, scratch: &mut IndexScratch) {
+        self.read(scan.slot, event, scratch);
+        let IndexScratch { number, values, atoms, awake, queue } = scratch;
+        for text in values[scan.slot].1.folded() {
+            for hit in scan.automaton.find_overlapping_iter(text) {
+                for (anchor, id) in &scan.hits[hit.pattern().as_usize()] {
+                    let cell = &mut atoms[*id as usize];
+                    if cell.0 == *number || !anchor.accepts(text, hit.start(), hit.end()) {
+                        continue;
+                    }
+                    *cell = (*number, true);
+                    for rule in &self.wakes[*id as usize] {
+                        if std::mem::replace(&mut awake[*rule as usize], *number) != *number {
+                            queue.push(*rule);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&self, slot: usize, event: &Event, scratch: &mut IndexScratch) {
+        let (stamp, values) = &mut scratch.values[slot];
+        if *stamp != scratch.number {
+            *stamp = scratch.number;
+            values.clear();
+            self.fields[slot].read(event, values);
+        }
+    }
+
+    fn atom(&self, id: AtomId, event: &Event, scratch: &mut IndexScratch) -> bool {
+        let atom = &self.atoms[id as usize];
+        let (stamp, value) = scratch.atoms[id as usize];
+        if stamp == scratch.number {
+            return value;
+        }
+        if atom.found_by_scan {
+            return false;
+        }
+        self.read(atom.slot, event, scratch);
+        if let Some(other) = atom.other {
+            self.read(other, event, scratch);
+        }
+        let other = atom.other.map(|slot| &scratch.values[slot].1);
+        let value = atom.test.holds(&scratch.values[atom.slot].1, atom.regex.as_ref(), other);
+        scratch.atoms[id as usize] = (scratch.number, value);
+        value
+    }
+}
+
+/// For each rule the atoms that wake it. Tests that are no literals but imply one are stood for
+/// by an atom of that literal, added here.
+fn choose_triggers(atoms: &mut Atoms, rules: &[Expr]) -> Vec<Option<Vec<AtomId>>> {
+    let mut stands_for = Vec::with_capacity(atoms.list.len());
+    for id in 0..atoms.list.len() {
+        let (field, test) = &atoms.list[id];
+        let field = *field;
+        stands_for.push(test.implied_literal().map(|(anchor, text)| {
+            let cost = expected_frequency(anchor, &text);
+            (atoms.id(field, Test::Literal { anchor, text }), cost)
+        }));
+    }
+    let cost = |id: AtomId| stands_for[id as usize].map(|(_, cost)| cost);
+    let literal = |id: AtomId| stands_for[id as usize].map(|(literal, _)| literal);
+    rules
+        .iter()
+        .map(|rule| {
+            let (_, set) = rule.necessary(&cost)?;
+            set.into_iter().map(literal).collect()
+        })
+        .collect()
+}
+
+/// A guess at how often a literal is found: long ones and those bound to a place are rarer.
+fn expected_frequency(anchor: Anchor, text: &str) -> f64 {
+    let place = match anchor {
+        Anchor::Whole => 0.05,
+        Anchor::Start | Anchor::End => 0.2,
+        Anchor::Anywhere => 1.0,
+    };
+    place * 0.7f64.powi(i32::try_from(text.len().min(32)).unwrap_or(32))
+}
+
+fn scans(atoms: &[Atom]) -> Result<Vec<Scan>, IndexError> {
+    let mut by_slot = BTreeMap::<usize, BTreeMap<&str, Vec<(Anchor, AtomId)>>>::new();
+    for (id, atom) in atoms.iter().enumerate() {
+        if let Test::Literal { anchor, text } = &atom.test {
+            let hits = by_slot.entry(atom.slot).or_default().entry(text).or_default();
+            hits.push((*anchor, id as AtomId));
+        }
+    }
+    by_slot
+        .into_iter()
+        .map(|(slot, literals)| {
+            let bytes: usize = literals.keys().map(|text| text.len()).sum();
+            let kind = match bytes > DFA_LITERAL_BYTES {
+                true => AhoCorasickKind::ContiguousNFA,
+                false => AhoCorasickKind::DFA,
+            };
+            let automaton = AhoCorasick::builder()
+                .match_kind(MatchKind::Standard)
+                .kind(Some(kind))
+                .build(literals.keys())?;
+            Ok(Scan { slot, automaton, hits: literals.into_values().collect() })
+        })
+        .collect()
+}
