@@ -1,0 +1,337 @@
+//! What an event says was done, as a verb and its object.
+//!
+//! A kind of a later version still prints: its name, then whatever object columns are set.
+
+use std::borrow::Cow;
+
+use audit_proto::{
+    columns::{self, COLUMNS, Value},
+    v1::{Endpoint, Event, Exit, File, Kind, Lost, Process, Socket},
+};
+
+use super::Span;
+use crate::{
+    color::Style,
+    display::{self, Glyphs},
+};
+
+/// Columns of these objects are printed for a kind that this version does not know.
+const OBJECTS: [&str; 6] = ["file_", "target_", "socket_", "exit_", "lost_", "agent_"];
+
+#[derive(Debug)]
+pub struct Action {
+    pub verb: &'static str,
+    pub style: Style,
+    pub object: Vec<Span>,
+    /// Who started the process says more than anything else about an exec.
+    pub shows_parent: bool,
+}
+
+impl Action {
+    pub fn of(event: &Event, glyphs: Glyphs) -> Self {
+        let kind = Kind::try_from(event.kind).unwrap_or(Kind::Unspecified);
+        let (verb, style, mut object) = match kind {
+            Kind::Exec => ("exec", Style::Green, exec(event.process.as_ref())),
+            Kind::ExecFailed => ("exec!", Style::Yellow, exec_failed(event)),
+            Kind::Fork => ("fork", Style::Green, fork(event)),
+            Kind::Exit => ("exit", Style::Green, exit(event.exit.as_ref())),
+            Kind::Connect => (
+                "connect",
+                Style::Blue,
+                socket(event.socket.as_ref(), glyphs),
+            ),
+            Kind::Accept => ("accept", Style::Blue, socket(event.socket.as_ref(), glyphs)),
+            Kind::Bind => ("bind", Style::Blue, bind(event.socket.as_ref())),
+            Kind::Open => open(event.file.as_ref()),
+            Kind::Unlink => ("unlink", Style::Yellow, file(event.file.as_ref())),
+            Kind::Rename => ("rename", Style::Yellow, rename(event)),
+            Kind::Lost => ("LOST", Style::Alarm, lost(event.lost.as_ref())),
+            Kind::Heartbeat => ("beat", Style::Dim, totals(event)),
+            Kind::Agent => ("agent", Style::Dim, agent(event)),
+            Kind::Unspecified => ("event", Style::Plain, unknown(event)),
+        };
+        object.extend(result(event, kind));
+        Self {
+            verb,
+            style,
+            object,
+            shows_parent: matches!(kind, Kind::Exec | Kind::ExecFailed),
+        }
+    }
+}
+
+fn plain(text: impl Into<String>) -> Span {
+    Span::new(Style::Plain, text)
+}
+
+fn dim(text: impl Into<String>) -> Span {
+    Span::new(Style::Dim, text)
+}
+
+/// The argument list; the program's own path first where argv[0] hides it.
+fn exec(process: Option<&Process>) -> Vec<Span> {
+    let Some(p) = process else {
+        return Vec::new();
+    };
+    let mut spans = Vec::new();
+    let last = |path: &str| path.rsplit('/').next().map(str::to_owned);
+    let named = p.argv.first().and_then(|a| last(a.trim_start_matches('-')));
+    let known = [&p.exe, &p.exe_invoked, &p.script]
+        .into_iter()
+        .any(|path| last(path) == named);
+    if p.argv.is_empty() || (!known && !p.exe.is_empty()) {
+        let path = if p.exe.is_empty() {
+            &p.exe_invoked
+        } else {
+            &p.exe
+        };
+        spans.push(Span::new(Style::Yellow, display::safe(path)));
+    }
+    spans.push(plain(display::command_line(&p.argv)));
+    if let Some(cut) = p.argv_truncated_bytes.filter(|n| *n > 0) {
+        spans.push(dim(format!("(+{} not recorded)", display::bytes(cut))));
+    }
+    if p.exe_memfd == Some(true) {
+        spans.push(Span::new(Style::Red, "(from memory)"));
+    } else if p.exe_deleted == Some(true) {
+        spans.push(Span::new(Style::Red, "(deleted file)"));
+    }
+    spans
+}
+
+fn exec_failed(event: &Event) -> Vec<Span> {
+    // The attempt is in `file`; `process` is still the program that tried.
+    let path = event.file.as_ref().map(path).unwrap_or_default();
+    if path.is_empty() {
+        return exec(event.process.as_ref());
+    }
+    vec![plain(path)]
+}
+
+fn fork(event: &Event) -> Vec<Span> {
+    let pid = event.target_process.as_ref().and_then(|t| t.pid);
+    pid.map(|pid| plain(format!("pid {pid}")))
+        .into_iter()
+        .collect()
+}
+
+fn exit(exit: Option<&Exit>) -> Vec<Span> {
+    let Some(exit) = exit else {
+        return Vec::new();
+    };
+    let mut spans = Vec::new();
+    match (exit.signal, exit.code) {
+        (Some(signal), _) => {
+            let core = if exit.core_dumped == Some(true) {
+                ", core dumped"
+            } else {
+                ""
+            };
+            spans.push(Span::new(
+                Style::Red,
+                format!("signal {signal}{}{core}", signal_name(signal)),
+            ));
+        }
+        (None, Some(0)) => spans.push(plain("0")),
+        (None, Some(code)) => spans.push(Span::new(Style::Yellow, code.to_string())),
+        (None, None) => {}
+    }
+    if let Some(ns) = exit.duration_ns {
+        spans.push(dim(format!("({})", display::duration(ns))));
+    }
+    spans
+}
+
+pub fn signal_name(number: i64) -> &'static str {
+    match number {
+        1 => " HUP",
+        2 => " INT",
+        3 => " QUIT",
+        4 => " ILL",
+        5 => " TRAP",
+        6 => " ABRT",
+        7 => " BUS",
+        8 => " FPE",
+        9 => " KILL",
+        10 => " USR1",
+        11 => " SEGV",
+        12 => " USR2",
+        13 => " PIPE",
+        14 => " ALRM",
+        15 => " TERM",
+        31 => " SYS",
+        _ => "",
+    }
+}
+
+fn open(opened: Option<&File>) -> (&'static str, Style, Vec<Span>) {
+    let (verb, style) = match opened.map(|f| &*f.access) {
+        Some("create") => ("open+", Style::Yellow),
+        Some("truncate") => ("trunc", Style::Yellow),
+        Some("write") => ("write", Style::Yellow),
+        Some("read") => ("read", Style::Plain),
+        _ => ("open", Style::Plain),
+    };
+    (verb, style, file(opened))
+}
+
+fn file(file: Option<&File>) -> Vec<Span> {
+    let Some(file) = file else {
+        return Vec::new();
+    };
+    let mut spans = vec![plain(path(file))];
+    if file.memfd == Some(true) {
+        spans.push(dim("(memfd)"));
+    }
+    if file.path_truncated_bytes.is_some_and(|n| n > 0) {
+        spans.push(dim("(path cut)"));
+    }
+    spans
+}
+
+/// The resolved path, else the one given.
+fn path(file: &File) -> Cow<'_, str> {
+    display::safe(if file.path.is_empty() {
+        &file.path_given
+    } else {
+        &file.path
+    })
+}
+
+fn rename(event: &Event) -> Vec<Span> {
+    let mut spans = file(event.file.as_ref());
+    spans.push(dim("->"));
+    spans.extend(file(event.target_file.as_ref()));
+    spans
+}
+
+fn socket(socket: Option<&Socket>, glyphs: Glyphs) -> Vec<Span> {
+    let Some(s) = socket else {
+        return Vec::new();
+    };
+    let mut spans = vec![protocol(s)];
+    let (local, peer) = (endpoint(s.local.as_ref()), endpoint(s.peer.as_ref()));
+    if s.direction == "in" {
+        spans.extend([plain(local), dim(glyphs.from), plain(peer)]);
+    } else {
+        spans.push(plain(peer));
+    }
+    if s.outcome == Some(true) {
+        spans.push(dim("(outcome)"));
+    }
+    spans
+}
+
+fn bind(socket: Option<&Socket>) -> Vec<Span> {
+    socket.map_or_else(Vec::new, |s| {
+        vec![protocol(s), plain(endpoint(s.local.as_ref()))]
+    })
+}
+
+fn protocol(socket: &Socket) -> Span {
+    plain(display::safe(&socket.protocol))
+}
+
+fn endpoint(endpoint: Option<&Endpoint>) -> String {
+    let Some(e) = endpoint else {
+        return "?".to_owned();
+    };
+    let address = display::safe(&e.address);
+    let address = if address.contains(':') {
+        Cow::Owned(format!("[{address}]"))
+    } else {
+        address
+    };
+    match e.port {
+        Some(port) => format!("{address}:{port}"),
+        None => address.into_owned(),
+    }
+}
+
+/// A failure always; success only where a record exists to tell it.
+fn result(event: &Event, kind: Kind) -> Option<Span> {
+    let error = event.result.as_ref().map(|r| &*r.error).unwrap_or_default();
+    if !error.is_empty() {
+        // Under way is how a non-blocking connect begins, not a failure.
+        let style = if error == "EINPROGRESS" {
+            Style::Dim
+        } else {
+            Style::Red
+        };
+        return Some(Span::new(style, format!("= {}", display::safe(error))));
+    }
+    let outcome = event
+        .socket
+        .as_ref()
+        .is_some_and(|s| s.outcome == Some(true));
+    (kind == Kind::Connect && outcome).then(|| dim("= connected"))
+}
+
+fn lost(lost: Option<&Lost>) -> Vec<Span> {
+    let Some(lost) = lost else {
+        return Vec::new();
+    };
+    let class = columns::class_name(lost.class).unwrap_or(Cow::Borrowed("unknown"));
+    let mut text = match lost.count {
+        Some(count) => display::plural(count, &format!("{class} event")),
+        None => format!("{class} events"),
+    };
+    if let Some(cpu) = lost.cpu {
+        text += &format!(" on cpu {cpu}");
+    }
+    if !lost.place.is_empty() {
+        text += &format!(" at {}", display::safe(&lost.place));
+    }
+    if !lost.cause.is_empty() {
+        text += &format!(": {}", display::safe(&lost.cause));
+    }
+    vec![Span::new(Style::Alarm, text)]
+}
+
+fn agent(event: &Event) -> Vec<Span> {
+    let Some(a) = &event.agent else {
+        return Vec::new();
+    };
+    [&a.action, &a.version, &a.detail]
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .map(|text| plain(display::safe(text)))
+        .collect()
+}
+
+fn totals(event: &Event) -> Vec<Span> {
+    let Some(a) = &event.agent else {
+        return Vec::new();
+    };
+    let told: Vec<_> = [
+        ("seen", a.seen),
+        ("filtered", a.filtered),
+        ("sent", a.sent),
+        ("lost", a.lost),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some(format!("{name} {}", display::count(value?))))
+    .collect();
+    vec![dim(told.join(", "))]
+}
+
+fn unknown(event: &Event) -> Vec<Span> {
+    let mut spans: Vec<_> = columns::kind_name(event.kind)
+        .map(|name| plain(display::safe(&name)))
+        .into_iter()
+        .collect();
+    for (at, column) in COLUMNS.iter().enumerate() {
+        if !OBJECTS.iter().any(|object| column.name.starts_with(object)) {
+            continue;
+        }
+        let value = match columns::get(event, at) {
+            Some(Value::Int(v)) => v.to_string(),
+            Some(Value::Bool(v)) => v.to_string(),
+            Some(Value::Text(v)) => display::quote(&v).into_owned(),
+            Some(Value::TextList(v)) => display::command_line(v),
+            None => continue,
+        };
+        spans.push(plain(format!("{}={value}", column.name)));
+    }
+    spans
+}

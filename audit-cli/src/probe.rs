@@ -1,0 +1,34 @@
+//! The agent's configuration, and what its hooks got on this kernel, in words to print.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+/// One hook: where it is attached, and which better places refused it and why.
+#[derive(Debug)]
+pub struct Hook {
+    pub name: String,
+    pub kinds: String,
+    pub attached: Option<String>,
+    pub refused: Vec<(String, String)>,
+}
+
+pub fn agent_config(file: Option<&Path>, overrides: &[String]) -> Result<audit_agent::Config> {
+    Ok(audit_config::load(file, None, overrides)?)
+}
+
+/// Loads and attaches every hook, and lets go again.
+pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
+    let statuses = audit_agent::probe::check(config).map_err(|e| e.to_string())?;
+    let hook = |status: audit_agent::probe::HookStatus| Hook {
+        name: status.name.to_string(),
+        kinds: status.kinds.join(", "),
+        attached: status.attached.map(|rung| rung.to_string()),
+        refused: status
+            .tried
+            .iter()
+            .map(|(rung, reason)| (rung.to_string(), reason.to_string()))
+            .collect(),
+    };
+    Ok(statuses.into_iter().map(hook).collect())
+}
