@@ -1,0 +1,99 @@
+//! `cargo xtask bench NAME`: builds what the bench runs, and runs it.
+//!
+//! The bench program and the collector are of the dev profile (optimised where events pass; a
+//! release build of DataFusion would take longer than the bench). The agent, whose cost is what
+//! is measured, is the release build, but not with --quick.
+
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::{cargo, setup};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    name: Name,
+    /// A short run that shows that the bench works; its numbers are rough
+    #[arg(long)]
+    quick: bool,
+    /// Write all measurements to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Further arguments of the bench, for example: cargo xtask bench overhead -- --rounds 9
+    #[arg(last = true)]
+    arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Name {
+    /// What recording costs: bare, hostaudit, auditd, bpftrace and empty programs
+    Overhead,
+    /// Are 20,000 execs and 500,000 opens all stored, or counted as lost?
+    Loss,
+    /// Events per second through the compiled Sigma rules on one core
+    Detect,
+    /// Events per second that a collector stores and acknowledges
+    Ingest,
+}
+
+impl Name {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Name::Overhead => "overhead",
+            Name::Loss => "loss",
+            Name::Detect => "detect",
+            Name::Ingest => "ingest",
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    setup::building()?;
+    if args.name == Name::Overhead {
+        setup::testing()?;
+    }
+    setup::mounts();
+    build(args.name, args.quick)?;
+    cargo::become_program(command(args))
+}
+
+pub fn build(name: Name, quick: bool) -> Result<()> {
+    match name {
+        // `cargo bench` builds it.
+        Name::Detect => return Ok(()),
+        Name::Ingest => {}
+        Name::Overhead | Name::Loss => {
+            cargo::run(&["build", "--package", "audit-agent"])?;
+            if !quick {
+                cargo::run(&["build", "--release", "--package", "audit-agent"])?;
+            }
+        }
+    }
+    cargo::run(&["build", "--package", "audit-collector", "--package", "audit-tests"])
+}
+
+fn command(args: &Args) -> Command {
+    let mut command = if args.name == Name::Detect {
+        let mut command = cargo::cargo();
+        command.args(["bench", "--package", "audit-detect", "--bench", "detect", "--"]);
+        command
+    } else {
+        let mut command = Command::new(cargo::built("debug", "bench"));
+        command.arg(args.name.as_str());
+        command
+    };
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(path) = &args.json {
+        // Cargo runs a bench in the directory of its package.
+        command.arg("--json").arg(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+    }
+    command.args(&args.arguments);
+    command
+}

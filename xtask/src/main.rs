@@ -1,0 +1,54 @@
+//! `cargo xtask`: what a developer types. Depends on next to nothing, so that it builds in seconds;
+//! the heavy builds that it starts are then its own steps, with progress.
+
+mod bench;
+mod cargo;
+mod check;
+mod ebpf;
+mod setup;
+mod steps;
+mod test;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs, tests and measures hostaudit from this source tree.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Record this host: make the toolchain, build, and run `hostaudit up`
+    Up(up::Args),
+    /// Install what building (and with --test: testing) needs; does nothing when it is all there
+    Setup(setup::Args),
+    /// Build the kernel programs and show their sizes
+    Ebpf,
+    /// Every check there is: format, lints, docs, tests, live tests, benches, deployment files
+    Test(test::Args),
+    /// Measure this host: overhead, loss, detect, ingest
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Up(args) => up::run(&args),
+        Command::Setup(args) => setup::run(&args),
+        Command::Ebpf => ebpf::run(),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
