@@ -38,7 +38,7 @@ struct Waiting {
 #[derive(Debug)]
 pub enum Joined {
     /// An exec leaves: this one, complete, or the oldest, for room.
-    Leaves(Event),
+    Leaves(Box<Event>),
     Waiting,
     /// No exec waits for it: lost, or given up.
     Orphan,
@@ -81,10 +81,10 @@ impl Arguments {
             self.bytes += piece.len();
         }
         if (waiting.argv.len() as u64) < waiting.argv_bytes {
-            return self.relieve().map_or(Joined::Waiting, Joined::Leaves);
+            return self.relieve().map_or(Joined::Waiting, |event| Joined::Leaves(Box::new(event)));
         }
         match self.waiting.remove(at) {
-            Some(waiting) => Joined::Leaves(self.finish(waiting)),
+            Some(waiting) => Joined::Leaves(Box::new(self.finish(waiting))),
             None => Joined::Orphan,
         }
     }

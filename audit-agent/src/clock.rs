@@ -61,7 +61,7 @@ pub fn boot_time_ns() -> i64 {
 }
 
 fn nanoseconds(time: rustix::time::Timespec) -> i64 {
-    time.tv_sec * 1_000_000_000 + i64::from(time.tv_nsec)
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 #[cfg(test)]

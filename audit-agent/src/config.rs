@@ -1,8 +1,9 @@
 //! What can be configured, and with which bounds? YAML at /etc/hostaudit/agent.yaml; the annotated
 //! example `deploy/agent.yaml` is tested to equal these defaults.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use audit_config::ConfigError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -192,7 +193,19 @@ pub struct Valid {
     pub queue_bytes: usize,
 }
 
+/// Read when no other file is named, if it is there.
+pub const DEFAULT_FILE: &str = "/etc/hostaudit/agent.yaml";
+
 impl Config {
+    /// From `file` (else [`DEFAULT_FILE`]), the directory beside it with `.d` instead of `.yaml`,
+    /// and overrides of the form key.sub=value.
+    pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self, ConfigError> {
+        let usual = Path::new(DEFAULT_FILE);
+        let drop_ins = file.unwrap_or(usual).with_extension("d");
+        let file = file.or_else(|| usual.exists().then_some(usual));
+        audit_config::load(file, Some(&drop_ins), overrides)
+    }
+
     /// Checks every value; the first that cannot work is the error.
     pub fn validate(&self) -> Result<Valid, InvalidConfig> {
         ring("process_bytes", self.rings.process_bytes)?;
@@ -277,7 +290,6 @@ fn range(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn load(overrides: &[&str]) -> Config {
         let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
@@ -296,6 +308,22 @@ mod tests {
         for key in ["process_bytes", "watch_reads", "exclude", "max_delay_ms", "max_entries"] {
             assert!(text.contains(key), "{key} is explained");
         }
+    }
+
+    #[test]
+    fn drop_ins_lie_beside_the_file() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("agent.yaml");
+        std::fs::write(&file, "batch: {max_events: 10}\n").expect("write");
+        std::fs::create_dir(dir.path().join("agent.d")).expect("dir");
+        let drop_in = dir.path().join("agent.d/10-site.yaml");
+        std::fs::write(drop_in, "batch: {max_delay_ms: 50}\n").expect("write");
+        let config = Config::load(Some(&file), &["queue.max_bytes=2000000".to_owned()]);
+        let config = config.expect("loads");
+        assert_eq!((config.batch.max_events, config.batch.max_delay_ms), (10, 50));
+        assert_eq!(config.queue.max_bytes, 2_000_000);
+        let error = Config::load(None, &["batch.max_event=1".to_owned()]).expect_err("unknown");
+        assert!(error.to_string().contains("batch.max_events"), "{error}");
     }
 
     #[test]

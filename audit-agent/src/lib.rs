@@ -43,6 +43,7 @@ pub mod errno;
 pub mod filter;
 pub mod glob;
 pub mod identity;
+mod ledger_interim;
 pub mod own;
 pub mod pipeline;
 pub mod process;
@@ -60,8 +61,21 @@ pub mod users;
 
 use std::io;
 
+use tokio::sync::watch;
+
 pub use config::{Config, InvalidConfig};
 pub use pipeline::Ended;
+
+/// Runs the agent on `source` until `stop` becomes true or its sender is gone; then empties the
+/// source, and waits a few seconds for the collector to acknowledge everything.
+pub async fn run_source<S: source::Source + 'static>(
+    source: S,
+    config: Config,
+    stop: watch::Receiver<bool>,
+) -> Result<Ended, AgentError> {
+    let identity = identity::Identity::of_host(&config.state_dir)?;
+    pipeline::run(source, &config, identity, stop).await
+}
 
 /// Why the agent cannot run (any more).
 #[derive(Debug, thiserror::Error)]

@@ -129,7 +129,7 @@ async fn supervise<S: Source + 'static>(
             finished.await
         }
     };
-    let abandoned = read.map_err(|_| AgentError::Reader)??;
+    let read = read.map_err(|_| AgentError::Reader).flatten();
     // The reader may have used some of the deadline; a minimum is left for the last batch.
     let left = if *stop.borrow() { STOP_DEADLINE } else { STOP_DEADLINE / 2 };
     if tokio::time::timeout(left, queue.drained()).await.is_err() {
@@ -137,7 +137,7 @@ async fn supervise<S: Source + 'static>(
     }
     let ended = Ended {
         sent: counters::get(&counters.sent),
-        unsent: abandoned + queue.depth().events,
+        unsent: read.as_ref().map_or(0, |abandoned| *abandoned) + queue.depth().events,
     };
     if ended.unsent > 0 {
         tracing::warn!(
@@ -145,7 +145,7 @@ async fn supervise<S: Source + 'static>(
             "stopped before the collector acknowledged all events"
         );
     }
-    Ok(ended)
+    read.map(|_| ended)
 }
 
 /// While the agent runs, a full queue is waited for; once it stops, only until the deadline.
@@ -303,3 +303,6 @@ impl<S: Source> Reader<S> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

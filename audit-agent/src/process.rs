@@ -290,20 +290,19 @@ impl Table {
             exited: false,
         };
         let mut program = None;
-        if let Some(seed) = self.seeds.remove(&key.pid) {
-            if seed.started_at(key.start_time_ns) {
-                if uid.is_none() {
-                    entry.comm = seed.comm;
-                    entry.uid = seed.uid;
-                }
-                program = Some(Arc::new(Program::new(
-                    seed.exe,
-                    String::new(),
-                    String::new(),
-                    &seed.argv,
-                    seed.argv.len() as u64,
-                )));
+        let seed = self.seeds.remove(&key.pid);
+        if let Some(seed) = seed.filter(|seed| seed.started_at(key.start_time_ns)) {
+            if uid.is_none() {
+                entry.comm = seed.comm;
+                entry.uid = seed.uid;
             }
+            program = Some(Arc::new(Program::new(
+                seed.exe,
+                String::new(),
+                String::new(),
+                &seed.argv,
+                seed.argv.len() as u64,
+            )));
         }
         self.make_room();
         self.bytes += ENTRY_BYTES;

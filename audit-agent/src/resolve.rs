@@ -20,7 +20,10 @@ use audit_proto::{
     text::escape,
     v1::{Event, File},
 };
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, readlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, open, openat,
+    openat2, readlinkat, statx,
+};
 
 use crate::{decode::text::walked_bytes, process::proc_fs};
 
@@ -198,9 +201,9 @@ const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CL
 
 fn own_root() -> Option<(OwnedFd, i64)> {
     let namespace = fs::metadata("/proc/self/ns/mnt").ok()?.ino();
-    let identity = |path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    // Inside a chroot of the host our root is not the root that other processes mean.
-    if identity("/") != identity("/proc/1/root/") {
+    // In a chroot our root is not what other processes of the mount namespace mean by it.
+    let about = statx(CWD, "/", AtFlags::empty(), StatxFlags::BASIC_STATS).ok()?;
+    if !about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return None;
     }
     let fd = open("/", DIRECTORY, Mode::empty()).ok()?;

@@ -287,3 +287,6 @@ impl Stage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,6 @@ use std::{
     io::{self, Read as _},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
@@ -131,6 +130,7 @@ fn parse_uid(status: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
     fn a_comm_with_parentheses_and_spaces_does_not_shift_fields() {

@@ -1,0 +1,147 @@
+//! `audit-agent`: records what happens on this host and delivers it to a collector.
+
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use audit_agent::{Config, filter, replay::Replay};
+use clap::{Parser, ValueEnum};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Records from a file are taken so many at a time.
+const REPLAY_ROUND: usize = 1024;
+
+/// Records who ran, touched and talked to what on this host, and delivers it to a collector.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_long_help = AFTER_HELP)]
+struct Args {
+    /// Configuration file. Also read: the files *.yaml in the directory beside it whose name ends
+    /// in .d instead of .yaml.
+    #[arg(long, value_name = "FILE", long_help = "Configuration file [default: /etc/hostaudit/agent.yaml if it exists, else built-in defaults].\nAlso read, in name order: *.yaml in the directory beside it whose name ends in .d instead of .yaml.")]
+    config: Option<PathBuf>,
+
+    /// Set one value, over all files; may be repeated.
+    #[arg(short = 'o', value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+
+    /// Check the configuration, print what would run, and end.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Read records from a file instead of the kernel: each after its length as a little-endian u32.
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+
+    /// How log lines look. RUST_LOG sets what is logged, for example RUST_LOG=debug.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  audit-agent                                   run with /etc/hostaudit/agent.yaml
+  audit-agent --dry-run                         check that file, load nothing
+  audit-agent -o server=http://127.0.0.1:4620   deliver to another collector
+  audit-agent -o batch.max_delay_ms=1000 -o 'capture.watch_reads=[/etc/shadow]'
+
+It needs root, a kernel of 5.10 or later with BTF (/sys/kernel/btf/vmlinux) and tracefs
+(/sys/kernel/tracing). While the collector cannot be reached events wait in memory; when that is
+full the kernel's rings fill, and what they cannot hold is counted and told in `lost` events.
+
+Signals: SIGTERM and SIGINT empty the rings, deliver what is left within 5 seconds, and end.
+Exit status: 0 after a signal, 1 when it could not start or could not go on, 2 for wrong arguments.";
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    log_to_stderr(args.log_format);
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("audit-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn start(args: &Args) -> Result<()> {
+    let config = Config::load(args.config.as_deref(), &args.overrides)?;
+    if args.dry_run {
+        return describe(&config);
+    }
+    config.validate()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("ship")
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    runtime.block_on(run(args, config))
+}
+
+async fn run(args: &Args, config: Config) -> Result<()> {
+    let (sender, stop) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: emptying the rings and delivering what is left");
+        // Nobody listens when the agent has just ended by itself.
+        let _ = sender.send(true);
+    });
+    let ended = match &args.replay {
+        Some(path) => {
+            let source = Replay::open(path, REPLAY_ROUND).context("cannot replay")?;
+            audit_agent::run_source(source, config, stop).await?
+        }
+        None => anyhow::bail!("this build has no kernel reader; give --replay FILE"),
+    };
+    tracing::info!(sent = ended.sent, unsent = ended.unsent, "stopped");
+    Ok(())
+}
+
+fn describe(config: &Config) -> Result<()> {
+    let valid = config.validate()?;
+    let names = filter::watch_names(&config.capture.watch_reads)?;
+    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name)).collect();
+    let rings = &config.rings;
+    println!("configuration  valid, hash {}", config.hash());
+    println!("collector      {}", valid.server);
+    println!(
+        "rings          process {} KiB, network {} KiB, file {} KiB",
+        rings.process_bytes >> 10,
+        rings.network_bytes >> 10,
+        rings.file_bytes >> 10
+    );
+    println!("watched reads  {} patterns", config.capture.watch_reads.len());
+    println!("  by name      {}", names.join(" "));
+    println!("filters        {} entries leave events out", config.filters.exclude.len());
+    println!("hooks");
+    for row in audit_common::kind::ALL {
+        println!("  {:<12} {}", row.name, row.doc.trim());
+    }
+    Ok(())
+}

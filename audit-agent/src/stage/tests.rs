@@ -1,0 +1,93 @@
+use super::*;
+use crate::{
+    container::Containers,
+    identity::Identity,
+    process::{Limits, Table},
+    sample,
+    seal::Limits as BatchLimits,
+    users::Users,
+};
+
+fn stage() -> Stage {
+    let identity = Identity {
+        host_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        host_name: "test".to_owned(),
+        boot_id: "01234567-89ab-cdef-0123-456789abcdef".to_owned(),
+        run: "0123456789ab".to_owned(),
+    };
+    let limits = Limits {
+        entries: 65_536,
+        bytes: 64 << 20,
+    };
+    let batch = BatchLimits {
+        events: 4096,
+        bytes: 4 << 20,
+        delay: Duration::from_millis(200),
+    };
+    Stage::new(Parts {
+        clock: Clock::from_offset(0),
+        enricher: Enricher::new(
+            Table::new(&identity.boot_id, limits),
+            Containers::of_host(),
+            Users::of_host(),
+        ),
+        filter: Filter::new(&[], &[]).expect("filter"),
+        seal: Seal::new(&identity, batch),
+        queue: Arc::new(Queue::new(1 << 30)),
+        counters: Arc::default(),
+        host: identity.host(),
+        give_up: Box::new(|| false),
+    })
+}
+
+/// CPU time of an event from record to sealed batch: `cargo test -p audit-agent -- --ignored cost`.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_an_event() {
+    for kind in [kind::OPEN, kind::EXEC, kind::CONNECT, kind::UNLINK, kind::EXIT] {
+        let mut stage = stage();
+        let record = sample::record(kind);
+        let mut round = Round::default();
+        for n in 0..10_000_u32 {
+            let mut record = record.clone();
+            record.header.pid = 1000 + n % 500;
+            record.header.start_time_ns = u64::from(n);
+            record.header.time_ns += u64::from(n);
+            round.push(u64::from(n), &record.bytes());
+        }
+        let now = Instant::now();
+        for _ in 0..20 {
+            stage.round(&round, now);
+        }
+        let each = now.elapsed().as_nanos() / 200_000;
+        println!("kind {kind}: {each} ns an event");
+        assert!(each < 30_000, "kind {kind}: {each} ns");
+    }
+}
+
+#[test]
+fn a_reused_event_keeps_nothing_of_the_one_before() {
+    let of = |kind: u16, pid: u32| {
+        let mut sample = sample::record(kind);
+        sample.header.pid = pid;
+        sample.bytes()
+    };
+    let run = |records: &[Vec<u8>]| {
+        let mut stage = stage();
+        let mut last = Event::default();
+        for bytes in records {
+            let now = Instant::now();
+            stage.record(bytes, now);
+            last = stage.event.clone();
+        }
+        (last.id, last.sequence) = Default::default();
+        last
+    };
+    let kinds: Vec<u16> = kind::ALL.iter().map(|row| row.number).collect();
+    for after in &kinds {
+        let alone = run(&[of(*after, 77)]);
+        for before in &kinds {
+            assert_eq!(run(&[of(*before, 78), of(*after, 77)]), alone, "{before} then {after}");
+        }
+    }
+}
