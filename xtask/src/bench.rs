@@ -74,13 +74,26 @@ pub fn build(name: Name, quick: bool) -> Result<()> {
             }
         }
     }
-    cargo::run(&["build", "--package", "audit-collector", "--package", "audit-tests"])
+    cargo::run(&[
+        "build",
+        "--package",
+        "audit-collector",
+        "--package",
+        "audit-tests",
+    ])
 }
 
 fn command(args: &Args) -> Command {
     let mut command = if args.name == Name::Detect {
         let mut command = cargo::cargo();
-        command.args(["bench", "--package", "audit-detect", "--bench", "detect", "--"]);
+        command.args([
+            "bench",
+            "--package",
+            "audit-detect",
+            "--bench",
+            "detect",
+            "--",
+        ]);
         command
     } else {
         let mut command = Command::new(cargo::built("debug", "bench"));
@@ -92,7 +105,9 @@ fn command(args: &Args) -> Command {
     }
     if let Some(path) = &args.json {
         // Cargo runs a bench in the directory of its package.
-        command.arg("--json").arg(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        command
+            .arg("--json")
+            .arg(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
     }
     command.args(&args.arguments);
     command

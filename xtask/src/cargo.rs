@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 
 /// The root of the source tree; every command runs there.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
 }
 
 pub fn target() -> PathBuf {
@@ -27,7 +29,10 @@ pub fn cargo() -> Command {
 
 /// Runs `cargo ARGUMENTS`, its output passing through.
 pub fn run(arguments: &[&str]) -> Result<()> {
-    let status = cargo().args(arguments).status().context("cannot start cargo")?;
+    let status = cargo()
+        .args(arguments)
+        .status()
+        .context("cannot start cargo")?;
     ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
     Ok(())
 }
@@ -48,5 +53,7 @@ pub fn on_path(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     // Where Debian keeps administrators' programs, which not every PATH names.
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(system).any(|directory| directory.join(name).is_file())
+    env::split_paths(&path)
+        .chain(system)
+        .any(|directory| directory.join(name).is_file())
 }

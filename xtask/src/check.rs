@@ -28,51 +28,82 @@ pub fn steps() -> Vec<Step> {
 
 fn static_checks() -> Vec<Step> {
     vec![
-        step("format", "rustfmt, kernel programs included", BUILD_LIMIT_S, &[
-            "cargo fmt --all --check",
-            "cargo fmt --manifest-path audit-ebpf/Cargo.toml --check",
-        ]),
+        step(
+            "format",
+            "rustfmt, kernel programs included",
+            BUILD_LIMIT_S,
+            &[
+                "cargo fmt --all --check",
+                "cargo fmt --manifest-path audit-ebpf/Cargo.toml --check",
+            ],
+        ),
         Step {
             missing: no_cargo_deny,
-            ..step("licences", "cargo deny: licences, advisories, sources", TEST_LIMIT_S, &[
-                "cargo deny --all-features check",
-            ])
+            ..step(
+                "licences",
+                "cargo deny: licences, advisories, sources",
+                TEST_LIMIT_S,
+                &["cargo deny --all-features check"],
+            )
         },
-        step("build", "every package, its tests and benches", BUILD_LIMIT_S, &[
-            "cargo build --workspace --all-targets",
-        ]),
-        step("lints", "clippy without a warning", BUILD_LIMIT_S, &[
-            "cargo clippy --workspace --all-targets -- -D warnings",
-        ]),
-        step("documentation", "rustdoc without a warning", BUILD_LIMIT_S, &[
-            "cargo doc --workspace --no-deps --document-private-items",
-        ]),
+        step(
+            "build",
+            "every package, its tests and benches",
+            BUILD_LIMIT_S,
+            &["cargo build --workspace --all-targets"],
+        ),
+        step(
+            "lints",
+            "clippy without a warning",
+            BUILD_LIMIT_S,
+            &["cargo clippy --workspace --all-targets -- -D warnings"],
+        ),
+        step(
+            "documentation",
+            "rustdoc without a warning",
+            BUILD_LIMIT_S,
+            &["cargo doc --workspace --no-deps --document-private-items"],
+        ),
     ]
 }
 
 fn tests() -> Vec<Step> {
     vec![
-        step("tests", "unit and integration tests", TEST_LIMIT_S, &[
-            "cargo test --workspace --exclude audit-tests",
-        ]),
+        step(
+            "tests",
+            "unit and integration tests",
+            TEST_LIMIT_S,
+            &["cargo test --workspace --exclude audit-tests"],
+        ),
         // One after the other: each of these has the host's kernel to itself.
         Step {
             missing: no_live_kernel,
-            ..step("live", "ground truth and end to end, on this kernel", TEST_LIMIT_S, &[
-                "cargo test --package audit-tests --no-fail-fast -- --test-threads=1",
-            ])
+            ..step(
+                "live",
+                "ground truth and end to end, on this kernel",
+                TEST_LIMIT_S,
+                &["cargo test --package audit-tests --no-fail-fast -- --test-threads=1"],
+            )
         },
         // What the step above covers when it runs.
         Step {
             missing: covered_by_live,
-            ..step("deployment", "systemd units and Kubernetes manifest", TEST_LIMIT_S, &[
-                "cargo test --package audit-tests --lib --test deploy",
-            ])
+            ..step(
+                "deployment",
+                "systemd units and Kubernetes manifest",
+                TEST_LIMIT_S,
+                &["cargo test --package audit-tests --lib --test deploy"],
+            )
         },
-        step("rules", "each rule against its samples", TEST_LIMIT_S, &[
-            "cargo run --quiet --package audit-cli -- rules check rules",
-            "cargo run --quiet --package audit-cli -- rules test rules",
-        ]),
+        step(
+            "rules",
+            "each rule against its samples",
+            TEST_LIMIT_S,
+            &[
+                "cargo run --quiet --package audit-cli -- rules check rules",
+                "cargo run --quiet --package audit-cli -- rules test rules",
+            ],
+        ),
     ]
 }
 
@@ -88,12 +119,24 @@ fn quick_bench(name: Name) -> Step {
         Name::Detect | Name::Ingest => nothing,
         Name::Loss | Name::Overhead => no_live_kernel as fn() -> Option<String>,
     };
-    Step { missing, ..step(step_name, what, BENCH_LIMIT_S, &[&line]) }
+    Step {
+        missing,
+        ..step(step_name, what, BENCH_LIMIT_S, &[&line])
+    }
 }
 
 fn step(name: &'static str, what: &'static str, limit_s: u32, lines: &[&str]) -> Step {
-    let commands = lines.iter().map(|line| line.split(' ').map(str::to_owned).collect()).collect();
-    Step { name, what, commands, limit_s, missing: nothing }
+    let commands = lines
+        .iter()
+        .map(|line| line.split(' ').map(str::to_owned).collect())
+        .collect();
+    Step {
+        name,
+        what,
+        commands,
+        limit_s,
+        missing: nothing,
+    }
 }
 
 fn nothing() -> Option<String> {
@@ -115,7 +158,9 @@ fn no_live_kernel() -> Option<String> {
 }
 
 fn covered_by_live() -> Option<String> {
-    no_live_kernel().is_none().then(|| "part of `live`".to_owned())
+    no_live_kernel()
+        .is_none()
+        .then(|| "part of `live`".to_owned())
 }
 
 #[cfg(test)]
@@ -127,7 +172,11 @@ mod tests {
         let steps = steps();
         for (at, step) in steps.iter().enumerate() {
             assert!(!step.commands.is_empty(), "{}", step.name);
-            assert!(steps[..at].iter().all(|other| other.name != step.name), "{} twice", step.name);
+            assert!(
+                steps[..at].iter().all(|other| other.name != step.name),
+                "{} twice",
+                step.name
+            );
         }
         assert!(crate::cargo::root().join("xtask").is_dir());
     }

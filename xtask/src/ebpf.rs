@@ -21,15 +21,26 @@ pub fn run() -> Result<ExitCode> {
     progress.step("building them (audit-agent/build.rs)");
     cargo::run(&["build", "--package", "audit-agent"])?;
     let object = newest_object().context("audit-agent was built, but left no kernel object")?;
-    println!("{} ({} bytes)", object.display(), fs::metadata(&object)?.len());
+    println!(
+        "{} ({} bytes)",
+        object.display(),
+        fs::metadata(&object)?.len()
+    );
     print_sizes(&object)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The build script's output directory has a hash in its name, and older ones remain.
 fn newest_object() -> Option<PathBuf> {
-    let builds = fs::read_dir(cargo::target().join("debug/build")).ok()?.flatten();
-    let ours = builds.filter(|entry| entry.file_name().to_string_lossy().starts_with("audit-agent-"));
+    let builds = fs::read_dir(cargo::target().join("debug/build"))
+        .ok()?
+        .flatten();
+    let ours = builds.filter(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("audit-agent-")
+    });
     let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
     for build in ours {
         collect(&build.path().join("out"), 0, &mut found);
@@ -46,7 +57,10 @@ fn collect(directory: &Path, depth: usize, found: &mut Vec<(SystemTime, PathBuf)
         if path.is_dir() && depth < MAX_DEPTH {
             collect(&path, depth + 1, found);
         } else if path.file_stem().is_some_and(|stem| stem == OBJECT) && is_elf(&path) {
-            let modified = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let modified = entry
+                .metadata()
+                .and_then(|m| m.modified())
+                .unwrap_or(SystemTime::UNIX_EPOCH);
             found.push((modified, path));
         }
     }
@@ -58,14 +72,22 @@ fn is_elf(path: &Path) -> bool {
 
 /// One line a program; eight bytes an instruction.
 fn print_sizes(object: &Path) -> Result<()> {
-    let tool = ["llvm-readelf-22", "/usr/lib/llvm-22/bin/llvm-readelf", "llvm-readelf", "readelf"]
-        .into_iter()
-        .find(|name| Command::new(name).arg("--version").output().is_ok());
+    let tool = [
+        "llvm-readelf-22",
+        "/usr/lib/llvm-22/bin/llvm-readelf",
+        "llvm-readelf",
+        "readelf",
+    ]
+    .into_iter()
+    .find(|name| Command::new(name).arg("--version").output().is_ok());
     let Some(tool) = tool else {
         println!("for the sizes of the programs: apt-get install binutils");
         return Ok(());
     };
-    let output = Command::new(tool).args(["--syms", "--wide"]).arg(object).output()?;
+    let output = Command::new(tool)
+        .args(["--syms", "--wide"])
+        .arg(object)
+        .output()?;
     let listing = String::from_utf8_lossy(&output.stdout);
     let mut programs: Vec<(u64, &str)> = listing.lines().filter_map(function).collect();
     programs.sort_unstable_by(|a, b| b.cmp(a));
@@ -79,7 +101,9 @@ fn print_sizes(object: &Path) -> Result<()> {
 /// `Num: Value Size Type Bind Vis Ndx Name`
 fn function(line: &str) -> Option<(u64, &str)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let [_, _, size, "FUNC", _, _, _, name] = fields[..] else { return None };
+    let [_, _, size, "FUNC", _, _, _, name] = fields[..] else {
+        return None;
+    };
     Some((size.parse().ok()?, name))
 }
 
@@ -91,6 +115,9 @@ mod tests {
     fn functions_are_read_from_a_symbol_table() {
         let line = "    12: 0000000000000000  1032 FUNC    GLOBAL DEFAULT    3 exec";
         assert_eq!(function(line), Some((1032, "exec")));
-        assert_eq!(function("    13: 0000000000000000     0 SECTION LOCAL  DEFAULT    3 tp_btf"), None);
+        assert_eq!(
+            function("    13: 0000000000000000     0 SECTION LOCAL  DEFAULT    3 tp_btf"),
+            None
+        );
     }
 }

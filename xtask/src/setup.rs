@@ -11,7 +11,12 @@ mod linker;
 mod nightly;
 mod python;
 
-use std::{fs, path::Path, process::{Command, ExitCode}, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use anyhow::Result;
 
@@ -26,7 +31,13 @@ pub struct Args {
 
 /// A compiler for the kernel programs, its LLVM for bpf-linker, and a C compiler for zstd.
 const BUILD_PACKAGES: [&str; 7] = [
-    "rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev", "gcc", "g++", "libc6-dev",
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+    "gcc",
+    "g++",
+    "libc6-dev",
 ];
 const TEST_PACKAGES: [&str; 5] = ["auditd", "bpftrace", "strace", "python3-venv", "systemd"];
 
@@ -60,10 +71,16 @@ pub fn building() -> Result<()> {
 /// warns.
 pub fn testing() -> Result<()> {
     if apt::usable() {
-        let wanted: Vec<&str> = TEST_PACKAGES.into_iter().filter(|p| !present_otherwise(p)).collect();
+        let wanted: Vec<&str> = TEST_PACKAGES
+            .into_iter()
+            .filter(|p| !present_otherwise(p))
+            .collect();
         without_enabling_audit(|| apt::install(&wanted))?;
     } else {
-        for package in TEST_PACKAGES.into_iter().filter(|package| !present_otherwise(package)) {
+        for package in TEST_PACKAGES
+            .into_iter()
+            .filter(|package| !present_otherwise(package))
+        {
             eprintln!("setup: warning: {package} is missing; what needs it is skipped");
         }
     }
@@ -105,35 +122,54 @@ fn without_enabling_audit(install: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn make_executable(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(0o755),
+    )?)
 }
 
 /// None where there is no auditctl or no audit.
 fn audit_enabled() -> Option<bool> {
     let output = Command::new("auditctl").arg("-s").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("enabled ")).map(|value| value.trim() != "0")
+    text.lines()
+        .find_map(|line| line.strip_prefix("enabled "))
+        .map(|value| value.trim() != "0")
 }
 
 fn debian_compiler() -> bool {
-    ["/usr/bin/rustc", "/usr/bin/cargo", "/usr/lib/rustlib/bpfel-unknown-none/lib"]
-        .iter()
-        .all(|path| Path::new(path).exists())
+    [
+        "/usr/bin/rustc",
+        "/usr/bin/cargo",
+        "/usr/lib/rustlib/bpfel-unknown-none/lib",
+    ]
+    .iter()
+    .all(|path| Path::new(path).exists())
 }
 
 /// The file systems through which programs are attached. Only a running agent needs them, so a
 /// failure is left for it to explain.
 pub fn mounts() {
     for (kind, place, probe) in [
-        ("tracefs", "/sys/kernel/tracing", "/sys/kernel/tracing/events"),
+        (
+            "tracefs",
+            "/sys/kernel/tracing",
+            "/sys/kernel/tracing/events",
+        ),
         ("bpf", "/sys/fs/bpf", ""),
     ] {
-        let mounted = fs::read_to_string("/proc/self/mounts")
-            .is_ok_and(|mounts| mounts.lines().any(|line| line.split(' ').nth(1) == Some(place)));
+        let mounted = fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| {
+            mounts
+                .lines()
+                .any(|line| line.split(' ').nth(1) == Some(place))
+        });
         if mounted || (!probe.is_empty() && Path::new(probe).exists()) || !is_root() {
             continue;
         }
-        match Command::new("mount").args(["-t", kind, kind, place]).status() {
+        match Command::new("mount")
+            .args(["-t", kind, kind, place])
+            .status()
+        {
             Ok(status) if status.success() => eprintln!("setup: mounted {kind} on {place}"),
             _ => eprintln!("setup: warning: cannot mount {kind} on {place}"),
         }
@@ -150,6 +186,9 @@ fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("setup: {what} ...");
     let began = Instant::now();
     run()?;
-    eprintln!("setup: {what}: done in {:.0} s", began.elapsed().as_secs_f64());
+    eprintln!(
+        "setup: {what}: done in {:.0} s",
+        began.elapsed().as_secs_f64()
+    );
     Ok(())
 }

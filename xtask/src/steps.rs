@@ -14,12 +14,21 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(of: usize) -> Self {
-        Self { began: Instant::now(), at: 0, of }
+        Self {
+            began: Instant::now(),
+            at: 0,
+            of,
+        }
     }
 
     pub fn step(&mut self, what: impl fmt::Display) {
         self.at += 1;
-        eprintln!("[{}] {}/{} {what}", clock(self.began.elapsed()), self.at, self.of);
+        eprintln!(
+            "[{}] {}/{} {what}",
+            clock(self.began.elapsed()),
+            self.at,
+            self.of
+        );
     }
 }
 
@@ -47,13 +56,20 @@ impl Summary {
     }
 
     pub fn failed(&self) -> bool {
-        self.rows.iter().any(|(_, outcome, _)| matches!(outcome, Outcome::Failed(_)))
+        self.rows
+            .iter()
+            .any(|(_, outcome, _)| matches!(outcome, Outcome::Failed(_)))
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+        let width = self
+            .rows
+            .iter()
+            .map(|(name, ..)| name.len())
+            .max()
+            .unwrap_or(0);
         let mut counts = [0; 3];
         for (name, outcome, took) in &self.rows {
             let (word, reason, which) = match outcome {
@@ -62,7 +78,10 @@ impl fmt::Display for Summary {
                 Outcome::Skipped(reason) => ("SKIPPED", reason.as_str(), 2),
             };
             counts[which] += 1;
-            let line = format!("  {name:<width$}  {:>6.1} s  {word:<7}  {reason}", took.as_secs_f64());
+            let line = format!(
+                "  {name:<width$}  {:>6.1} s  {word:<7}  {reason}",
+                took.as_secs_f64()
+            );
             writeln!(f, "{}", line.trim_end())?;
         }
         let [passed, failed, skipped] = counts;
@@ -79,7 +98,11 @@ mod tests {
         let mut summary = Summary::default();
         summary.add("format", Outcome::Passed, Duration::from_millis(1234));
         assert!(!summary.failed());
-        summary.add("lints", Outcome::Failed("exit status: 101".into()), Duration::ZERO);
+        summary.add(
+            "lints",
+            Outcome::Failed("exit status: 101".into()),
+            Duration::ZERO,
+        );
         summary.add("live", Outcome::Skipped("not root".into()), Duration::ZERO);
         assert!(summary.failed());
         let text = summary.to_string();

@@ -28,20 +28,34 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let wanted = |step: &Step| args.filter.as_ref().is_none_or(|filter| step.name.contains(filter.as_str()));
+    let wanted = |step: &Step| {
+        args.filter
+            .as_ref()
+            .is_none_or(|filter| step.name.contains(filter.as_str()))
+    };
     let steps: Vec<Step> = check::steps().into_iter().filter(wanted).collect();
     if args.list || steps.is_empty() {
         for step in check::steps() {
             println!("{:<14} {}", step.name, step.what);
         }
-        return Ok(if args.list { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return Ok(if args.list {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
     setup::building()?;
     setup::testing()?;
     setup::mounts();
     let mut summary = Summary::default();
     for (at, step) in steps.iter().enumerate() {
-        eprintln!("\n=== {}/{} {}: {}", at + 1, steps.len(), step.name, step.what);
+        eprintln!(
+            "\n=== {}/{} {}: {}",
+            at + 1,
+            steps.len(),
+            step.name,
+            step.what
+        );
         let began = Instant::now();
         let outcome = run_step(step, args.ci);
         if let Outcome::Failed(reason) | Outcome::Skipped(reason) = &outcome {
@@ -50,7 +64,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         summary.add(step.name, outcome, began.elapsed());
     }
     println!("\n{summary}");
-    Ok(if summary.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if summary.failed() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn run_step(step: &Step, ci: bool) -> Outcome {
@@ -68,17 +86,23 @@ fn run_step(step: &Step, ci: bool) -> Outcome {
 /// Under coreutils' timeout, which also ends the children: 124 says that time was up.
 fn run_command(words: &[String], limit_s: u32, ci: bool) -> Result<(), String> {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=20", &limit_s.to_string()]).args(words);
+    command
+        .args(["--kill-after=20", &limit_s.to_string()])
+        .args(words);
     command.current_dir(cargo::root());
     if ci {
-        command.env("CARGO_TERM_COLOR", "never").env("CARGO_TERM_PROGRESS_WHEN", "never");
+        command
+            .env("CARGO_TERM_COLOR", "never")
+            .env("CARGO_TERM_PROGRESS_WHEN", "never");
         command.stdin(std::process::Stdio::null());
     } else {
         // Keeps Ctrl-C working in a terminal.
         command = with_foreground(limit_s, words);
     }
     command.env("RUSTDOCFLAGS", "-D warnings");
-    let status = command.status().map_err(|error| format!("cannot start timeout: {error}"))?;
+    let status = command
+        .status()
+        .map_err(|error| format!("cannot start timeout: {error}"))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(124 | 137) => Err(format!("not done within {limit_s} s: {}", words.join(" "))),
@@ -88,7 +112,9 @@ fn run_command(words: &[String], limit_s: u32, ci: bool) -> Result<(), String> {
 
 fn with_foreground(limit_s: u32, words: &[String]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--foreground", "--kill-after=20", &limit_s.to_string()]).args(words);
+    command
+        .args(["--foreground", "--kill-after=20", &limit_s.to_string()])
+        .args(words);
     command.current_dir(cargo::root());
     command
 }

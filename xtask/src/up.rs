@@ -1,6 +1,9 @@
 //! `cargo xtask up`: from a fresh clone to events on the screen.
 
-use std::{ffi::OsString, process::{Command, ExitCode}};
+use std::{
+    ffi::OsString,
+    process::{Command, ExitCode},
+};
 
 use anyhow::Result;
 

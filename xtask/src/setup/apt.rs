@@ -8,10 +8,13 @@ use super::{is_root, timed};
 use crate::cargo::on_path;
 
 const OPTIONS: [&str; 6] = [
-    "-y", "--no-install-recommends",
-    "-o", "Acquire::Retries=3",
+    "-y",
+    "--no-install-recommends",
+    "-o",
+    "Acquire::Retries=3",
     // Another apt may be at work, for example unattended upgrades.
-    "-o", "DPkg::Lock::Timeout=300",
+    "-o",
+    "DPkg::Lock::Timeout=300",
 ];
 
 pub fn usable() -> bool {
@@ -30,9 +33,14 @@ pub fn known(packages: &[&str]) -> Result<bool> {
 }
 
 fn all_offered(packages: &[&str]) -> Result<bool> {
-    let output = Command::new("apt-cache").args(["policy"]).args(packages).output()?;
+    let output = Command::new("apt-cache")
+        .args(["policy"])
+        .args(packages)
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let offered = text.lines().filter(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"));
+    let offered = text
+        .lines()
+        .filter(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"));
     Ok(offered.count() == packages.len())
 }
 
@@ -44,7 +52,9 @@ pub fn install(packages: &[&str]) -> Result<()> {
     }
     let list = missing.join(" ");
     if !is_root() {
-        bail!("these packages are missing: {list}\nInstall them: sudo apt-get install --no-install-recommends {list}");
+        bail!(
+            "these packages are missing: {list}\nInstall them: sudo apt-get install --no-install-recommends {list}"
+        );
     }
     timed(&format!("apt-get install {list}"), || {
         if apt(&missing).is_ok() {
@@ -57,7 +67,12 @@ pub fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn apt(packages: &[&str]) -> Result<()> {
-    quiet(Command::new("apt-get").args(OPTIONS).arg("install").args(packages))
+    quiet(
+        Command::new("apt-get")
+            .args(OPTIONS)
+            .arg("install")
+            .args(packages),
+    )
 }
 
 fn update() -> Result<()> {
@@ -85,11 +100,17 @@ fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
         .output()
         .context("cannot start dpkg-query")?;
     let listing = String::from_utf8_lossy(&output.stdout);
-    Ok(packages.iter().copied().filter(|package| !installed(&listing, package)).collect())
+    Ok(packages
+        .iter()
+        .copied()
+        .filter(|package| !installed(&listing, package))
+        .collect())
 }
 
 fn installed(listing: &str, package: &str) -> bool {
-    listing.lines().any(|line| line.split_once(' ') == Some((package, "installed")))
+    listing
+        .lines()
+        .any(|line| line.split_once(' ') == Some((package, "installed")))
 }
 
 #[cfg(test)]

@@ -25,7 +25,9 @@ fn directory() -> Result<PathBuf> {
 
 /// It also runs: its LLVM may have been removed.
 pub fn present() -> bool {
-    let Ok(directory) = directory() else { return false };
+    let Ok(directory) = directory() else {
+        return false;
+    };
     Command::new(directory.join("bin/bpf-linker"))
         .arg("--version")
         .stdout(Stdio::null())
@@ -39,10 +41,21 @@ pub fn install() -> Result<()> {
         return Ok(());
     }
     let directory = directory()?;
-    let what = format!("cargo install bpf-linker {VERSION} (a minute or two) into {}", directory.display());
+    let what = format!(
+        "cargo install bpf-linker {VERSION} (a minute or two) into {}",
+        directory.display()
+    );
     timed(&what, || {
         let output = crate::cargo::cargo()
-            .args(["install", "bpf-linker", "--version", VERSION, "--locked", "--force", "--quiet"])
+            .args([
+                "install",
+                "bpf-linker",
+                "--version",
+                VERSION,
+                "--locked",
+                "--force",
+                "--quiet",
+            ])
             .args(["--no-default-features", "--features", "llvm-22", "--root"])
             .arg(&directory)
             .env("LLVM_SYS_221_PREFIX", LLVM)
@@ -52,7 +65,12 @@ pub fn install() -> Result<()> {
             .output()
             .context("cannot start cargo")?;
         let text = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "cargo install bpf-linker: {}\n{}", output.status, text.trim());
+        ensure!(
+            output.status.success(),
+            "cargo install bpf-linker: {}\n{}",
+            output.status,
+            text.trim()
+        );
         Ok(())
     })
 }

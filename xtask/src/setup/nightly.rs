@@ -23,7 +23,9 @@ fn has_nightly() -> bool {
 
 pub fn install() -> Result<()> {
     let mut missing = Vec::new();
-    if !has_nightly() && !try_run("rustup toolchain install nightly --profile minimal --component rust-src") {
+    if !has_nightly()
+        && !try_run("rustup toolchain install nightly --profile minimal --component rust-src")
+    {
         missing.push("a nightly compiler with its source: rustup toolchain install nightly --component rust-src");
     }
     if !on_path("bpf-linker") && !try_run("cargo install bpf-linker --version 0.13.0 --locked") {

@@ -20,7 +20,9 @@ fn program() -> PathBuf {
 }
 
 pub fn can_make_venv() -> bool {
-    let output = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    let output = Command::new("python3")
+        .args(["-c", "import ensurepip, venv"])
+        .output();
     output.is_ok_and(|output| output.status.success())
 }
 
@@ -29,16 +31,33 @@ pub fn install() -> Result<()> {
         return Ok(());
     }
     let venv = venv();
-    timed(&format!("pip install {PACKAGE} into {}", venv.display()), || {
-        fs::create_dir_all(&venv)?;
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        run(Command::new(venv.join("bin/python")).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE]))
-    })
+    timed(
+        &format!("pip install {PACKAGE} into {}", venv.display()),
+        || {
+            fs::create_dir_all(&venv)?;
+            run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+            run(Command::new(venv.join("bin/python")).args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                PACKAGE,
+            ]))
+        },
+    )
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
     let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}", command.get_program().display(), text.trim());
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        command.get_program().display(),
+        text.trim()
+    );
     Ok(())
 }

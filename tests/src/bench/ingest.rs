@@ -1,0 +1,195 @@
+//! How fast does a collector store? Synthetic agents seal batches in advance and deliver them over
+//! the real socket, each keeping a few batches in flight; time runs until the last acknowledgement.
+
+use std::{ops::Range, path::Path, process::ExitCode, time::{Duration, Instant}};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use audit_ledger::{HeaderIds, Sealer};
+use audit_proto::{
+    Message as _,
+    v1::{
+        Batch, Container, DeliverRequest, Event, File, Hello, Host, Kind, Parent, Process, deliver_request,
+        deliver_response, ingest_client::IngestClient,
+    },
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tonic::transport::Endpoint;
+
+use super::{Common, interrupt, measure, report::grouped};
+use crate::stack::{Options, Stack};
+
+/// As the agent's defaults: a busy agent's batch is full, not late.
+const EVENTS_PER_BATCH: u64 = 4096;
+const IN_FLIGHT: usize = 8;
+/// 2026-05-01T08:00:00Z, in microseconds.
+const BEGAN: i64 = 1_777_622_400_000_000;
+const BOOT: &str = "5f2ac01b-9d3e-4c55-8a11-000000000000";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Agents that deliver at once
+    #[arg(long, default_value_t = 8)]
+    agents: u64,
+    /// Batches of 4,096 events from each agent [default: 100, with --quick 5]
+    #[arg(long)]
+    batches: Option<u64>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    interrupt::catch();
+    let batches = args.batches.unwrap_or(if args.common.quick { 5 } else { 100 });
+    let mut stack = Stack::start(Options { without_agent: true, ..Options::default() })?;
+    let events = args.agents * batches * EVENTS_PER_BATCH;
+    eprintln!("sealing {} events of {} agents", grouped(i64::try_from(events)?), args.agents);
+    let sealed: Vec<Vec<Batch>> =
+        (0..args.agents).map(|agent| seal(agent, batches)).collect::<Result<_>>()?;
+    let wire_bytes: usize = sealed.iter().flatten().map(|batch| batch.events.len()).sum();
+    let pid = stack.collector_pid().context("no collector")?;
+    let cpu = measure::process_cpu_ns(pid)?;
+    let socket = stack.socket();
+    let began = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let sessions = sealed.into_iter().enumerate().map(|(agent, batches)| {
+            let socket = socket.clone();
+            tokio::spawn(async move { deliver(&socket, agent as u64, batches).await })
+        });
+        let sessions: Vec<_> = sessions.collect();
+        for session in sessions {
+            session.await??;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let took = began.elapsed();
+    let cpu = Duration::from_nanos(measure::process_cpu_ns(pid)? - cpu);
+    let stored = stack.number("select count(*) from events")?;
+    ensure!(stored == i64::try_from(events)?, "{events} acknowledged, but {stored} stored");
+    report(args, events, wire_bytes, took, cpu)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(args: &Args, events: u64, wire_bytes: usize, took: Duration, cpu: Duration) -> Result<()> {
+    let per_second = (events as f64 / took.as_secs_f64()) as i64;
+    let per_cpu_second = (events as f64 / cpu.as_secs_f64()) as i64;
+    println!("{} events acknowledged by fsync in {:.2} s from {} agents, and all of them stored", grouped(i64::try_from(events)?), took.as_secs_f64(), args.agents);
+    println!("{} events/s, {} events per CPU second of the collector", grouped(per_second), grouped(per_cpu_second));
+    println!("{:.0} bytes an event on the wire", wire_bytes as f64 / events as f64);
+    args.common.write_json(&json!({
+        "bench": "ingest", "agents": args.agents, "events": events, "seconds": took.as_secs_f64(),
+        "events_per_second": per_second, "collector_cpu_seconds": cpu.as_secs_f64(),
+        "wire_bytes": wire_bytes,
+    }))
+}
+
+fn host(agent: u64) -> Host {
+    Host {
+        id: format!("{agent:032x}"),
+        name: format!("node-{agent}"),
+        boot_id: BOOT.to_owned(),
+        run: format!("{agent:012x}"),
+    }
+}
+
+fn seal(agent: u64, batches: u64) -> Result<Vec<Batch>> {
+    let host = host(agent);
+    let ids = HeaderIds { host_id: host.id.clone(), boot_id: host.boot_id.clone(), run: host.run.clone() };
+    let mut sealer = Sealer::new(ids);
+    let batch = |number: u64| {
+        let range: Range<i64> = i64::try_from(number * EVENTS_PER_BATCH)?..i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
+        let encoded: Vec<Vec<u8>> = range.clone().map(|n| event(&host, n).encode_to_vec()).collect();
+        let sealed = sealer.seal(&encoded, BEGAN + range.start * 1000, BEGAN + (range.end - 1) * 1000)?;
+        Ok::<_, anyhow::Error>(sealed)
+    };
+    (0..batches).map(batch).collect()
+}
+
+/// One in five an exec, the others opens; some texts repeat and some do not, as on a host.
+fn event(host: &Host, number: i64) -> Event {
+    let exec = number % 5 == 0;
+    let pid = 1000 + number / 5;
+    let class = if exec { "process" } else { "file" };
+    Event {
+        id: format!("{}-{class}-0-{number}", host.run),
+        time: BEGAN + number * 1000,
+        time_remainder_ns: 137,
+        boot_time_ns: number * 1_000_000,
+        kind: if exec { Kind::Exec } else { Kind::Open }.into(),
+        class: if exec { 1 } else { 3 },
+        cpu: Some(0),
+        sequence: Some(number + 1),
+        via: "tracepoint".to_owned(),
+        host: Some(host.clone()),
+        process: Some(process(pid)),
+        parent: Some(Parent { pid: Some(1), exe: "/usr/lib/systemd/systemd".to_owned(), ..Parent::default() }),
+        container: Some(Container { cgroup: "/system.slice/cron.service".to_owned(), ..Container::default() }),
+        file: (!exec).then(|| File {
+            path: format!("/var/lib/app/cache/{:06}.tmp", number % 5000),
+            path_source: "kernel".to_owned(),
+            inode: Some(number),
+            access: "write".to_owned(),
+            ..File::default()
+        }),
+        ..Event::default()
+    }
+}
+
+fn process(pid: i64) -> Process {
+    let zero = Some(0);
+    Process {
+        exec_id: format!("5f2ac01b9d3e-{pid}-{}", pid * 1000),
+        pid: Some(pid),
+        tid: Some(pid),
+        start_time_ns: Some(pid * 1000),
+        exe: "/usr/bin/python3.11".to_owned(),
+        exe_invoked: "/usr/bin/python3".to_owned(),
+        argv: vec!["python3".to_owned(), "-m".to_owned(), "app.worker".to_owned(), format!("--job={pid}")],
+        cwd: "/var/lib/app".to_owned(),
+        name: "python3".to_owned(),
+        uid: zero,
+        gid: zero,
+        euid: zero,
+        egid: zero,
+        user: "root".to_owned(),
+        loginuid: Some(-1),
+        ..Process::default()
+    }
+}
+
+async fn deliver(socket: &Path, agent: u64, batches: Vec<Batch>) -> Result<()> {
+    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
+    let (sender, receiver) = mpsc::channel(1);
+    let host = host(agent);
+    let hello = Hello {
+        host_id: host.id,
+        host_name: host.name,
+        boot_id: host.boot_id,
+        run: host.run,
+        version: "bench".to_owned(),
+        pid: 0,
+    };
+    let send = async |message| sender.send(DeliverRequest { message: Some(message) }).await;
+    send(deliver_request::Message::Hello(hello)).await?;
+    let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut client = IngestClient::new(endpoint.connect().await?)
+        .max_encoding_message_size(audit_proto::MAX_MESSAGE_BYTES);
+    let mut answers = client.deliver(requests).await?.into_inner();
+    let last = i64::try_from(batches.len())?;
+    let (mut sent, mut acknowledged) = (0, 0);
+    let mut batches = batches.into_iter();
+    while acknowledged < last {
+        while sent - acknowledged < i64::try_from(IN_FLIGHT)? {
+            let Some(batch) = batches.next() else { break };
+            send(deliver_request::Message::Batch(batch)).await?;
+            sent += 1;
+        }
+        match answers.message().await?.and_then(|answer| answer.message) {
+            Some(deliver_response::Message::Ack(ack)) => acknowledged = ack.batch,
+            Some(deliver_response::Message::Welcome(_)) => {}
+            None => bail!("the collector ended the session after batch {acknowledged} of {last}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! The general tool: a bpftrace script that prints the facts that hostaudit records.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::stack::Daemon;
+
+const SCRIPT: &str = include_str!("record.bt");
+const READY: &str = "recording";
+/// It compiles and attaches some twenty programs.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub fn start(directory: &Path) -> Result<Daemon> {
+    let script = directory.join("record.bt");
+    let output = directory.join("bpftrace.out");
+    fs::write(&script, SCRIPT)?;
+    // Of an earlier round.
+    let _ = fs::remove_file(&output);
+    let mut command = Command::new("bpftrace");
+    command.arg("-o").arg(&output).arg(&script);
+    // Room for a burst, as hostaudit's rings have it: 4,096 pages for each CPU.
+    command
+        .env("BPFTRACE_PERF_RB_PAGES", "4096")
+        .env("BPFTRACE_STRLEN", "128");
+    let mut daemon =
+        Daemon::spawn("bpftrace", command, directory).context("apt-get install bpftrace")?;
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !fs::read(&output)
+        .is_ok_and(|text| text.windows(READY.len()).any(|w| w == READY.as_bytes()))
+    {
+        daemon.check()?;
+        ensure!(
+            Instant::now() < deadline,
+            "bpftrace is not ready within {START_TIMEOUT:?}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(daemon)
+}

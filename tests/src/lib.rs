@@ -1,0 +1,9 @@
+//! What end-to-end tests and benches share: the real binaries, running as on a host.
+//!
+//! * [`stack`]: an agent and a collector on a temporary directory, and questions to them;
+//! * [`bench`]: the benches behind `cargo xtask bench`.
+
+pub mod bench;
+pub mod stack;
+
+pub use stack::{Options, Stack};
