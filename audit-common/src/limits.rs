@@ -1,0 +1,31 @@
+//! Every bound of the kernel side, with its reason.
+
+/// A task's comm, the kernel's TASK_COMM_LEN.
+pub const COMM_BYTES: usize = 16;
+/// Longest path that is kept: the kernel's PATH_MAX, which bounds what a call can name.
+pub const PATH_BYTES: usize = 4096;
+/// Longest path component with its NUL, the kernel's NAME_MAX + 1.
+pub const NAME_BYTES: usize = 256;
+/// Components walked of one path. Deeper paths are marked as cut.
+pub const PATH_COMPONENTS: usize = 256;
+/// Where a record's variable part may still begin a section: half of the scratch buffer, so that
+/// one section of the other half always fits behind it and the verifier can see that it does.
+pub const TAIL_BYTES: usize = 16 << 10;
+/// The per-CPU buffer in which a record is built; 32 KiB is the most a per-CPU map value may have.
+pub const SCRATCH_BYTES: usize = 32 << 10;
+/// Bytes of argv in one record; longer argv continue in EXEC_ARGS records.
+pub const ARGS_CHUNK_BYTES: usize = TAIL_BYTES - 1;
+/// Continuations of one argv: 128 x 16 KiB is the 2 MiB that Linux allows with the default stack.
+pub const ARGS_CHUNKS: usize = 128;
+/// Arguments read one by one from a failed exec, whose argv is still scattered.
+pub const FAILED_ARGS: usize = 256;
+/// Bytes of one such argument.
+pub const FAILED_ARG_BYTES: usize = 4096;
+/// Connects that returned before they were decided.
+pub const PENDING_CONNECTS: u32 = 16 << 10;
+/// Processes left out of the record: the agent, the collector.
+pub const IGNORED_PROCESSES: u32 = 64;
+/// Names (of files or their directories) whose reads are reported.
+pub const WATCHED_NAMES: u32 = 1024;
+/// Longest watched name with its NUL.
+pub const WATCHED_NAME_BYTES: usize = 64;

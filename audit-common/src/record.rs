@@ -1,0 +1,424 @@
+//! One record: a [`Header`] (who and when), a fixed payload of the kind (to what), then sections
+//! (variable bytes: paths, argv). Never the worst-case size.
+//!
+//! ```text
+//! Header | payload of header.payload_size bytes | { SectionHeader | bytes }* up to header.size
+//! ```
+//!
+//! Kernel programs write it; [`Record::parse`] reads it without unsafe and without copying.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::limits::COMM_BYTES;
+
+/// Who did it and when, the same for every kind. Times are the boot clock (suspend included).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Header {
+    pub time_ns: u64,
+    /// In the stream (cpu, class), from 1.
+    pub sequence: u64,
+    /// Of the whole record.
+    pub size: u32,
+    pub cpu: u32,
+    pub kind: u16,
+    pub payload_size: u16,
+    pub class: u8,
+    /// [`via`].
+    pub via: u8,
+    pub reserved: u16,
+    /// The process (thread group) and the thread.
+    pub pid: u32,
+    pub tid: u32,
+    /// Start of the process (its group leader).
+    pub start_time_ns: u64,
+    pub parent_start_time_ns: u64,
+    pub parent_pid: u32,
+    pub loginuid: u32,
+    pub session: u32,
+    pub pid_namespace: u32,
+    pub mount_namespace: u32,
+    pub network_namespace: u32,
+    pub user_namespace: u32,
+    pub reserved2: u32,
+    pub credentials: Credentials,
+    pub capabilities_effective: u64,
+    /// Inode of the cgroup v2 directory.
+    pub cgroup_id: u64,
+    /// NUL-padded.
+    pub comm: [u8; COMM_BYTES],
+}
+
+/// In the order in which `struct cred` has them, so that one read fills all eight.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Credentials {
+    pub uid: u32,
+    pub gid: u32,
+    pub suid: u32,
+    pub sgid: u32,
+    pub euid: u32,
+    pub egid: u32,
+    pub fsuid: u32,
+    pub fsgid: u32,
+}
+
+/// Which kind of hook wrote the record.
+pub mod via {
+    pub const BTF_TRACEPOINT: u8 = 1;
+    pub const TRACEPOINT: u8 = 2;
+
+    pub const fn name(via: u8) -> Option<&'static str> {
+        Some(match via {
+            BTF_TRACEPOINT => "tp_btf",
+            TRACEPOINT => "tracepoint",
+            _ => return None,
+        })
+    }
+}
+
+/// A file object, as its inode says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FileObject {
+    pub inode: u64,
+    pub size_bytes: u64,
+    /// major << 20 | minor
+    pub device: u32,
+    /// With the file type, as in stat.
+    pub mode: u32,
+    pub owner_uid: u32,
+    pub owner_gid: u32,
+}
+
+/// [`crate::kind::EXEC`]. Sections: PATH (program), INVOKED, INTERPRETER, CWD, ARGV.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Exec {
+    pub file: FileObject,
+    /// Bytes of the whole argv, each argument with its NUL; what this record's ARGV section does
+    /// not hold follows in EXEC_ARGS records of the same (cpu, class).
+    pub argv_bytes: u64,
+    pub argc: u32,
+    pub reserved: u32,
+}
+
+/// [`crate::kind::EXEC_ARGS`]. Section: ARGV.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ExecArgs {
+    /// Sequence of the exec record that this continues.
+    pub exec_sequence: u64,
+    /// Where these bytes begin in the whole argv.
+    pub offset_bytes: u64,
+}
+
+/// [`crate::kind::EXEC_FAILED`]. Sections: GIVEN, BASE (directory that GIVEN is relative to), ARGV.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ExecFailed {
+    /// -errno
+    pub result: i64,
+    /// Arguments that could not be read or did not fit.
+    pub unread_arguments: u32,
+    pub reserved: u32,
+}
+
+/// [`crate::kind::FORK`]: the header's process made this one.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Fork {
+    pub child_start_time_ns: u64,
+    pub child_pid: u32,
+    pub reserved: u32,
+}
+
+/// [`crate::kind::EXIT`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Exit {
+    pub user_time_ns: u64,
+    pub system_time_ns: u64,
+    pub max_rss_pages: u64,
+    /// As wait() gives it: code << 8 | core << 7 | signal.
+    pub status: u32,
+    pub reserved: u32,
+}
+
+/// [`crate::kind::CONNECT`], ACCEPT, BIND.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Socket {
+    /// What the call returned.
+    pub result: i64,
+    /// Of the socket's file.
+    pub inode: u64,
+    /// IPv4 in the first four bytes.
+    pub local_address: [u8; 16],
+    pub peer_address: [u8; 16],
+    /// Host byte order.
+    pub local_port: u16,
+    pub peer_port: u16,
+    /// AF_INET or AF_INET6.
+    pub family: u16,
+    /// IPPROTO_*
+    pub protocol: u16,
+    /// [`socket_flags`]
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+pub mod socket_flags {
+    /// Tells how an earlier connect of this socket ended.
+    pub const OUTCOME: u32 = 1;
+    /// The peer is what the caller's memory said; the socket had none (any more).
+    pub const PEER_FROM_ARGUMENT: u32 = 2;
+    /// The local address is what the caller's memory said.
+    pub const LOCAL_FROM_ARGUMENT: u32 = 4;
+}
+
+/// [`crate::kind::OPEN`]. Sections: PATH.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Open {
+    pub file: FileObject,
+    pub result: i64,
+    /// As given to the call (O_*).
+    pub flags: u32,
+    /// [`open_outcome`]
+    pub outcome: u32,
+}
+
+pub mod open_outcome {
+    /// This call made the file (FMODE_CREATED).
+    pub const CREATED: u32 = 1;
+    /// Open for writing.
+    pub const WRITE: u32 = 2;
+    pub const TRUNCATE: u32 = 4;
+    /// Only reads; reported because its name is watched.
+    pub const WATCHED_READ: u32 = 8;
+}
+
+/// [`crate::kind::UNLINK`] and RENAME. Sections: GIVEN, BASE; for RENAME also TARGET_GIVEN,
+/// TARGET_BASE.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PathCall {
+    pub result: i64,
+    /// AT_REMOVEDIR, RENAME_*.
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+/// Before each section's bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SectionHeader {
+    /// [`section`]
+    pub tag: u8,
+    /// [`section_flags`]
+    pub flags: u8,
+    /// Of a walked path: how many of its bytes lie below the process's root. What follows is the
+    /// path of that root itself in its mount namespace; nothing follows in the common case.
+    pub root_at: u16,
+    pub size: u32,
+}
+
+pub mod section {
+    /// A walked path: components from the last to the first, each ended by NUL; see
+    /// [`super::walked_path`].
+    pub const PATH: u8 = 1;
+    pub const CWD: u8 = 2;
+    /// The directory that a given path starts from, walked: of the fd, or the working directory.
+    /// Absent for an absolute path.
+    pub const BASE: u8 = 3;
+    pub const TARGET_BASE: u8 = 4;
+    /// Text from user memory, without NUL.
+    pub const GIVEN: u8 = 5;
+    pub const TARGET_GIVEN: u8 = 6;
+    /// execve's path, and the program that the kernel started for it (differs for "#!").
+    pub const INVOKED: u8 = 7;
+    pub const INTERPRETER: u8 = 8;
+    /// Arguments, each ended by NUL.
+    pub const ARGV: u8 = 9;
+}
+
+pub mod section_flags {
+    /// Something did not fit or could not be read.
+    pub const TRUNCATED: u8 = 1;
+    /// The object has no name any more.
+    pub const DELETED: u8 = 2;
+    /// The object never had one: memfd, pipe, socket; the single component is its description.
+    pub const PSEUDO: u8 = 4;
+    /// The walk ended at a mount that is not below the process's root (detached, or outside a
+    /// chroot).
+    pub const UNREACHABLE: u8 = 8;
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Malformed {
+    /// Shorter than a header, or than the size it states.
+    Short,
+    /// A payload or section reaches past the end.
+    Overrun,
+}
+
+/// A record's parts, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    pub header: Header,
+    payload: &'a [u8],
+    tail: &'a [u8],
+}
+
+/// A section's header and bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Section<'a> {
+    pub header: SectionHeader,
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Splits `bytes`; every section is checked, so [`Record::sections`] cannot fail later.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let (header, _) = Header::read_from_prefix(bytes).map_err(|_| Malformed::Short)?;
+        let bytes = bytes.get(..header.size as usize).ok_or(Malformed::Short)?;
+        let rest = bytes.get(size_of::<Header>()..).ok_or(Malformed::Short)?;
+        let (payload, tail) = rest
+            .split_at_checked(header.payload_size.into())
+            .ok_or(Malformed::Overrun)?;
+        let mut check = Sections { rest: tail };
+        for _ in check.by_ref() {}
+        if !check.rest.is_empty() {
+            return Err(Malformed::Overrun);
+        }
+        Ok(Self {
+            header,
+            payload,
+            tail,
+        })
+    }
+
+    /// The payload as `T`; a longer payload (of a newer kernel program) is cut.
+    pub fn payload<T: FromBytes>(&self) -> Option<T> {
+        T::read_from_prefix(self.payload).ok().map(|(value, _)| value)
+    }
+
+    pub fn sections(&self) -> Sections<'a> {
+        Sections { rest: self.tail }
+    }
+
+    /// The first section with `tag`.
+    pub fn section(&self, tag: u8) -> Option<Section<'a>> {
+        self.sections().find(|section| section.header.tag == tag)
+    }
+}
+
+/// Iterates over a record's sections.
+pub struct Sections<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Sections<'a> {
+    type Item = Section<'a>;
+
+    fn next(&mut self) -> Option<Section<'a>> {
+        let (header, rest) = SectionHeader::read_from_prefix(self.rest).ok()?;
+        let (bytes, rest) = rest.split_at_checked(header.size as usize)?;
+        self.rest = rest;
+        Some(Section { header, bytes })
+    }
+}
+
+/// The components of a walked path, from the root down: those below the process's root, and those
+/// of that root itself (empty unless the process is in a chroot).
+pub fn walked_path<'a>(
+    section: &Section<'a>,
+) -> (
+    impl Iterator<Item = &'a [u8]> + use<'a>,
+    impl Iterator<Item = &'a [u8]> + use<'a>,
+) {
+    let at = usize::from(section.header.root_at).min(section.bytes.len());
+    let (below, above) = section.bytes.split_at(at);
+    (components(below), components(above))
+}
+
+fn components(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .rsplit(|byte| *byte == 0)
+        .filter(|component| !component.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    extern crate std;
+    use std::vec::Vec;
+
+    fn record(tail: &[u8]) -> Vec<u8> {
+        let mut header = Header::new_zeroed();
+        header.payload_size = size_of::<Fork>() as u16;
+        header.size = (size_of::<Header>() + size_of::<Fork>() + tail.len()) as u32;
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend_from_slice(Fork::new_zeroed().as_bytes());
+        bytes.extend_from_slice(tail);
+        bytes
+    }
+
+    use zerocopy::FromZeros as _;
+
+    fn section_bytes(tag: u8, root_at: u16, bytes: &[u8]) -> Vec<u8> {
+        let header = SectionHeader {
+            tag,
+            flags: 0,
+            root_at,
+            size: bytes.len() as u32,
+        };
+        let mut out = header.as_bytes().to_vec();
+        out.extend_from_slice(bytes);
+        out
+    }
+
+    #[test]
+    fn sizes_are_the_abi() {
+        assert_eq!(size_of::<Header>(), 160);
+        assert_eq!(size_of::<SectionHeader>(), 8);
+    }
+
+    #[test]
+    fn sections_come_back_in_order() {
+        let mut tail = section_bytes(section::GIVEN, 0, b"x");
+        tail.extend(section_bytes(section::BASE, 5, b"etc\0\0"));
+        let bytes = record(&tail);
+        let parsed = Record::parse(&bytes).expect("well formed");
+        let tags: Vec<u8> = parsed.sections().map(|s| s.header.tag).collect();
+        assert_eq!(tags, [section::GIVEN, section::BASE]);
+        assert_eq!(parsed.payload::<Fork>(), Some(Fork::new_zeroed()));
+    }
+
+    #[test]
+    fn walked_paths_read_from_the_root_down() {
+        let bytes = section_bytes(section::PATH, 12, b"file\0deeper\0jail\0srv\0");
+        let s = Section {
+            header: SectionHeader::read_from_prefix(&bytes).expect("header").0,
+            bytes: &bytes[8..],
+        };
+        let (below, above) = walked_path(&s);
+        assert_eq!(below.collect::<Vec<_>>(), [b"deeper".as_slice(), b"file"]);
+        assert_eq!(above.collect::<Vec<_>>(), [b"srv".as_slice(), b"jail"]);
+    }
+
+    #[test]
+    fn every_cut_of_a_record_is_refused() {
+        let bytes = record(&section_bytes(section::GIVEN, 0, b"some path"));
+        for end in 0..bytes.len() {
+            assert!(Record::parse(&bytes[..end]).is_err(), "cut at {end}");
+        }
+        let mut lying = bytes.clone();
+        let at = size_of::<Header>() + size_of::<Fork>() + 4;
+        lying[at] = 200;
+        assert_eq!(Record::parse(&lying).err(), Some(Malformed::Overrun));
+    }
+}

@@ -1,0 +1,34 @@
+//! The kernel programs: what happens in the kernel, written as records into three rings.
+//!
+//! One hook family per file ([`process`], [`network`], [`file`]); each entry function is a shell,
+//! the logic is `try_*`. Shared by them: [`record`] builds a record and sends it, [`task`] says who
+//! is acting, [`path`] walks dentries and mounts, [`kernel`] reads kernel memory, [`settings`] is
+//! what the agent decided.
+//!
+//! Invariants: a sequence number is taken before the ring is tried; nothing is written to a ring
+//! but whole records; every loop has a bound from `audit_common::limits`.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod empty;
+mod file;
+mod kernel;
+mod network;
+mod path;
+mod process;
+mod record;
+mod settings;
+mod syscall;
+mod task;
+
+// bpf_probe_read_kernel and bpf_ringbuf_output are for GPL-compatible programs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

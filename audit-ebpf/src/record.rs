@@ -1,0 +1,352 @@
+//! Builds one record in a per-CPU buffer and sends it to its ring.
+//!
+//! The buffer is twice TAIL_BYTES: a section begins in the first half only, and is at most half
+//! long, so every write is in bounds and the verifier can see it from two masks. The masks are
+//! inline assembly because the compiler, which proves them redundant, would drop them.
+
+use core::arch::asm;
+
+use audit_common::{
+    class,
+    config::Counters,
+    limits::{SCRATCH_BYTES, TAIL_BYTES},
+    record::{Header, SectionHeader, section_flags, via},
+};
+use aya_ebpf::{
+    helpers::generated::{
+        bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
+        bpf_probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_output, bpf_ringbuf_query,
+    },
+    macros::map,
+    maps::{PerCpuArray, RingBuf},
+};
+
+use crate::{kernel, settings, task};
+
+// A lane each, so that a flood in one evicts nothing of another. The agent sets the sizes.
+#[map]
+static PROCESS_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static NETWORK_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static FILE_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(CLASSES, 0);
+/// When each class last woke its reader on this CPU.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(CLASSES, 0);
+/// A buffer for each class: programs of one class never interrupt each other on a CPU.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(CLASSES, 0);
+
+const CLASSES: u32 = class::FLOW as u32 + 1;
+/// Waking costs an interrupt, so a ring that is being drained is not woken at every record.
+const WAKE_INTERVAL_NS: u64 = 1_000_000;
+const WAKE: u64 = aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP as u64;
+const NO_WAKE: u64 = aya_ebpf::bindings::BPF_RB_NO_WAKEUP as u64;
+const AVAILABLE: u64 = aya_ebpf::bindings::BPF_RB_AVAIL_DATA as u64;
+
+#[repr(C, align(8))]
+pub struct Scratch([u8; SCRATCH_BYTES]);
+
+/// A record under construction.
+pub struct Writer {
+    base: *mut u8,
+    /// Where the next section begins.
+    end: u64,
+    class: u8,
+}
+
+/// `value & MASK`, kept by the compiler.
+#[inline(always)]
+pub fn bounded<const MASK: u64>(mut value: u64) -> u64 {
+    // SAFETY: register arithmetic only.
+    unsafe { asm!("{0} &= {1}", inout(reg) value, const MASK, options(pure, nomem, nostack)) };
+    value
+}
+
+const HALF: u64 = TAIL_BYTES as u64 - 1;
+
+/// Counts what a program left out on purpose.
+#[inline(always)]
+pub fn count_filtered(class: u8) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(class.into()) {
+        // SAFETY: a per-CPU map value, valid for the program's run.
+        unsafe { (*counters).filtered += 1 };
+    }
+}
+
+/// Counts a connect whose outcome will not be known.
+#[inline(always)]
+pub fn count_pending_full(class: u8) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(class.into()) {
+        // SAFETY: as above.
+        unsafe { (*counters).pending_full += 1 };
+    }
+}
+
+impl Writer {
+    /// A record of the current task with a payload of `T` (zeroed). `None` when the task is one of
+    /// ours, which is counted as filtered.
+    #[inline(always)]
+    pub fn begin<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
+        if settings::ignored(task::current_pid()) {
+            count_filtered(class);
+            return None;
+        }
+        let (writer, payload) = Self::reserve::<T>(class, kind, via)?;
+        task::fill(writer.header());
+        Some((writer, payload))
+    }
+
+    /// As [`Self::begin`], in the name of `who`: for what happens outside the acting process.
+    #[inline(always)]
+    pub fn begin_as<T>(
+        class: u8,
+        kind: u16,
+        via: u8,
+        who: &Header,
+    ) -> Option<(Self, &'static mut T)> {
+        let (writer, payload) = Self::reserve::<T>(class, kind, via)?;
+        task::copy(writer.header(), who);
+        Some((writer, payload))
+    }
+
+    #[inline(always)]
+    fn reserve<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
+        let base: *mut u8 = SCRATCH.get_ptr_mut(class.into())?.cast();
+        let writer = Self {
+            base,
+            end: (size_of::<Header>() + size_of::<T>()) as u64,
+            class,
+        };
+        let counters = COUNTERS.get_ptr_mut(class.into())?;
+        let header = writer.header();
+        // SAFETY: counters is a per-CPU map value; base has room for a header and any payload.
+        unsafe {
+            (*counters).sequence += 1;
+            header.sequence = (*counters).sequence;
+            header.time_ns = bpf_ktime_get_boot_ns();
+            header.cpu = bpf_get_smp_processor_id();
+            header.kind = kind;
+            header.payload_size = size_of::<T>() as u16;
+            header.class = class;
+            header.via = via;
+            header.reserved = 0;
+            header.reserved2 = 0;
+            let payload = base.add(size_of::<Header>()).cast::<T>();
+            payload.write_bytes(0, 1);
+            Some((writer, &mut *payload))
+        }
+    }
+
+    #[inline(always)]
+    pub fn header(&self) -> &'static mut Header {
+        // SAFETY: base is the start of a per-CPU map value, which is larger than a header.
+        unsafe { &mut *self.base.cast::<Header>() }
+    }
+
+    /// Begins a section; its bytes follow at the returned writer's end.
+    #[inline(always)]
+    pub fn section(&mut self, tag: u8) -> Open {
+        let at = bounded::<HALF>(self.end);
+        let header = SectionHeader {
+            tag,
+            flags: 0,
+            root_at: 0,
+            size: 0,
+        };
+        // SAFETY: `at` is within the first half, and the header is far smaller than the second.
+        unsafe { self.base.add(at as usize).cast::<SectionHeader>().write_unaligned(header) };
+        self.end = at + size_of::<SectionHeader>() as u64;
+        Open {
+            at,
+            flags: 0,
+            root_at: 0,
+        }
+    }
+
+    /// Ends the section.
+    #[inline(always)]
+    pub fn close(&mut self, open: Open) {
+        let at = bounded::<HALF>(open.at);
+        // SAFETY: as in `section`.
+        unsafe {
+            let header = self.base.add(at as usize).cast::<SectionHeader>();
+            (&raw mut (*header).flags).write(open.flags);
+            (&raw mut (*header).root_at).write_unaligned(open.root_at);
+            let size = self.end - open.at - size_of::<SectionHeader>() as u64;
+            (&raw mut (*header).size).write_unaligned(size as u32);
+        }
+    }
+
+    /// Whether another section of up to half the buffer fits.
+    #[inline(always)]
+    pub fn has_room(&self) -> bool {
+        self.end < HALF
+    }
+
+    /// Bytes since `open` began.
+    #[inline(always)]
+    pub fn length(&self, open: &Open) -> u64 {
+        self.end - open.at - size_of::<SectionHeader>() as u64
+    }
+
+    /// Appends the kernel's NUL-terminated string at `source`, at most `LIMIT` bytes with the NUL.
+    /// Returns what it took, NUL included; 0 when it could not be read.
+    #[inline(always)]
+    pub fn kernel_text<const LIMIT: u32>(&mut self, source: u64) -> u64 {
+        let at = bounded::<HALF>(self.end);
+        // SAFETY: at is within the first half and LIMIT at most half.
+        let read = unsafe {
+            bpf_probe_read_kernel_str(self.base.add(at as usize).cast(), LIMIT, source as *const _)
+        };
+        self.advance(at, read)
+    }
+
+    /// As [`Self::kernel_text`], from the current process's memory.
+    #[inline(always)]
+    pub fn user_text<const LIMIT: u32>(&mut self, source: u64) -> u64 {
+        let at = bounded::<HALF>(self.end);
+        // SAFETY: as above.
+        let read = unsafe {
+            bpf_probe_read_user_str(self.base.add(at as usize).cast(), LIMIT, source as *const _)
+        };
+        self.advance(at, read)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, at: u64, read: i64) -> u64 {
+        if read <= 0 {
+            return 0;
+        }
+        let read = bounded::<HALF>(read as u64);
+        self.end = at + read;
+        read
+    }
+
+    /// Takes back the last byte: the NUL of a text whose section has a length anyway.
+    #[inline(always)]
+    pub fn drop_nul(&mut self, read: u64) {
+        if read > 0 {
+            self.end -= 1;
+        }
+    }
+
+    /// Appends `size` bytes (less than half the buffer) of the current process's memory.
+    #[inline(always)]
+    pub fn user_bytes(&mut self, source: u64, size: u64) -> bool {
+        let at = bounded::<HALF>(self.end);
+        let size = bounded::<HALF>(size);
+        // SAFETY: both bounded by half the buffer.
+        let failed = unsafe {
+            bpf_probe_read_user(
+                self.base.add(at as usize).cast(),
+                size as u32,
+                source as *const _,
+            )
+        };
+        if failed == 0 {
+            self.end = at + size;
+        }
+        failed == 0
+    }
+
+    /// Sends the record; what does not fit into the ring is counted, and its number is missed.
+    #[inline(always)]
+    pub fn send(self) {
+        const ALL: u64 = SCRATCH_BYTES as u64 - 1;
+        let size = bounded::<ALL>(self.end);
+        self.header().size = size as u32;
+        let ring = match self.class {
+            class::PROCESS => &raw const PROCESS_RING,
+            class::FILE => &raw const FILE_RING,
+            _ => &raw const NETWORK_RING,
+        };
+        let wake = self.wake(ring);
+        // SAFETY: size is within the buffer; ring is a ring buffer map.
+        let failed =
+            unsafe { bpf_ringbuf_output(ring as *mut _, self.base.cast(), size, wake) };
+        if failed != 0
+            && let Some(counters) = COUNTERS.get_ptr_mut(self.class.into())
+        {
+            // SAFETY: a per-CPU map value.
+            unsafe { (*counters).ring_full += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn wake(&self, ring: *const RingBuf) -> u64 {
+        // SAFETY: ring is a ring buffer map; woken a per-CPU map value.
+        unsafe {
+            if bpf_ringbuf_query(ring as *mut _, AVAILABLE) < settings::wakeup_bytes() {
+                return NO_WAKE;
+            }
+            let Some(woken) = WOKEN.get_ptr_mut(self.class.into()) else {
+                return WAKE;
+            };
+            let now = self.header().time_ns;
+            if now - *woken < WAKE_INTERVAL_NS {
+                return NO_WAKE;
+            }
+            *woken = now;
+            WAKE
+        }
+    }
+}
+
+/// An unfinished section.
+pub struct Open {
+    at: u64,
+    pub flags: u8,
+    pub root_at: u16,
+}
+
+impl Open {
+    #[inline(always)]
+    pub fn truncated(&mut self) {
+        self.flags |= section_flags::TRUNCATED;
+    }
+}
+
+/// A whole section of one kernel string.
+#[inline(always)]
+pub fn kernel_section(writer: &mut Writer, tag: u8, source: u64) {
+    const LIMIT: u32 = audit_common::limits::PATH_BYTES as u32;
+    let mut open = writer.section(tag);
+    let read = writer.kernel_text::<LIMIT>(source);
+    if read == 0 || read == u64::from(LIMIT) {
+        open.truncated();
+    }
+    writer.drop_nul(read);
+    writer.close(open);
+}
+
+/// A whole section of one string of the current process; empty and marked when unreadable.
+#[inline(always)]
+pub fn user_section(writer: &mut Writer, tag: u8, source: u64) {
+    const LIMIT: u32 = audit_common::limits::PATH_BYTES as u32;
+    let mut open = writer.section(tag);
+    let read = writer.user_text::<LIMIT>(source);
+    if read == 0 || read == u64::from(LIMIT) {
+        open.truncated();
+    }
+    writer.drop_nul(read);
+    writer.close(open);
+}
+
+pub use via::{BTF_TRACEPOINT, TRACEPOINT};
+
+/// Fills a [`audit_common::record::FileObject`] from an inode.
+#[inline(always)]
+pub fn file_object(object: &mut audit_common::record::FileObject, inode: u64) {
+    use crate::settings::offset;
+    object.inode = kernel::read(inode, offset!(inode_ino));
+    object.size_bytes = kernel::read(inode, offset!(inode_size));
+    object.mode = kernel::read::<u16>(inode, offset!(inode_mode)).into();
+    object.owner_uid = kernel::read(inode, offset!(inode_uid));
+    object.owner_gid = kernel::read(inode, offset!(inode_gid));
+    let super_block = kernel::pointer(inode, offset!(inode_sb));
+    object.device = kernel::read(super_block, offset!(super_block_dev));
+}

@@ -1,0 +1,91 @@
+//! Who is acting: the record's header from the current task.
+
+use audit_common::record::Header;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
+    bpf_get_current_task,
+};
+
+use crate::{kernel, settings::offset};
+
+#[inline(always)]
+pub fn current() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task() }
+}
+
+#[inline(always)]
+pub fn current_pid() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// Everything of the header that names the process, with its credentials of this moment.
+#[inline(always)]
+pub fn fill(header: &mut Header) {
+    let task = current();
+    // SAFETY: helpers without memory arguments, and one that fills 16 bytes.
+    unsafe {
+        let both = bpf_get_current_pid_tgid();
+        header.pid = (both >> 32) as u32;
+        header.tid = both as u32;
+        header.cgroup_id = bpf_get_current_cgroup_id();
+        let comm = &raw mut header.comm;
+        bpf_get_current_comm(comm.cast(), size_of_val(&header.comm) as u32);
+    }
+    let leader = kernel::pointer(task, offset!(task_group_leader));
+    header.start_time_ns = kernel::read(leader, offset!(task_start_boottime));
+    let parent = kernel::pointer(task, offset!(task_real_parent));
+    header.parent_pid = kernel::read(parent, offset!(task_tgid));
+    let parent_leader = kernel::pointer(parent, offset!(task_group_leader));
+    header.parent_start_time_ns = kernel::read(parent_leader, offset!(task_start_boottime));
+    header.loginuid = kernel::read(task, offset!(task_loginuid));
+    header.session = kernel::read(task, offset!(task_sessionid));
+    credentials(header, task);
+    namespaces(header, task);
+}
+
+#[inline(always)]
+fn credentials(header: &mut Header, task: u64) {
+    let cred = kernel::pointer(task, offset!(task_cred));
+    header.credentials = kernel::read(cred, offset!(cred_uid));
+    header.capabilities_effective = kernel::read(cred, offset!(cred_cap_effective));
+    let user = kernel::pointer(cred, offset!(cred_user_ns));
+    header.user_namespace = kernel::read(user, offset!(user_namespace_inum));
+}
+
+#[inline(always)]
+fn namespaces(header: &mut Header, task: u64) {
+    let proxy = kernel::pointer(task, offset!(task_nsproxy));
+    let mount = kernel::pointer(proxy, offset!(nsproxy_mnt_ns));
+    header.mount_namespace = kernel::read(mount, offset!(mnt_namespace_inum));
+    let network = kernel::pointer(proxy, offset!(nsproxy_net_ns));
+    header.network_namespace = kernel::read(network, offset!(net_inum));
+    // The process's own pid namespace is that of its innermost number; nsproxy has the children's.
+    let pid = kernel::pointer(task, offset!(task_thread_pid));
+    let level: u32 = kernel::read(pid, offset!(pid_level));
+    // struct upid { int nr; struct pid_namespace *ns; } since Linux 2.6.24
+    let upid = pid + offset!(pid_numbers) as u64 + u64::from(level) * 16;
+    let namespace = kernel::pointer(upid, 8);
+    header.pid_namespace = kernel::read(namespace, offset!(pid_namespace_inum));
+}
+
+/// As [`fill`], from a header kept earlier.
+#[inline(always)]
+pub fn copy(header: &mut Header, from: &Header) {
+    header.pid = from.pid;
+    header.tid = from.tid;
+    header.start_time_ns = from.start_time_ns;
+    header.parent_start_time_ns = from.parent_start_time_ns;
+    header.parent_pid = from.parent_pid;
+    header.loginuid = from.loginuid;
+    header.session = from.session;
+    header.pid_namespace = from.pid_namespace;
+    header.mount_namespace = from.mount_namespace;
+    header.network_namespace = from.network_namespace;
+    header.user_namespace = from.user_namespace;
+    header.credentials = from.credentials;
+    header.capabilities_effective = from.capabilities_effective;
+    header.cgroup_id = from.cgroup_id;
+    header.comm = from.comm;
+}

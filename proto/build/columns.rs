@@ -1,0 +1,258 @@
+//! Walks the descriptor of one message and writes a flat table of its leaves: name, type, doc,
+//! and a reader and a writer for each. A column's name is its path joined by underscores.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use anyhow::{Context as _, Result, bail};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet,
+    field_descriptor_proto::{Label, Type},
+};
+
+struct Leaf {
+    name: String,
+    doc: String,
+    /// Rust expressions that lead to the message holding the field: ["process"], ["socket", "peer"].
+    path: Vec<String>,
+    field: String,
+    shape: Shape,
+    optional: bool,
+}
+
+enum Shape {
+    Int { width: u8, time: bool },
+    Bool,
+    Text,
+    TextList,
+    Enum(String),
+}
+
+struct Schema<'a> {
+    messages: BTreeMap<String, (&'a DescriptorProto, BTreeMap<usize, String>)>,
+    enums: BTreeMap<String, &'a EnumDescriptorProto>,
+}
+
+pub fn generate(set: &FileDescriptorSet, root: &str) -> Result<String> {
+    let schema = Schema::new(set);
+    let mut leaves = Vec::new();
+    schema.walk(root, &mut Vec::new(), "", &mut leaves)?;
+    write(&leaves, &schema)
+}
+
+impl<'a> Schema<'a> {
+    fn new(set: &'a FileDescriptorSet) -> Self {
+        let mut messages = BTreeMap::new();
+        let mut enums = BTreeMap::new();
+        for file in &set.file {
+            for (at, message) in file.message_type.iter().enumerate() {
+                // Source paths: 4 = message_type, 2 = field.
+                let docs = file
+                    .source_code_info
+                    .iter()
+                    .flat_map(|info| &info.location)
+                    .filter(|l| {
+                        l.path.len() == 4
+                            && l.path[0] == 4
+                            && l.path[1] as usize == at
+                            && l.path[2] == 2
+                    })
+                    .filter_map(|l| Some((l.path[3] as usize, l.leading_comments.clone()?)))
+                    .collect();
+                messages.insert(
+                    format!(".{}.{}", file.package(), message.name()),
+                    (message, docs),
+                );
+            }
+            for e in &file.enum_type {
+                enums.insert(format!(".{}.{}", file.package(), e.name()), e);
+            }
+        }
+        Self { messages, enums }
+    }
+
+    fn walk(
+        &self,
+        message: &str,
+        path: &mut Vec<String>,
+        prefix: &str,
+        leaves: &mut Vec<Leaf>,
+    ) -> Result<()> {
+        let (descriptor, docs) = self
+            .messages
+            .get(message)
+            .with_context(|| format!("no message {message}"))?;
+        for (at, field) in descriptor.field.iter().enumerate() {
+            let name = format!("{prefix}{}", field.name());
+            let repeated = field.label() == Label::Repeated;
+            if field.r#type() == Type::Message && !repeated {
+                path.push(field.name().to_owned());
+                self.walk(field.type_name(), path, &format!("{name}_"), leaves)?;
+                path.pop();
+                continue;
+            }
+            let doc = docs.get(&at).map(String::as_str).unwrap_or_default();
+            leaves.push(Leaf {
+                shape: shape(field, repeated, &name)?,
+                optional: field.proto3_optional(),
+                doc: doc
+                    .lines()
+                    .map(str::trim)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+                    .trim()
+                    .to_owned(),
+                path: path.clone(),
+                field: field.name().to_owned(),
+                name,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn shape(field: &FieldDescriptorProto, repeated: bool, name: &str) -> Result<Shape> {
+    Ok(match (field.r#type(), repeated) {
+        (Type::Int64, false) => Shape::Int {
+            width: 64,
+            time: name == "time",
+        },
+        (Type::Int32, false) => Shape::Int {
+            width: 32,
+            time: false,
+        },
+        (Type::Bool, false) => Shape::Bool,
+        (Type::String, false) => Shape::Text,
+        (Type::String, true) => Shape::TextList,
+        (Type::Enum, false) => Shape::Enum(field.type_name().to_owned()),
+        (other, _) => bail!("{name}: {other:?} has no column type; see proto/build/columns.rs"),
+    })
+}
+
+fn write(leaves: &[Leaf], schema: &Schema<'_>) -> Result<String> {
+    let mut table = String::new();
+    let mut get = String::new();
+    let mut set = String::new();
+    for (at, leaf) in leaves.iter().enumerate() {
+        let ty = match &leaf.shape {
+            Shape::Int { time: true, .. } => "Time",
+            Shape::Int { .. } => "Int",
+            Shape::Bool => "Bool",
+            Shape::Text => "Text",
+            Shape::TextList => "TextList",
+            Shape::Enum(_) => "Enum",
+        };
+        writeln!(
+            table,
+            "    Column {{ name: {:?}, ty: ColumnType::{ty}, doc: {:?} }},",
+            leaf.name, leaf.doc
+        )?;
+
+        let mut holder = "event".to_owned();
+        for part in &leaf.path {
+            holder += &format!(".{part}.as_ref()?");
+        }
+        let field = &leaf.field;
+        let read = match (&leaf.shape, leaf.optional) {
+            (Shape::Int { .. }, true) => format!("Value::Int(i64::from({holder}.{field}?))"),
+            (Shape::Int { .. }, false) => format!("Value::Int(i64::from({holder}.{field}))"),
+            (Shape::Bool, true) => format!("Value::Bool({holder}.{field}?)"),
+            (Shape::Text, false) => format!("Value::Text(text(&{holder}.{field})?)"),
+            (Shape::TextList, false) => format!("Value::TextList(list(&{holder}.{field})?)"),
+            (Shape::Enum(name), false) => {
+                format!("Value::Text({}({holder}.{field})?)", enum_fn(name, "name"))
+            }
+            (_, optional) => bail!(
+                "{}: optional={optional} does not suit its type: text and lists are absent when \
+                 empty, booleans must be optional",
+                leaf.name
+            ),
+        };
+        writeln!(get, "        {at} => {read},")?;
+
+        let mut target = "event".to_owned();
+        for part in &leaf.path {
+            target += &format!(".{part}.get_or_insert_default()");
+        }
+        let (pattern, value) = match &leaf.shape {
+            Shape::Int { width: 64, .. } => ("OwnedValue::Int(v)", "v".to_owned()),
+            Shape::Int { .. } => ("OwnedValue::Int(v)", "i32::try_from(v).ok()?".to_owned()),
+            Shape::Bool => ("OwnedValue::Bool(v)", "v".to_owned()),
+            Shape::Text => ("OwnedValue::Text(v)", "v".to_owned()),
+            Shape::TextList => ("OwnedValue::TextList(v)", "v".to_owned()),
+            Shape::Enum(name) => (
+                "OwnedValue::Text(v)",
+                format!("{}(&v)?", enum_fn(name, "number")),
+            ),
+        };
+        let value = if leaf.optional {
+            format!("Some({value})")
+        } else {
+            value
+        };
+        writeln!(
+            set,
+            "        ({at}, {pattern}) => {target}.{field} = {value},"
+        )?;
+    }
+
+    let mut out = format!(
+        "/// The leaves of `Event` in the order of the descriptor.\n\
+         pub static COLUMNS: [Column; {n}] = [\n{table}];\n\n\
+         /// The value of column `column`, or `None` where it is absent.\n\
+         pub fn get(event: &Event, column: usize) -> Option<Value<'_>> {{\n    \
+             Some(match column {{\n{get}        _ => return None,\n    }})\n}}\n\n\
+         /// Sets column `column`; `None` when the value is not of the column's type.\n\
+         pub fn set(event: &mut Event, column: usize, value: OwnedValue) -> Option<()> {{\n    \
+             match (column, value) {{\n{set}        _ => return None,\n    }}\n    Some(())\n}}\n\n",
+        n = leaves.len(),
+    );
+    let used = leaves.iter().filter_map(|l| match &l.shape {
+        Shape::Enum(name) => Some(name),
+        _ => None,
+    });
+    let mut done = Vec::new();
+    for name in used {
+        if done.contains(&name) {
+            continue;
+        }
+        done.push(name);
+        out += &enum_functions(name, schema)?;
+    }
+    Ok(out)
+}
+
+fn enum_fn(name: &str, suffix: &str) -> String {
+    let short = name.rsplit('.').next().unwrap_or(name).to_lowercase();
+    format!("{short}_{suffix}")
+}
+
+/// KIND_EXEC_FAILED is "exec_failed"; a number of a later version is its decimal digits.
+fn enum_functions(name: &str, schema: &Schema<'_>) -> Result<String> {
+    let descriptor = schema
+        .enums
+        .get(name)
+        .with_context(|| format!("no enum {name}"))?;
+    let prefix = format!("{}_", descriptor.name().to_uppercase());
+    let (mut names, mut numbers) = (String::new(), String::new());
+    for value in descriptor.value.iter().filter(|v| v.number() != 0) {
+        let text = value
+            .name()
+            .strip_prefix(&prefix)
+            .with_context(|| format!("{} does not begin with {prefix}", value.name()))?
+            .to_lowercase();
+        writeln!(names, "        {} => {text:?},", value.number())?;
+        writeln!(numbers, "        {text:?} => {},", value.number())?;
+    }
+    Ok(format!(
+        "/// The name of a {short} by number; digits for a number of a later version.\n\
+         pub fn {to_name}(number: i32) -> Option<Cow<'static, str>> {{\n    \
+             Some(Cow::Borrowed(match number {{\n        0 => return None,\n{names}        \
+             other => return Some(Cow::Owned(other.to_string())),\n    }}))\n}}\n\n\
+         /// The number of a {short} by name, or of its digits.\n\
+         pub fn {to_number}(name: &str) -> Option<i32> {{\n    \
+             Some(match name {{\n{numbers}        other => return other.parse().ok(),\n    }})\n}}\n\n",
+        short = descriptor.name(),
+        to_name = enum_fn(name, "name"),
+        to_number = enum_fn(name, "number"),
+    ))
+}

@@ -1,0 +1,27 @@
+//! The public contract: what agents send, collectors answer, and everyone else may build on.
+//!
+//! * [`v1`]: messages and services generated from `proto/audit/v1`.
+//! * [`columns`]: the event as a flat row, derived from the descriptor. Store, detection, filters
+//!   and documentation use it, so that none of them has code per event kind.
+//! * [`text`]: the one reversible escape for bytes that are not UTF-8.
+
+#![forbid(unsafe_code)]
+
+pub mod columns;
+pub mod text;
+
+/// Generated from `proto/audit/v1`.
+#[allow(clippy::all, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("audit.v1");
+}
+
+pub use prost::Message;
+
+/// For gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Largest gRPC message that agent and collector accept: one batch of events, of which one may
+/// carry the 2 MiB of argv that Linux allows, or one piece of a query result.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
