@@ -122,7 +122,7 @@ impl Index {
                 }
             }
         }
-        for (field, test) in atoms.list {
+        for (id, (field, test)) in atoms.list.into_iter().enumerate() {
             let slot = index.slot(field);
             let other = match &test {
                 Test::SameAs { other, .. } => Some(index.slot(*other)),
@@ -132,7 +132,7 @@ impl Index {
                 Test::Regex(source) => Some(source.compile()?),
                 _ => None,
             };
-            let found_by_scan = matches!(test, Test::Literal { .. });
+            let found_by_scan = !index.wakes[id].is_empty();
             index.atoms.push(Atom { slot, other, test, regex, found_by_scan });
         }
         index.scans = scans(&index.atoms)?;
@@ -269,7 +269,7 @@ fn expected_frequency(anchor: Anchor, text: &str) -> f64 {
 fn scans(atoms: &[Atom]) -> Result<Vec<Scan>, IndexError> {
     let mut by_slot = BTreeMap::<usize, BTreeMap<&str, Vec<(Anchor, AtomId)>>>::new();
     for (id, atom) in atoms.iter().enumerate() {
-        if let Test::Literal { anchor, text } = &atom.test {
+        if let (true, Test::Literal { anchor, text }) = (atom.found_by_scan, &atom.test) {
             let hits = by_slot.entry(atom.slot).or_default().entry(text).or_default();
             hits.push((*anchor, id as AtomId));
         }

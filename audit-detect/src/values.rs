@@ -100,7 +100,12 @@ impl Values {
 }
 
 fn append(text: &str, out: &mut String) {
+    // Nearly no text has one, and looking for a byte is cheap.
     let mut rest = text;
+    if !text.as_bytes().contains(&b'\\') {
+        out.push_str(rest);
+        return;
+    }
     while let Some(at) = rest.find("\\\\") {
         out.push_str(&rest[..=at]);
         rest = &rest[at + 2..];
