@@ -81,7 +81,9 @@ impl Arguments {
             self.bytes += piece.len();
         }
         if (waiting.argv.len() as u64) < waiting.argv_bytes {
-            return self.relieve().map_or(Joined::Waiting, |event| Joined::Leaves(Box::new(event)));
+            return self
+                .relieve()
+                .map_or(Joined::Waiting, |event| Joined::Leaves(Box::new(event)));
         }
         match self.waiting.remove(at) {
             Some(waiting) => Joined::Leaves(Box::new(self.finish(waiting))),
@@ -92,7 +94,10 @@ impl Arguments {
     /// Ends a round; returns an exec that waited long enough. Call until it returns none, then
     /// [`Arguments::next_round`].
     pub fn give_up(&mut self) -> Option<Event> {
-        let at = self.waiting.iter().position(|waiting| waiting.rounds >= PATIENCE)?;
+        let at = self
+            .waiting
+            .iter()
+            .position(|waiting| waiting.rounds >= PATIENCE)?;
         let waiting = self.waiting.remove(at)?;
         Some(self.finish(waiting))
     }
@@ -149,7 +154,11 @@ mod tests {
     #[test]
     fn pieces_in_order_make_the_whole() {
         let mut arguments = Arguments::default();
-        assert!(arguments.hold((0, 7), Event::default(), b"a\0b", 7).is_none());
+        assert!(
+            arguments
+                .hold((0, 7), Event::default(), b"a\0b", 7)
+                .is_none()
+        );
         assert!(arguments.hold((1, 7), Event::default(), b"x", 9).is_none());
         assert!(matches!(arguments.join(0, 7, 3, b"c\0"), Joined::Waiting));
         let Joined::Leaves(event) = arguments.join(0, 7, 5, b"d\0") else {
@@ -162,7 +171,11 @@ mod tests {
     #[test]
     fn after_a_gap_the_beginning_leaves_and_the_rest_is_counted() {
         let mut arguments = Arguments::default();
-        assert!(arguments.hold((0, 7), Event::default(), b"a\0", 10).is_none());
+        assert!(
+            arguments
+                .hold((0, 7), Event::default(), b"a\0", 10)
+                .is_none()
+        );
         assert!(matches!(arguments.join(0, 7, 6, b"late"), Joined::Waiting));
         for _ in 0..PATIENCE {
             assert!(arguments.give_up().is_none());
@@ -179,8 +192,15 @@ mod tests {
         let mut left = 0;
         for sequence in 0..1000 {
             let piece = vec![b'x'; 100_000];
-            left += usize::from(arguments.hold((0, sequence), Event::default(), &piece, 1 << 20).is_some());
-            assert!(arguments.waiting.len() <= WAITING && arguments.bytes <= WAITING_BYTES + piece.len());
+            left += usize::from(
+                arguments
+                    .hold((0, sequence), Event::default(), &piece, 1 << 20)
+                    .is_some(),
+            );
+            assert!(
+                arguments.waiting.len() <= WAITING
+                    && arguments.bytes <= WAITING_BYTES + piece.len()
+            );
         }
         while arguments.drain().is_some() {
             left += 1;

@@ -72,7 +72,10 @@ mod tests {
     fn boot_time_lands_on_the_wall() {
         let clock = Clock::from_offset(1_700_000_000_000_000_000);
         let wall = clock.wall(1_234_567);
-        assert_eq!((wall.micros, wall.remainder_ns), (1_700_000_000_001_234, 567));
+        assert_eq!(
+            (wall.micros, wall.remainder_ns),
+            (1_700_000_000_001_234, 567)
+        );
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .expect("after 1970")

@@ -133,7 +133,9 @@ pub struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { max_bytes: 48 << 20 }
+        Self {
+            max_bytes: 48 << 20,
+        }
     }
 }
 
@@ -156,7 +158,9 @@ impl Default for ProcessTable {
 /// A configuration that parses but cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidConfig {
-    #[error("rings.{key}: {bytes} is not a power of two of at least one page ({page} bytes) and at most {max}; nearest: {nearest}")]
+    #[error(
+        "rings.{key}: {bytes} is not a power of two of at least one page ({page} bytes) and at most {max}; nearest: {nearest}"
+    )]
     Ring {
         key: &'static str,
         bytes: u32,
@@ -219,16 +223,52 @@ impl Config {
             max_bytes,
             max_delay_ms,
         } = self.batch;
-        range("batch.max_events", max_events as u64, 1, 8192, "a collector takes no larger batch")?;
-        range("batch.max_bytes", max_bytes as u64, 64 << 10, 8 << 20, "a batch must fit a message of 16 MiB")?;
-        range("batch.max_delay_ms", max_delay_ms, 1, 10_000, "events wait this long before they are sent")?;
-        range("queue.max_bytes", self.queue.max_bytes as u64, 1 << 20, 16 << 30, "it must hold some batches")?;
+        range(
+            "batch.max_events",
+            max_events as u64,
+            1,
+            8192,
+            "a collector takes no larger batch",
+        )?;
+        range(
+            "batch.max_bytes",
+            max_bytes as u64,
+            64 << 10,
+            8 << 20,
+            "a batch must fit a message of 16 MiB",
+        )?;
+        range(
+            "batch.max_delay_ms",
+            max_delay_ms,
+            1,
+            10_000,
+            "events wait this long before they are sent",
+        )?;
+        range(
+            "queue.max_bytes",
+            self.queue.max_bytes as u64,
+            1 << 20,
+            16 << 30,
+            "it must hold some batches",
+        )?;
         let ProcessTable {
             max_entries,
             max_bytes: table_bytes,
         } = self.process_table;
-        range("process_table.max_entries", max_entries as u64, 1024, 4_194_304, "a host has hundreds of processes, and pids end at 4194304")?;
-        range("process_table.max_bytes", table_bytes as u64, 1 << 20, 16 << 30, "an entry takes up to 8 KiB")?;
+        range(
+            "process_table.max_entries",
+            max_entries as u64,
+            1024,
+            4_194_304,
+            "a host has hundreds of processes, and pids end at 4194304",
+        )?;
+        range(
+            "process_table.max_bytes",
+            table_bytes as u64,
+            1 << 20,
+            16 << 30,
+            "an entry takes up to 8 KiB",
+        )?;
         Ok(Valid {
             server: self.server.parse()?,
             filter: Filter::new(&self.filters.exclude, &self.capture.watch_reads)?,
@@ -248,7 +288,10 @@ impl Config {
     /// SHA-256 of the configuration in force, hexadecimal; the same for every way to write it.
     pub fn hash(&self) -> String {
         let canonical = serde_json::to_vec(self).unwrap_or_default();
-        Sha256::digest(canonical).iter().map(|byte| format!("{byte:02x}")).collect()
+        Sha256::digest(canonical)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -258,7 +301,9 @@ fn ring(key: &'static str, bytes: u32) -> Result<(), InvalidConfig> {
     if bytes.is_power_of_two() && fits {
         return Ok(());
     }
-    let nearest = u64::from(bytes).next_power_of_two().clamp(page, MAX_RING_BYTES.into());
+    let nearest = u64::from(bytes)
+        .next_power_of_two()
+        .clamp(page, MAX_RING_BYTES.into());
     Err(InvalidConfig::Ring {
         key,
         bytes,
@@ -305,7 +350,13 @@ mod tests {
         let text = std::fs::read_to_string(path).expect("text");
         let parsed: Config = yaml_serde::from_str(&text).expect("yaml");
         assert_eq!(parsed, Config::default());
-        for key in ["process_bytes", "watch_reads", "exclude", "max_delay_ms", "max_entries"] {
+        for key in [
+            "process_bytes",
+            "watch_reads",
+            "exclude",
+            "max_delay_ms",
+            "max_entries",
+        ] {
             assert!(text.contains(key), "{key} is explained");
         }
     }
@@ -320,7 +371,10 @@ mod tests {
         std::fs::write(drop_in, "batch: {max_delay_ms: 50}\n").expect("write");
         let config = Config::load(Some(&file), &["queue.max_bytes=2000000".to_owned()]);
         let config = config.expect("loads");
-        assert_eq!((config.batch.max_events, config.batch.max_delay_ms), (10, 50));
+        assert_eq!(
+            (config.batch.max_events, config.batch.max_delay_ms),
+            (10, 50)
+        );
         assert_eq!(config.queue.max_bytes, 2_000_000);
         let error = Config::load(None, &["batch.max_event=1".to_owned()]).expect_err("unknown");
         assert!(error.to_string().contains("batch.max_events"), "{error}");

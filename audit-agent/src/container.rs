@@ -127,7 +127,9 @@ impl Containers {
 
     /// Learns the paths of all cgroups at once.
     fn scan(&mut self, cgroup: u64, now: Instant) -> Result<Found, Unknown> {
-        let due = self.scanned.is_none_or(|scanned| now >= scanned + SCAN_EVERY);
+        let due = self
+            .scanned
+            .is_none_or(|scanned| now >= scanned + SCAN_EVERY);
         if due && let Some(root) = &self.root {
             self.scanned = Some(now);
             for (inode, path) in walk(&root.path) {
@@ -167,13 +169,19 @@ fn walk(root: &Path) -> Vec<(u64, Vec<u8>)> {
     let mut pending = vec![root.to_owned()];
     while let Some(dir) = pending.pop() {
         if found.len() >= SCANNED {
-            tracing::warn!(limit = SCANNED, "more cgroups than one scan visits; some processes stay without container");
+            tracing::warn!(
+                limit = SCANNED,
+                "more cgroups than one scan visits; some processes stay without container"
+            );
             break;
         }
         if let Ok(metadata) = fs::metadata(&dir)
             && let Ok(below) = dir.strip_prefix(root)
         {
-            found.push((metadata.ino(), [b"/", below.as_os_str().as_bytes()].concat()));
+            found.push((
+                metadata.ino(),
+                [b"/", below.as_os_str().as_bytes()].concat(),
+            ));
         }
         let Ok(entries) = fs::read_dir(&dir) else {
             continue;
@@ -215,7 +223,9 @@ mod tests {
         let path = dir.path().join("docker").join(ID);
         fs::create_dir_all(&path).expect("dirs");
         let inode = fs::metadata(&path).expect("metadata").ino();
-        let found = containers.find(inode, NOBODY, Instant::now()).expect("found");
+        let found = containers
+            .find(inode, NOBODY, Instant::now())
+            .expect("found");
         let found = found.expect("container");
         assert_eq!((found.id.as_str(), found.runtime.as_str()), (ID, "docker"));
         assert_eq!(found.cgroup, format!("/docker/{ID}"));
@@ -229,9 +239,15 @@ mod tests {
         let path = dir.path().join("a.service");
         fs::create_dir(&path).expect("dir");
         let inode = fs::metadata(&path).expect("metadata").ino();
-        assert_eq!(containers.find(inode, NOBODY, now), Err(Unknown), "scans are rare");
+        assert_eq!(
+            containers.find(inode, NOBODY, now),
+            Err(Unknown),
+            "scans are rare"
+        );
         assert_eq!(containers.unknown(), 2);
-        let found = containers.find(inode, NOBODY, now + MISSING_FOR).expect("found");
+        let found = containers
+            .find(inode, NOBODY, now + MISSING_FOR)
+            .expect("found");
         assert_eq!(found.expect("cgroup").cgroup, "/a.service");
     }
 

@@ -222,7 +222,11 @@ mod tests {
             decode(&record, &Clock::from_offset(0), &mut event).expect(row.name);
             assert_eq!(event.kind, i32::from(row.number));
             assert_eq!(event.class, i32::from(row.class));
-            assert!(v1::Kind::try_from(event.kind).is_ok(), "{} in proto", row.name);
+            assert!(
+                v1::Kind::try_from(event.kind).is_ok(),
+                "{} in proto",
+                row.name
+            );
         }
     }
 
@@ -234,7 +238,12 @@ mod tests {
         sample.header.user_namespace = 0;
         let mut event = Event::default();
         let bytes = sample.bytes();
-        decode(&parse(&bytes).expect("parse"), &Clock::from_offset(1_000), &mut event).expect("decode");
+        decode(
+            &parse(&bytes).expect("parse"),
+            &Clock::from_offset(1_000),
+            &mut event,
+        )
+        .expect("decode");
         let process = event.process.expect("process");
         assert_eq!(process.pid, Some(sample.header.pid.into()));
         assert_eq!(process.tid, Some(sample.header.tid.into()));
@@ -265,7 +274,10 @@ mod tests {
         assert_eq!(error_of(&unknown), DecodeError::UnknownKind(77));
         let mut stream = sample::record(kind::EXIT);
         stream.header.class = 9;
-        assert!(matches!(error_of(&stream), DecodeError::UnknownStream { class: 9, .. }));
+        assert!(matches!(
+            error_of(&stream),
+            DecodeError::UnknownStream { class: 9, .. }
+        ));
         let mut short = sample::record(kind::EXIT);
         short.payload.pop();
         assert_eq!(error_of(&short), DecodeError::Payload(kind::EXIT));

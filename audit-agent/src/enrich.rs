@@ -55,12 +55,14 @@ impl Enricher {
         if self.learn(record, event) == Ended::Again {
             return Verdict::Repeated;
         }
-        self.table.describe(header, header.kind != kind::EXEC, event);
+        self.table
+            .describe(header, header.kind != kind::EXEC, event);
         let parent_uid = self.table.describe_parent(header, event);
         self.name_users(event, parent_uid);
         self.place(header, event, now);
         if matches!(header.kind, kind::UNLINK | kind::RENAME | kind::EXEC_FAILED) {
-            self.resolver.finish(record, event);
+            let at_top = self.table.is_at_top(Key::of(header));
+            self.resolver.finish(record, at_top, event);
         }
         Verdict::Event
     }
@@ -69,7 +71,9 @@ impl Enricher {
         let header = &record.header;
         match header.kind {
             kind::EXEC => {
-                let argv = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+                let argv = record
+                    .section(section::ARGV)
+                    .map_or(&[][..], |section| section.bytes);
                 let argv_bytes = record.payload::<Exec>().map_or(0, |exec| exec.argv_bytes);
                 if let Some(process) = &event.process {
                     self.table.exec(header, process, argv, argv_bytes);
@@ -101,7 +105,9 @@ impl Enricher {
             user(process.euid, &mut process.effective_user);
             user(process.loginuid, &mut process.login_user);
             process.group.clear();
-            process.group.push_str(process.gid.map_or("", |gid| self.users.group(gid)));
+            process
+                .group
+                .push_str(process.gid.map_or("", |gid| self.users.group(gid)));
         }
         if let (Some(parent), Some(uid)) = (&mut event.parent, parent_uid) {
             parent.user.push_str(self.users.user(uid.into()));
@@ -165,13 +171,22 @@ mod tests {
         let mut enricher = enricher(dir.path());
         let (_, exec) = complete(&mut enricher, &sample::record(kind::EXEC));
         let told = exec.process.expect("process");
-        assert_eq!((told.user.as_str(), told.group.as_str()), ("alice", "staff"));
-        assert_eq!((told.login_user.as_str(), told.exe_inode), ("alice", Some(42)));
+        assert_eq!(
+            (told.user.as_str(), told.group.as_str()),
+            ("alice", "staff")
+        );
+        assert_eq!(
+            (told.login_user.as_str(), told.exe_inode),
+            ("alice", Some(42))
+        );
 
         let (_, open) = complete(&mut enricher, &sample::record(kind::OPEN));
         let later = open.process.expect("process");
         assert_eq!((&later.exe, &later.argv), (&told.exe, &told.argv));
-        assert_eq!((&later.exec_id, &later.script), (&told.exec_id, &told.script));
+        assert_eq!(
+            (&later.exec_id, &later.script),
+            (&told.exec_id, &told.script)
+        );
         assert_eq!((later.exe_inode, later.cwd.as_str()), (None, ""));
 
         let (_, fork) = complete(&mut enricher, &sample::record(kind::FORK));

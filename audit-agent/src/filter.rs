@@ -31,19 +31,31 @@ pub struct Exclude {
 /// Why a filter or a watched path cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    #[error("filters.exclude[{at}] states no condition and would leave out everything; give kinds, path_prefixes, exes or uids")]
+    #[error(
+        "filters.exclude[{at}] states no condition and would leave out everything; give kinds, path_prefixes, exes or uids"
+    )]
     Everything { at: usize },
     #[error("filters.exclude[{at}].kinds: unknown kind `{name}`; known: {known}")]
-    UnknownKind { at: usize, name: String, known: String },
+    UnknownKind {
+        at: usize,
+        name: String,
+        known: String,
+    },
     #[error("{key}: `{value}` is not an absolute path")]
     Relative { key: &'static str, value: String },
-    #[error("capture.watch_reads: `{pattern}`: `**` cannot be watched, because the kernel chooses reads by the name of the file or of the directory that holds it; name each directory, as in /etc/ssl/private/*")]
+    #[error(
+        "capture.watch_reads: `{pattern}`: `**` cannot be watched, because the kernel chooses reads by the name of the file or of the directory that holds it; name each directory, as in /etc/ssl/private/*"
+    )]
     DoubleStar { pattern: String },
-    #[error("capture.watch_reads: `{pattern}`: either the last component or the one before it must be without wildcards, because the kernel chooses reads by one of these names")]
+    #[error(
+        "capture.watch_reads: `{pattern}`: either the last component or the one before it must be without wildcards, because the kernel chooses reads by one of these names"
+    )]
     NoName { pattern: String },
     #[error("capture.watch_reads: `{pattern}`: the name `{name}` is longer than {} bytes, the most that the kernel side compares", WATCHED_NAME_BYTES - 1)]
     LongName { pattern: String, name: String },
-    #[error("capture.watch_reads: {count} different names, more than the {WATCHED_NAMES} that the kernel side holds")]
+    #[error(
+        "capture.watch_reads: {count} different names, more than the {WATCHED_NAMES} that the kernel side holds"
+    )]
     TooMany { count: usize },
 }
 
@@ -100,7 +112,10 @@ struct Rule {
 impl Filter {
     pub fn new(exclude: &[Exclude], watched: &[String]) -> Result<Self, FilterError> {
         watch_names(watched)?;
-        let rules = exclude.iter().enumerate().map(|(at, rule)| Rule::new(at, rule));
+        let rules = exclude
+            .iter()
+            .enumerate()
+            .map(|(at, rule)| Rule::new(at, rule));
         Ok(Self {
             rules: rules.collect::<Result<_, _>>()?,
             watched: watched.to_vec(),
@@ -133,7 +148,10 @@ impl Rule {
         if kinds.is_empty() && path_prefixes.is_empty() && exes.is_empty() && uids.is_empty() {
             return Err(FilterError::Everything { at });
         }
-        for (key, paths) in [("filters.exclude.path_prefixes", &path_prefixes), ("filters.exclude.exes", &exes)] {
+        for (key, paths) in [
+            ("filters.exclude.path_prefixes", &path_prefixes),
+            ("filters.exclude.exes", &exes),
+        ] {
             if let Some(value) = paths.iter().find(|path| !path.starts_with('/')) {
                 return Err(FilterError::Relative {
                     key,
@@ -170,7 +188,11 @@ fn kind_number(at: usize, name: String) -> Result<i32, FilterError> {
         None => Err(FilterError::UnknownKind {
             at,
             name,
-            known: kind::ALL.iter().map(|row| row.name).collect::<Vec<_>>().join(", "),
+            known: kind::ALL
+                .iter()
+                .map(|row| row.name)
+                .collect::<Vec<_>>()
+                .join(", "),
         }),
     }
 }
@@ -193,9 +215,15 @@ mod tests {
         assert!(matches!(error("/home/*/*"), FilterError::NoName { .. }));
         assert!(matches!(error("/etc/**"), FilterError::DoubleStar { .. }));
         assert!(matches!(error("shadow"), FilterError::Relative { .. }));
-        assert!(matches!(error(&format!("/{}", "x".repeat(64))), FilterError::LongName { .. }));
+        assert!(matches!(
+            error(&format!("/{}", "x".repeat(64))),
+            FilterError::LongName { .. }
+        ));
         let many: Vec<String> = (0..2000).map(|n| format!("/a/{n}")).collect();
-        assert_eq!(watch_names(&many), Err(FilterError::TooMany { count: 2000 }));
+        assert_eq!(
+            watch_names(&many),
+            Err(FilterError::TooMany { count: 2000 })
+        );
     }
 
     #[test]
@@ -243,7 +271,10 @@ mod tests {
     #[test]
     fn filters_that_cannot_work_are_refused() {
         let refused = |rule: Exclude| Filter::new(&[rule], &[]).expect_err("refused");
-        assert_eq!(refused(Exclude::default()), FilterError::Everything { at: 0 });
+        assert_eq!(
+            refused(Exclude::default()),
+            FilterError::Everything { at: 0 }
+        );
         let unknown = refused(Exclude {
             kinds: strings(&["opn"]),
             ..Exclude::default()

@@ -56,13 +56,21 @@ mod tests {
             ("/home/*/.ssh/*", "/home/u/.ssh/id_rsa", true),
             ("/home/*/.ssh/*", "/home/u/v/.ssh/id_rsa", false),
             ("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_rsa_key", true),
-            ("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_rsa_key.pub", false),
+            (
+                "/etc/ssh/ssh_host_*_key",
+                "/etc/ssh/ssh_host_rsa_key.pub",
+                false,
+            ),
             ("/a?c", "/abc", true),
             ("/a?c", "/a/c", false),
             ("*", "", true),
             ("", "a", false),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), path.as_bytes()), expected, "{pattern} {path}");
+            assert_eq!(
+                matches(pattern.as_bytes(), path.as_bytes()),
+                expected,
+                "{pattern} {path}"
+            );
         }
     }
 

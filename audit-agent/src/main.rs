@@ -20,7 +20,11 @@ const REPLAY_ROUND: usize = 1024;
 struct Args {
     /// Configuration file. Also read: the files *.yaml in the directory beside it whose name ends
     /// in .d instead of .yaml.
-    #[arg(long, value_name = "FILE", long_help = "Configuration file [default: /etc/hostaudit/agent.yaml if it exists, else built-in defaults].\nAlso read, in name order: *.yaml in the directory beside it whose name ends in .d instead of .yaml.")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        long_help = "Configuration file [default: /etc/hostaudit/agent.yaml if it exists, else built-in defaults].\nAlso read, in name order: *.yaml in the directory beside it whose name ends in .d instead of .yaml."
+    )]
     config: Option<PathBuf>,
 
     /// Set one value, over all files; may be repeated.
@@ -126,7 +130,10 @@ async fn run(args: &Args, config: Config) -> Result<()> {
 fn describe(config: &Config) -> Result<()> {
     let valid = config.validate()?;
     let names = filter::watch_names(&config.capture.watch_reads)?;
-    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name)).collect();
+    let names: Vec<_> = names
+        .iter()
+        .map(|name| String::from_utf8_lossy(name))
+        .collect();
     let rings = &config.rings;
     println!("configuration  valid, hash {}", config.hash());
     println!("collector      {}", valid.server);
@@ -136,9 +143,15 @@ fn describe(config: &Config) -> Result<()> {
         rings.network_bytes >> 10,
         rings.file_bytes >> 10
     );
-    println!("watched reads  {} patterns", config.capture.watch_reads.len());
+    println!(
+        "watched reads  {} patterns",
+        config.capture.watch_reads.len()
+    );
     println!("  by name      {}", names.join(" "));
-    println!("filters        {} entries leave events out", config.filters.exclude.len());
+    println!(
+        "filters        {} entries leave events out",
+        config.filters.exclude.len()
+    );
     println!("hooks");
     for row in audit_common::kind::ALL {
         println!("  {:<12} {}", row.name, row.doc.trim());

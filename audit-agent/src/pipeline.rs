@@ -77,7 +77,9 @@ pub async fn run<S: Source + 'static>(
     let mut table = Table::new(&identity.boot_id, valid.process_table);
     match proc_fs::processes() {
         Ok(seeds) => table.seed(seeds),
-        Err(error) => tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec"),
+        Err(error) => {
+            tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec")
+        }
     }
     let stage = Stage::new(Parts {
         clock: Clock::measure(),
@@ -131,7 +133,11 @@ async fn supervise<S: Source + 'static>(
     };
     let read = read.map_err(|_| AgentError::Reader).flatten();
     // The reader may have used some of the deadline; a minimum is left for the last batch.
-    let left = if *stop.borrow() { STOP_DEADLINE } else { STOP_DEADLINE / 2 };
+    let left = if *stop.borrow() {
+        STOP_DEADLINE
+    } else {
+        STOP_DEADLINE / 2
+    };
     if tokio::time::timeout(left, queue.drained()).await.is_err() {
         shipping.abort();
     }
@@ -151,9 +157,7 @@ async fn supervise<S: Source + 'static>(
 /// While the agent runs, a full queue is waited for; once it stops, only until the deadline.
 fn give_up(stop: watch::Receiver<bool>) -> Box<dyn Fn() -> bool + Send> {
     let since = std::sync::OnceLock::new();
-    Box::new(move || {
-        is_stopped(&stop) && since.get_or_init(Instant::now).elapsed() > STOP_DEADLINE
-    })
+    Box::new(move || is_stopped(&stop) && since.get_or_init(Instant::now).elapsed() > STOP_DEADLINE)
 }
 
 fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
@@ -196,7 +200,11 @@ impl<S: Source> Reader<S> {
         let mut now = Instant::now();
         let (mut heartbeat, mut clock) = (now + HEARTBEAT_EVERY, now + CLOCK_EVERY);
         while !is_stopped(&self.stop) {
-            let due = self.stage.seal.due().map_or(heartbeat, |due| due.min(heartbeat));
+            let due = self
+                .stage
+                .seal
+                .due()
+                .map_or(heartbeat, |due| due.min(heartbeat));
             let wait = due.saturating_duration_since(now).min(LONGEST_WAIT);
             self.round(wait, &mut round)?;
             now = Instant::now();
@@ -246,7 +254,9 @@ impl<S: Source> Reader<S> {
                 self.act("ignore", format!("collector pid {pid}"));
             }
             Ok(()) => {}
-            Err(error) => tracing::warn!(pid, %error, "cannot be left out of the record; it will contain this process's own events"),
+            Err(error) => {
+                tracing::warn!(pid, %error, "cannot be left out of the record; it will contain this process's own events")
+            }
         }
     }
 

@@ -62,11 +62,18 @@ pub struct Program {
     pub script: String,
     pub argv: Vec<String>,
     pub argv_truncated_bytes: Option<i64>,
+    /// It was started with the root of its mount namespace as its root.
+    pub at_top: bool,
 }
 
 impl Program {
     /// From the parts of an exec; `argv` is raw, `argv_bytes` its whole length.
-    fn new(exe: String, exe_invoked: String, script: String, argv: &[u8], argv_bytes: u64) -> Self {
+    fn new(
+        [exe, exe_invoked, script]: [String; 3],
+        argv: &[u8],
+        argv_bytes: u64,
+        at_top: bool,
+    ) -> Self {
         let kept = &argv[..argv.len().min(KEPT_ARGV_BYTES)];
         let missing = argv_bytes.saturating_sub(kept.len() as u64);
         Self {
@@ -75,11 +82,16 @@ impl Program {
             script,
             argv: split_arguments(kept),
             argv_truncated_bytes: (missing > 0).then_some(missing as i64),
+            at_top,
         }
     }
 
     fn bytes(&self) -> usize {
-        let argv: usize = self.argv.iter().map(|a| a.len() + size_of::<String>()).sum();
+        let argv: usize = self
+            .argv
+            .iter()
+            .map(|a| a.len() + size_of::<String>())
+            .sum();
         size_of::<Self>() + self.exe.len() + self.exe_invoked.len() + self.script.len() + argv
     }
 }
@@ -160,13 +172,9 @@ impl Table {
     /// The header's process runs another program from now on, as `process` (from the exec's decode)
     /// and its raw arguments say.
     pub fn exec(&mut self, header: &Header, process: &Process, argv: &[u8], argv_bytes: u64) {
-        let program = Program::new(
-            process.exe.clone(),
-            process.exe_invoked.clone(),
-            process.script.clone(),
-            argv,
-            argv_bytes,
-        );
+        let texts = [&process.exe, &process.exe_invoked, &process.script].map(String::clone);
+        let at_top = process.root.is_empty() && process.exe.starts_with('/');
+        let program = Program::new(texts, argv, argv_bytes, at_top);
         self.meet(header);
         self.set_program(Key::of(header), Some(Arc::new(program)));
     }
@@ -216,7 +224,9 @@ impl Table {
             None => self.insert(key, header.comm, uid),
         }
         let parent = Key::of_parent(header);
-        if parent.pid != 0 && !self.entries.contains_key(&parent) && self.seeds.contains_key(&parent.pid)
+        if parent.pid != 0
+            && !self.entries.contains_key(&parent)
+            && self.seeds.contains_key(&parent.pid)
         {
             self.insert(parent, [0; COMM_BYTES], None);
         }
@@ -268,6 +278,15 @@ impl Table {
         entry.uid
     }
 
+    /// True when the process was started at the root of its mount namespace.
+    pub fn is_at_top(&self, key: Key) -> bool {
+        let program = self
+            .entries
+            .get(&key)
+            .and_then(|entry| entry.program.as_ref());
+        program.is_some_and(|program| program.at_top)
+    }
+
     /// The container found earlier for this process in this cgroup.
     pub fn container(&self, key: Key, cgroup: u64) -> Option<Option<Arc<Container>>> {
         let (found, container) = self.entries.get(&key)?.container.as_ref()?;
@@ -296,12 +315,13 @@ impl Table {
                 entry.comm = seed.comm;
                 entry.uid = seed.uid;
             }
+            let texts = [seed.exe, String::new(), String::new()];
+            let argv_bytes = seed.argv.len() as u64;
             program = Some(Arc::new(Program::new(
-                seed.exe,
-                String::new(),
-                String::new(),
+                texts,
                 &seed.argv,
-                seed.argv.len() as u64,
+                argv_bytes,
+                seed.at_top,
             )));
         }
         self.make_room();
@@ -315,7 +335,9 @@ impl Table {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };
-        let added = program.as_ref().filter(|program| Arc::strong_count(program) == 1);
+        let added = program
+            .as_ref()
+            .filter(|program| Arc::strong_count(program) == 1);
         self.bytes += added.map_or(0, |program| program.bytes());
         let old = std::mem::replace(&mut entry.program, program);
         self.release(old);

@@ -118,7 +118,10 @@ impl Queue {
     pub fn acknowledge(&self, number: i64) -> u64 {
         let mut inner = self.lock();
         let mut events = 0;
-        while inner.batches.front().is_some_and(|waiting| waiting.number <= number)
+        while inner
+            .batches
+            .front()
+            .is_some_and(|waiting| waiting.number <= number)
             && let Some(done) = inner.batches.pop_front()
         {
             inner.bytes -= done.bytes;
@@ -145,7 +148,11 @@ impl Queue {
         Depth {
             batches: inner.batches.len(),
             bytes: inner.bytes,
-            events: inner.batches.iter().map(|waiting| event_count(&waiting.batch)).sum(),
+            events: inner
+                .batches
+                .iter()
+                .map(|waiting| event_count(&waiting.batch))
+                .sum(),
         }
     }
 
@@ -196,7 +203,9 @@ mod tests {
     }
 
     fn number(batch: Option<Batch>) -> Option<i64> {
-        batch.and_then(|batch| batch.header).map(|header| header.batch)
+        batch
+            .and_then(|batch| batch.header)
+            .map(|header| header.batch)
     }
 
     #[tokio::test]
@@ -219,7 +228,11 @@ mod tests {
     #[test]
     fn a_full_queue_blocks_and_takes_up_again() {
         let queue = Arc::new(Queue::new(1000));
-        assert!(!queue.push(batch(1, 5000), || false).expect("the first is always taken"));
+        assert!(
+            !queue
+                .push(batch(1, 5000), || false)
+                .expect("the first is always taken")
+        );
         assert!(queue.push(batch(2, 10), || true).is_err());
         let pushing = {
             let queue = Arc::clone(&queue);

@@ -32,8 +32,9 @@ pub struct Replay {
 
 impl Replay {
     pub fn open(path: &Path, records_per_round: usize) -> io::Result<Self> {
-        let bytes = fs::read(path)
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let bytes = fs::read(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
         Ok(Self {
             path: path.to_owned(),
             bytes,
@@ -73,7 +74,9 @@ impl Replay {
             )));
         }
         if rest.len() < length {
-            return Err(cut(format!("the file ends within a record of {length} bytes")));
+            return Err(cut(format!(
+                "the file ends within a record of {length} bytes"
+            )));
         }
         let start = self.at + 4;
         self.at = start + length;
@@ -88,7 +91,9 @@ impl Source for Replay {
                 break;
             };
             let record = &self.bytes[start..end];
-            let header = Header::read_from_prefix(record).ok().map(|(header, _)| header);
+            let header = Header::read_from_prefix(record)
+                .ok()
+                .map(|(header, _)| header);
             if let Some(header) = header {
                 let at = class::ALL.iter().position(|class| *class == header.class);
                 if let Some(at) = at {

@@ -48,7 +48,11 @@ pub fn join(base: Option<&[u8]>, given: &[u8]) -> Joined {
         };
     }
     let absolute = given.starts_with(b"/");
-    let base = if absolute { b"/".as_slice() } else { base.unwrap_or_default() };
+    let base = if absolute {
+        b"/".as_slice()
+    } else {
+        base.unwrap_or_default()
+    };
     let anchored = base.starts_with(b"/");
     let mut known: Vec<&[u8]> = parts(base).collect();
     let mut unsure: Vec<&[u8]> = Vec::new();
@@ -78,7 +82,8 @@ pub fn join(base: Option<&[u8]>, given: &[u8]) -> Joined {
 }
 
 fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty())
 }
 
 /// Looks directories up. Holds one descriptor, the agent's root; opens at most four more a lookup.
@@ -99,8 +104,9 @@ impl Resolver {
         Self { own: own_root() }
     }
 
-    /// Replaces joined paths by looked up ones where joining did not settle them.
-    pub fn finish(&self, record: &Record<'_>, event: &mut Event) {
+    /// Replaces joined paths by looked up ones where joining did not settle them. `at_top` says that
+    /// the process was started at the root of its mount namespace.
+    pub fn finish(&self, record: &Record<'_>, at_top: bool, event: &mut Event) {
         let Some(process) = &event.process else {
             return;
         };
@@ -108,10 +114,15 @@ impl Resolver {
             pid: record.header.pid,
             start_time_ns: record.header.start_time_ns,
             mount_namespace: process.mount_namespace,
+            at_top,
         };
         let pairs = [
             (&mut event.file, section::GIVEN, section::BASE),
-            (&mut event.target_file, section::TARGET_GIVEN, section::TARGET_BASE),
+            (
+                &mut event.target_file,
+                section::TARGET_GIVEN,
+                section::TARGET_BASE,
+            ),
         ];
         for (file, given, base) in pairs {
             if let Some(file) = file
@@ -123,7 +134,13 @@ impl Resolver {
         }
     }
 
-    fn refine(&self, actor: &Actor, base: Option<Section<'_>>, given: Section<'_>, file: &mut File) {
+    fn refine(
+        &self,
+        actor: &Actor,
+        base: Option<Section<'_>>,
+        given: Section<'_>,
+        file: &mut File,
+    ) {
         let cut = section_flags::TRUNCATED | section_flags::UNREACHABLE;
         if given.header.flags & cut != 0 || base.is_some_and(|base| base.header.flags & cut != 0) {
             return;
@@ -135,7 +152,11 @@ impl Resolver {
         file.path = escape(&path).into_owned();
         file.path_source = "lookup".to_owned();
         let given = escape(given.bytes);
-        file.path_given = if given == file.path { String::new() } else { given.into_owned() };
+        file.path_given = if given == file.path {
+            String::new()
+        } else {
+            given.into_owned()
+        };
     }
 
     fn look_up(&self, actor: &Actor, base: Option<&[u8]>, given: &[u8]) -> Option<Vec<u8>> {
@@ -160,9 +181,10 @@ impl Resolver {
         match (link, own) {
             (Ok(link), Some((fd, _))) if link.as_bytes() == b"/" => Some(Root::Own(fd.as_fd())),
             (Ok(_), _) => foreign_root(actor),
-            // Gone already. A process that shared our mount namespace had our root, unless it was
-            // in a chroot; then its paths start below a root that we cannot find any more, and a
-            // lookup from ours fails or, at worst, names a directory of the same name.
+            // Gone already, as most programs that remove files are. It had our root if it shared
+            // our mount namespace and was started at its top. (Had it called chroot since without
+            // an exec, a lookup could follow a link of ours: that is why it says "lookup".)
+            (Err(_), Some((fd, _))) if actor.at_top => Some(Root::Own(fd.as_fd())),
             (Err(_), _) => None,
         }
     }
@@ -173,6 +195,7 @@ struct Actor {
     pid: u32,
     start_time_ns: u64,
     mount_namespace: Option<i64>,
+    at_top: bool,
 }
 
 enum Root<'a> {
@@ -234,7 +257,11 @@ fn split<'a>(base: Option<&[u8]>, given: &'a [u8]) -> Option<(Vec<u8>, &'a [u8])
         Some(at) => (&given[..=at], &given[at + 1..]),
         None => (&given[..0], given),
     };
-    let (dir, name) = if matches!(name, b"." | b"..") { (given, &given[..0]) } else { (dir, name) };
+    let (dir, name) = if matches!(name, b"." | b"..") {
+        (given, &given[..0])
+    } else {
+        (dir, name)
+    };
     let parent = if absolute {
         dir.to_vec()
     } else {
@@ -295,21 +322,28 @@ mod tests {
         assert_eq!(joined("/a", ""), ("/a".into(), true));
         assert_eq!(joined("", "x"), ("x".into(), false));
         let unknown = join(None, b"../x");
-        assert_eq!((unknown.path.as_slice(), unknown.exact), (b"../x".as_slice(), false));
+        assert_eq!(
+            (unknown.path.as_slice(), unknown.exact),
+            (b"../x".as_slice(), false)
+        );
     }
 
     /// The event after a lookup on behalf of this very process.
     fn finish(base: &str, given: &str) -> File {
+        finish_for(std::process::id(), false, base, given)
+    }
+
+    fn finish_for(pid: u32, at_top: bool, base: &str, given: &str) -> File {
         let mut sample = sample::record(kind::UNLINK)
             .section(section::GIVEN, given.as_bytes())
             .walked(section::BASE, base);
-        sample.header.pid = std::process::id();
+        sample.header.pid = pid;
         let namespace = fs::metadata("/proc/self/ns/mnt").expect("ns").ino();
         sample.header.mount_namespace = namespace as u32;
         let bytes = sample.bytes();
         let mut event = sample.event();
         let record = Record::parse(&bytes).expect("parse");
-        Resolver::new().finish(&record, &mut event);
+        Resolver::new().finish(&record, at_top, &mut event);
         event.file.expect("file")
     }
 
@@ -324,13 +358,31 @@ mod tests {
 
         let file = finish(root, "link/last");
         assert_eq!(file.path, format!("{root}/real/last"));
-        assert_eq!((file.path_source.as_str(), file.path_given.as_str()), ("lookup", "link/last"));
+        assert_eq!(
+            (file.path_source.as_str(), file.path_given.as_str()),
+            ("lookup", "link/last")
+        );
         let file = finish(root, &format!("{root}/real/gone"));
-        assert_eq!((file.path_source.as_str(), file.path_given.as_str()), ("lookup", ""));
+        assert_eq!(
+            (file.path_source.as_str(), file.path_given.as_str()),
+            ("lookup", "")
+        );
         assert_eq!(finish(root, "link/../gone").path, format!("{root}/gone"));
         let file = finish(root, "nowhere/x");
-        assert_eq!((file.path, file.path_source.as_str()), (format!("{root}/nowhere/x"), "lexical"));
+        assert_eq!(
+            (file.path, file.path_source.as_str()),
+            (format!("{root}/nowhere/x"), "lexical")
+        );
         assert_eq!(finish(root, "gone").path_source, "kernel");
+
+        // No process has this pid (the kernel's limit is 2^22).
+        let gone = finish_for(5_000_000, true, root, "link/last");
+        assert_eq!(gone.path, format!("{root}/real/last"));
+        let gone = finish_for(5_000_000, false, root, "link/last");
+        assert_eq!(
+            (gone.path, gone.path_source.as_str()),
+            (format!("{root}/link/last"), "lexical")
+        );
     }
 
     #[test]

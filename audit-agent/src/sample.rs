@@ -61,7 +61,11 @@ impl Sample {
     /// `path` as the kernel walks it.
     pub fn walked(mut self, tag: u8, path: &str) -> Self {
         let mut bytes = Vec::new();
-        for component in path.split('/').rev().filter(|component| !component.is_empty()) {
+        for component in path
+            .split('/')
+            .rev()
+            .filter(|component| !component.is_empty())
+        {
             bytes.extend_from_slice(component.as_bytes());
             bytes.push(0);
         }
@@ -204,7 +208,11 @@ fn path_call(kind: u16) -> Sample {
         flags: 0,
         reserved: 0,
     };
-    let given: &[u8] = if kind == kind::UNLINK { b"gone" } else { b"old" };
+    let given: &[u8] = if kind == kind::UNLINK {
+        b"gone"
+    } else {
+        b"old"
+    };
     let call = sample(kind, &call)
         .section(section::GIVEN, given)
         .walked(section::BASE, "/tmp");

@@ -65,7 +65,8 @@ impl Seal {
         let (first, last) = self.times.unwrap_or((event.time, event.time));
         self.times = Some((first.min(event.time), last.max(event.time)));
         self.opened.get_or_insert(now);
-        let filled = self.ends.len() >= self.limits.events || self.encoded.len() >= self.limits.bytes;
+        let filled =
+            self.ends.len() >= self.limits.events || self.encoded.len() >= self.limits.bytes;
         [before, if filled { self.close() } else { None }]
     }
 

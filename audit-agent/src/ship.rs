@@ -19,8 +19,8 @@ use std::{
 use audit_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
-        Batch, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request,
-        deliver_response, ingest_client::IngestClient,
+        Batch, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request, deliver_response,
+        ingest_client::IngestClient,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -60,7 +60,9 @@ pub enum Server {
 pub enum ServerError {
     #[error("server: `{0}` is neither unix:///path nor http://host:port")]
     Form(String),
-    #[error("server: `{0}`: TLS is not supported yet; use http:// over loopback or a tunnel, or unix:///path")]
+    #[error(
+        "server: `{0}`: TLS is not supported yet; use http:// over loopback or a tunnel, or unix:///path"
+    )]
     Tls(String),
 }
 
@@ -71,14 +73,23 @@ impl FromStr for Server {
         let malformed = || ServerError::Form(text.to_owned());
         if let Some(path) = text.strip_prefix("unix://") {
             let path = PathBuf::from(path);
-            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(malformed()) };
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err(malformed())
+            };
         }
         if text.starts_with("https://") {
             return Err(ServerError::Tls(text.to_owned()));
         }
         let uri: Uri = text.parse().map_err(|_| malformed())?;
-        let whole = uri.scheme_str() == Some("http") && uri.host().is_some() && uri.port().is_some();
-        if whole { Ok(Self::Http(text.to_owned())) } else { Err(malformed()) }
+        let whole =
+            uri.scheme_str() == Some("http") && uri.host().is_some() && uri.port().is_some();
+        if whole {
+            Ok(Self::Http(text.to_owned()))
+        } else {
+            Err(malformed())
+        }
     }
 }
 
@@ -114,7 +125,11 @@ impl Server {
                 .tcp_nodelay(true)
         };
         match self {
-            Self::Http(uri) => configure(Endpoint::from_shared(uri.clone())?).connect().await,
+            Self::Http(uri) => {
+                configure(Endpoint::from_shared(uri.clone())?)
+                    .connect()
+                    .await
+            }
             Self::Unix(path) => {
                 let path = path.clone();
                 let connector = tower::service_fn(move |_: Uri| {
@@ -143,7 +158,9 @@ enum SessionError {
     NoWelcome,
     #[error("no acknowledgement for {} s", ACK_TIMEOUT.as_secs())]
     Silent,
-    #[error("the collector claims batch {claimed} of this run, of which only {sent} exist; is another agent using the same ids?")]
+    #[error(
+        "the collector claims batch {claimed} of this run, of which only {sent} exist; is another agent using the same ids?"
+    )]
     Claim { claimed: i64, sent: i64 },
 }
 
@@ -206,7 +223,10 @@ impl Ship {
         let (requests, receiver) = mpsc::channel(REQUESTS);
         // Before the call, because a collector may read it before it answers anything.
         let hello = request(deliver_request::Message::Hello(self.hello()));
-        requests.send(hello).await.map_err(|_| SessionError::Closed)?;
+        requests
+            .send(hello)
+            .await
+            .map_err(|_| SessionError::Closed)?;
         let first = async {
             let call = client.deliver(ReceiverStream::new(receiver)).await?;
             let mut answers = call.into_inner();
@@ -343,8 +363,15 @@ fn request(message: deliver_request::Message) -> DeliverRequest {
 /// a process that runs our own programs is left out of the record.
 fn is_collector(pid: u32) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let name = exe.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    pid > 1 && matches!(name.trim_end_matches(" (deleted)"), "audit-collector" | "hostaudit")
+    let name = exe
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    pid > 1
+        && matches!(
+            name.trim_end_matches(" (deleted)"),
+            "audit-collector" | "hostaudit"
+        )
 }
 
 /// Doubles up to a limit; each wait is between half and all of it, so that agents which lost one
@@ -356,7 +383,9 @@ struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: FIRST_BACKOFF }
+        Self {
+            next: FIRST_BACKOFF,
+        }
     }
 }
 
@@ -382,10 +411,22 @@ mod tests {
         assert!(http.is_local() && unix.is_local());
         let far: Server = "http://collector.example:4620".parse().expect("http");
         assert!(!far.is_local());
-        for bad in ["", "unix://relative", "http://host", "tcp://h:1", "/run/x.sock"] {
-            assert!(matches!(bad.parse::<Server>(), Err(ServerError::Form(_))), "{bad}");
+        for bad in [
+            "",
+            "unix://relative",
+            "http://host",
+            "tcp://h:1",
+            "/run/x.sock",
+        ] {
+            assert!(
+                matches!(bad.parse::<Server>(), Err(ServerError::Form(_))),
+                "{bad}"
+            );
         }
-        assert!(matches!("https://h:1".parse::<Server>(), Err(ServerError::Tls(_))));
+        assert!(matches!(
+            "https://h:1".parse::<Server>(),
+            Err(ServerError::Tls(_))
+        ));
     }
 
     #[test]

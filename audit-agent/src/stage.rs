@@ -167,28 +167,42 @@ impl Stage {
             && record
                 .payload::<Open>()
                 .is_some_and(|open| decode::is_watched_read(open.outcome))
-            && !self.filter.watches(event.file.as_ref().map_or("", |file| &file.path))
+            && !self
+                .filter
+                .watches(event.file.as_ref().map_or("", |file| &file.path))
     }
 
     /// Keeps an exec whose argv goes on in other records.
     fn hold(&mut self, record: &Record<'_>, event: &Event, now: Instant) -> bool {
-        let argv = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+        let argv = record
+            .section(section::ARGV)
+            .map_or(&[][..], |section| section.bytes);
         let whole = record.payload::<Exec>().map_or(0, |exec| exec.argv_bytes);
         if argv.len() as u64 >= whole {
             return false;
         }
         let Header { cpu, sequence, .. } = record.header;
-        if let Some(mut leaving) = self.arguments.hold((cpu, sequence), event.clone(), argv, whole) {
+        if let Some(mut leaving) = self
+            .arguments
+            .hold((cpu, sequence), event.clone(), argv, whole)
+        {
             self.emit(&mut leaving, now);
         }
         true
     }
 
     fn continuation(&mut self, record: &Record<'_>, now: Instant) -> Result<(), DecodeError> {
-        let args: ExecArgs = record.payload().ok_or(DecodeError::Payload(kind::EXEC_ARGS))?;
-        let piece = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+        let args: ExecArgs = record
+            .payload()
+            .ok_or(DecodeError::Payload(kind::EXEC_ARGS))?;
+        let piece = record
+            .section(section::ARGV)
+            .map_or(&[][..], |section| section.bytes);
         let cpu = record.header.cpu;
-        match self.arguments.join(cpu, args.exec_sequence, args.offset_bytes, piece) {
+        match self
+            .arguments
+            .join(cpu, args.exec_sequence, args.offset_bytes, piece)
+        {
             Joined::Leaves(mut event) => self.emit(&mut event, now),
             Joined::Waiting => {}
             // The exec was filtered, or its loss is told already: nothing is missing beyond it.
@@ -225,10 +239,15 @@ impl Stage {
     }
 
     fn lost(&mut self, loss: &Loss, now: Instant) {
-        let count = loss.last_sequence.saturating_sub(loss.first_sequence).saturating_add(1);
+        let count = loss
+            .last_sequence
+            .saturating_sub(loss.first_sequence)
+            .saturating_add(1);
         counters::add(&self.counters.lost, count);
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        let first = self.sequences.skip(loss.class.into(), loss.cpu as i32, count);
+        let first = self
+            .sequences
+            .skip(loss.class.into(), loss.cpu as i32, count);
         tracing::debug!(?loss, "records lost");
         let mut event = own::lost(&self.clock, loss, first, count);
         self.emit(&mut event, now);
@@ -277,7 +296,10 @@ impl Stage {
                 counters::add(&self.counters.queue_full, 1);
                 let waited_ms = begun.elapsed().as_millis() as u64;
                 if begun.elapsed() > Duration::from_secs(1) {
-                    tracing::warn!(waited_ms, "the queue of batches was full; the rings were not read meanwhile");
+                    tracing::warn!(
+                        waited_ms,
+                        "the queue of batches was full; the rings were not read meanwhile"
+                    );
                 }
             }
             Err(batch) => {

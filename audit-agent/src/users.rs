@@ -40,7 +40,10 @@ impl Users {
 
     /// Reads again what changed; call once per round, it looks at most once a second.
     pub fn refresh(&mut self, now: Instant) {
-        if self.checked.is_some_and(|checked| now < checked + CHECK_EVERY) {
+        if self
+            .checked
+            .is_some_and(|checked| now < checked + CHECK_EVERY)
+        {
             return;
         }
         self.checked = Some(now);
@@ -100,7 +103,9 @@ impl Database {
             return Ok(());
         }
         if metadata.len() > MAX_FILE_BYTES {
-            return Err(io::Error::other(format!("larger than {MAX_FILE_BYTES} bytes")));
+            return Err(io::Error::other(format!(
+                "larger than {MAX_FILE_BYTES} bytes"
+            )));
         }
         self.names = parse(&fs::read(&self.path)?);
         self.version = version;
@@ -117,7 +122,9 @@ fn parse(text: &[u8]) -> AHashMap<i64, String> {
         else {
             continue;
         };
-        let number = std::str::from_utf8(number).ok().and_then(|n| n.parse::<u32>().ok());
+        let number = std::str::from_utf8(number)
+            .ok()
+            .and_then(|n| n.parse::<u32>().ok());
         if let Some(number) = number
             && !name.is_empty()
             && !name.starts_with(b"#")
@@ -136,7 +143,8 @@ mod tests {
 
     #[test]
     fn the_first_name_of_a_number_counts_and_junk_is_skipped() {
-        let names = parse(b"root:x:0:0::/root:/bin/sh\ntoor:x:0:0\n#c:x:7:\nbad\nb:x:q:1\n+::\nn:x:9");
+        let names =
+            parse(b"root:x:0:0::/root:/bin/sh\ntoor:x:0:0\n#c:x:7:\nbad\nb:x:q:1\n+::\nn:x:9");
         assert_eq!(names.get(&0).map(String::as_str), Some("root"));
         assert_eq!(names.get(&9).map(String::as_str), Some("n"));
         assert_eq!(names.len(), 2);

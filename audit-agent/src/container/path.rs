@@ -36,7 +36,10 @@ pub fn container(path: &[u8]) -> Option<Container> {
     }
     let text = escape(path).into_owned();
     let mut container = Container::default();
-    let segments: Vec<&str> = text.split('/').filter(|segment| !segment.is_empty()).collect();
+    let segments: Vec<&str> = text
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
     for (at, segment) in segments.iter().enumerate().rev() {
         let parent = at.checked_sub(1).map_or("", |at| segments[at]);
         if let Some((id, runtime)) = identity(segment, parent) {
@@ -72,7 +75,10 @@ fn identity<'a>(segment: &'a str, parent: &str) -> Option<(&'a str, &'static str
 }
 
 fn is_id(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// "pod<uid>" (cgroupfs) or "kubepods-besteffort-pod<uid with underscores>.slice" (systemd).
@@ -114,20 +120,61 @@ mod tests {
             (format!("/kubepods/besteffort/pod{UID}/{ID}"), ID, "", UID),
             (format!("/kubepods/pod{hash}/{ID}"), ID, "", hash.as_str()),
             (
-                format!("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope"),
-                ID, "containerd", UID,
+                format!(
+                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope"
+                ),
+                ID,
+                "containerd",
+                UID,
             ),
             (
-                format!("/system.slice/containerd.service/kubepods-burstable-pod{under}.slice:cri-containerd:{ID}"),
-                ID, "containerd", UID,
+                format!(
+                    "/system.slice/containerd.service/kubepods-burstable-pod{under}.slice:cri-containerd:{ID}"
+                ),
+                ID,
+                "containerd",
+                UID,
             ),
-            (format!("/kubepods.slice/kubepods-pod{under}.slice/crio-{ID}.scope"), ID, "cri-o", UID),
-            (format!("/kubepods.slice/kubepods-pod{under}.slice/crio-conmon-{ID}.scope"), "", "", UID),
-            (format!("/kubepods.slice/kubepods-pod{under}.slice"), "", "", UID),
+            (
+                format!("/kubepods.slice/kubepods-pod{under}.slice/crio-{ID}.scope"),
+                ID,
+                "cri-o",
+                UID,
+            ),
+            (
+                format!("/kubepods.slice/kubepods-pod{under}.slice/crio-conmon-{ID}.scope"),
+                "",
+                "",
+                UID,
+            ),
+            (
+                format!("/kubepods.slice/kubepods-pod{under}.slice"),
+                "",
+                "",
+                UID,
+            ),
             (format!("/libpod_parent/libpod-{ID}"), ID, "podman", ""),
-            (format!("/machine.slice/libpod-{ID}.scope/container"), ID, "podman", ""),
-            (format!("/machine.slice/libpod-conmon-{ID}.scope"), "", "", ""),
-            (format!("/docker/{}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope", "0".repeat(64)), ID, "containerd", UID),
+            (
+                format!("/machine.slice/libpod-{ID}.scope/container"),
+                ID,
+                "podman",
+                "",
+            ),
+            (
+                format!("/machine.slice/libpod-conmon-{ID}.scope"),
+                "",
+                "",
+                "",
+            ),
+            (
+                format!(
+                    "/docker/{}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope",
+                    "0".repeat(64)
+                ),
+                ID,
+                "containerd",
+                UID,
+            ),
             ("/default/t1".to_owned(), "", "", ""),
             ("/system.slice/rl-c2.scope".to_owned(), "", "", ""),
             ("/system.slice/sshd.service".to_owned(), "", "", ""),
@@ -137,7 +184,11 @@ mod tests {
         for (path, id, runtime, pod) in table {
             let found = container(path.as_bytes()).expect("not the root");
             assert_eq!(
-                (found.id.as_str(), found.runtime.as_str(), found.pod_uid.as_str()),
+                (
+                    found.id.as_str(),
+                    found.runtime.as_str(),
+                    found.pod_uid.as_str()
+                ),
                 (id, runtime, pod),
                 "{path}"
             );
@@ -150,7 +201,10 @@ mod tests {
     fn lines_of_proc_are_split() {
         let text = b"9:name=systemd:/a:b\n0::/u/v\n";
         assert_eq!(unified(text), Some(b"/u/v".as_slice()));
-        assert_eq!(hierarchies(text).collect::<Vec<_>>(), [b"/a:b".as_slice(), b"/u/v"]);
+        assert_eq!(
+            hierarchies(text).collect::<Vec<_>>(),
+            [b"/a:b".as_slice(), b"/u/v"]
+        );
         assert_eq!(unified(b"4:memory:/x\n"), None);
     }
 }

@@ -1,6 +1,8 @@
 //! open, unlink, rename, and how a file becomes an object of an event.
 
-use audit_common::record::{FileObject, Open, PathCall, Record, open_outcome, section, section_flags};
+use audit_common::record::{
+    FileObject, Open, PathCall, Record, open_outcome, section, section_flags,
+};
 use audit_proto::{
     text::escape,
     v1::{Event, File},
@@ -94,7 +96,11 @@ pub(super) fn named(record: &Record<'_>, tag: u8, base_tag: u8, event: &mut Even
     let cut = given.header.flags & section_flags::TRUNCATED != 0
         || base.is_some_and(|base| base.header.flags & section_flags::TRUNCATED != 0);
     File {
-        path_given: if text == path { String::new() } else { text.into_owned() },
+        path_given: if text == path {
+            String::new()
+        } else {
+            text.into_owned()
+        },
         path_source: match joined.exact {
             _ if path.is_empty() => "",
             true => "kernel",
@@ -117,27 +123,41 @@ mod tests {
     fn an_open_is_told_whole() {
         let event = sample::record(kind::OPEN).event();
         let file = event.file.expect("file");
-        assert_eq!((file.path.as_str(), file.path_source.as_str()), ("/tmp/out", "kernel"));
+        assert_eq!(
+            (file.path.as_str(), file.path_source.as_str()),
+            ("/tmp/out", "kernel")
+        );
         assert_eq!((file.inode, file.device), (Some(42), Some(8 << 20 | 1)));
         assert_eq!((file.mode, file.size_bytes), (Some(0o100_755), Some(5)));
         assert_eq!((file.owner_uid, file.owner_gid), (Some(1000), Some(1000)));
-        assert_eq!((file.open_flags, file.access.as_str()), (Some(0o1101), "create"));
+        assert_eq!(
+            (file.open_flags, file.access.as_str()),
+            (Some(0o1101), "create")
+        );
         assert_eq!(event.result.expect("result").value, Some(3));
     }
 
     #[test]
     fn access_is_the_strongest() {
-        assert_eq!(access(open_outcome::WRITE | open_outcome::TRUNCATE), "truncate");
+        assert_eq!(
+            access(open_outcome::WRITE | open_outcome::TRUNCATE),
+            "truncate"
+        );
         assert_eq!(access(open_outcome::WRITE), "write");
         assert_eq!(access(open_outcome::WATCHED_READ), "read");
         assert!(is_watched_read(open_outcome::WATCHED_READ));
-        assert!(!is_watched_read(open_outcome::WATCHED_READ | open_outcome::WRITE));
+        assert!(!is_watched_read(
+            open_outcome::WATCHED_READ | open_outcome::WRITE
+        ));
     }
 
     #[test]
     fn a_name_in_a_walked_directory_is_the_kernels() {
         let file = sample::record(kind::UNLINK).event().file.expect("file");
-        assert_eq!((file.path.as_str(), file.path_source.as_str()), ("/tmp/gone", "kernel"));
+        assert_eq!(
+            (file.path.as_str(), file.path_source.as_str()),
+            ("/tmp/gone", "kernel")
+        );
         assert_eq!(file.path_given, "gone");
     }
 
@@ -146,8 +166,14 @@ mod tests {
         let event = sample::record(kind::RENAME).event();
         let file = event.file.expect("file");
         let target = event.target_file.expect("target");
-        assert_eq!((file.path.as_str(), file.path_given.as_str()), ("/tmp/old", "old"));
-        assert_eq!((target.path.as_str(), target.path_given.as_str()), ("/srv/a/new", ""));
+        assert_eq!(
+            (file.path.as_str(), file.path_given.as_str()),
+            ("/tmp/old", "old")
+        );
+        assert_eq!(
+            (target.path.as_str(), target.path_given.as_str()),
+            ("/srv/a/new", "")
+        );
         assert_eq!(target.path_source, "lexical");
     }
 }

@@ -20,7 +20,12 @@ pub(super) fn bind(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let socket = event.socket.as_mut()?;
     // "Every address" is what a listener asks for; the other end it has none yet.
     let payload: record::Socket = record.payload()?;
-    socket.local = endpoint(payload.family, &payload.local_address, payload.local_port, true);
+    socket.local = endpoint(
+        payload.family,
+        &payload.local_address,
+        payload.local_port,
+        true,
+    );
     socket.peer = None;
     Some(())
 }
@@ -107,8 +112,14 @@ mod tests {
         let peer = socket.peer.expect("peer");
         let local = socket.local.expect("local");
         assert_eq!((peer.address.as_str(), peer.port), ("192.0.2.7", Some(443)));
-        assert_eq!((local.address.as_str(), local.port), ("10.0.0.1", Some(40_000)));
-        assert_eq!((socket.family.as_str(), socket.protocol.as_str()), ("ipv4", "tcp"));
+        assert_eq!(
+            (local.address.as_str(), local.port),
+            ("10.0.0.1", Some(40_000))
+        );
+        assert_eq!(
+            (socket.family.as_str(), socket.protocol.as_str()),
+            ("ipv4", "tcp")
+        );
         assert_eq!((socket.direction.as_str(), socket.inode), ("out", Some(99)));
         assert_eq!(socket.outcome, None);
         assert_eq!(event.result.expect("result").error, "EINPROGRESS");
@@ -126,7 +137,10 @@ mod tests {
         assert_eq!(socket.family, "ipv6");
         assert_eq!(socket.peer.expect("peer").address, "198.51.100.3");
         assert_eq!(socket.local.expect("local").address, "::1");
-        assert_eq!((socket.direction.as_str(), socket.outcome), ("in", Some(true)));
+        assert_eq!(
+            (socket.direction.as_str(), socket.outcome),
+            ("in", Some(true))
+        );
     }
 
     #[test]

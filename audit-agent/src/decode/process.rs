@@ -1,6 +1,8 @@
 //! exec, exec_failed, fork, exit.
 
-use audit_common::record::{Exec, ExecFailed, Exit, FileObject, Fork, Record, section, section_flags};
+use audit_common::record::{
+    Exec, ExecFailed, Exit, FileObject, Fork, Record, section, section_flags,
+};
 use audit_proto::{
     text::escape,
     v1::{self, Event, TargetProcess},
@@ -14,7 +16,9 @@ pub(super) fn exec(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let invoked = text::given(record, section::INVOKED).map_or_else(String::new, |(text, _)| text);
     let interpreter = text::given(record, section::INTERPRETER).map(|(text, _)| text);
     let cwd = text::walked(record, section::CWD).unwrap_or_default();
-    let arguments = record.section(section::ARGV).map_or(&[][..], |section| section.bytes);
+    let arguments = record
+        .section(section::ARGV)
+        .map_or(&[][..], |section| section.bytes);
     let process = event.process.get_or_insert_default();
 
     process.argv = split_arguments(arguments);
@@ -26,7 +30,11 @@ pub(super) fn exec(record: &Record<'_>, event: &mut Event) -> Option<()> {
     };
     process.exe_invoked = invoked;
     process.exe = program.path;
-    process.root = if program.root.is_empty() { cwd.root } else { program.root };
+    process.root = if program.root.is_empty() {
+        cwd.root
+    } else {
+        program.root
+    };
     process.cwd = cwd.path;
     process.exe_deleted = program.deleted.then_some(true);
     process.exe_memfd = program.memfd.then_some(true);
@@ -98,7 +106,10 @@ pub(super) fn fork(record: &Record<'_>, event: &mut Event) -> Option<()> {
 pub(super) fn exit(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let exit: Exit = record.payload()?;
     let signal = exit.status & 0x7f;
-    let duration = record.header.time_ns.saturating_sub(record.header.start_time_ns);
+    let duration = record
+        .header
+        .time_ns
+        .saturating_sub(record.header.start_time_ns);
     let page_bytes = rustix::param::page_size() as u64;
     event.exit = Some(v1::Exit {
         code: (signal == 0).then_some(i64::from((exit.status >> 8) & 0xff)),
@@ -164,19 +175,31 @@ mod tests {
             sample.event().exit.expect("exit")
         };
         let code = exit_of(3 << 8);
-        assert_eq!((code.code, code.signal, code.core_dumped), (Some(3), None, None));
+        assert_eq!(
+            (code.code, code.signal, code.core_dumped),
+            (Some(3), None, None)
+        );
         let killed = exit_of(9);
         assert_eq!((killed.code, killed.signal), (None, Some(9)));
         assert_eq!(killed.core_dumped, Some(false));
         assert_eq!(exit_of(11 | 0x80).core_dumped, Some(true));
         assert_eq!(code.duration_ns, Some(5_000_000));
-        assert_eq!(code.max_rss_bytes, Some(10 * rustix::param::page_size() as i64));
+        assert_eq!(
+            code.max_rss_bytes,
+            Some(10 * rustix::param::page_size() as i64)
+        );
     }
 
     #[test]
     fn a_fork_names_the_child() {
-        let target = sample::record(kind::FORK).event().target_process.expect("target");
-        assert_eq!((target.pid, target.start_time_ns), (Some(4321), Some(77_000_000)));
+        let target = sample::record(kind::FORK)
+            .event()
+            .target_process
+            .expect("target");
+        assert_eq!(
+            (target.pid, target.start_time_ns),
+            (Some(4321), Some(77_000_000))
+        );
     }
 
     #[test]

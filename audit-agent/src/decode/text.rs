@@ -10,7 +10,10 @@ pub fn number(id: u32) -> Option<i64> {
 
 /// A NUL-padded comm.
 pub fn comm(bytes: &[u8], out: &mut String) {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     out.clear();
     out.push_str(&escape(&bytes[..end]));
 }
@@ -127,19 +130,32 @@ mod tests {
         assert_eq!(walk_of(0, 8, b"ls\0bin\0\0").path, "/bin/ls");
         assert_eq!(walk_of(0, 0, b"").path, "/");
         let jailed = walk_of(0, 3, b"sh\0jail\0srv\0");
-        assert_eq!((jailed.path.as_str(), jailed.root.as_str()), ("/sh", "/srv/jail"));
+        assert_eq!(
+            (jailed.path.as_str(), jailed.root.as_str()),
+            ("/sh", "/srv/jail")
+        );
         assert_eq!(walk_of(0, 6, b"\xff\\b\0c\0").path, "/c/\\xff\\\\b");
     }
 
     #[test]
     fn flags_are_kept() {
-        let memfd = walk_of(section_flags::PSEUDO | section_flags::DELETED, 8, b"memfd:x\0");
+        let memfd = walk_of(
+            section_flags::PSEUDO | section_flags::DELETED,
+            8,
+            b"memfd:x\0",
+        );
         assert_eq!(memfd.path, "/memfd:x");
         assert!(memfd.memfd && memfd.deleted);
-        assert_eq!(walk_of(section_flags::PSEUDO, 9, b"pipe:[12]\0").path, "pipe:[12]");
+        assert_eq!(
+            walk_of(section_flags::PSEUDO, 9, b"pipe:[12]\0").path,
+            "pipe:[12]"
+        );
         let cut = walk_of(section_flags::TRUNCATED, 4, b"b\0a\0");
         assert!(cut.truncated);
         assert_eq!(cut.path, "a/b");
-        assert_eq!(walk_of(section_flags::UNREACHABLE, 2, b"a\0").path, "(unreachable)/a");
+        assert_eq!(
+            walk_of(section_flags::UNREACHABLE, 2, b"a\0").path,
+            "(unreachable)/a"
+        );
     }
 }

@@ -64,7 +64,11 @@ impl Collector {
         if breaks && received.is_multiple_of(2 * self.0.break_every) {
             return false;
         }
-        assert_eq!(number(&batch), self.last() + 1, "in order, none missing, none stored twice");
+        assert_eq!(
+            number(&batch),
+            self.last() + 1,
+            "in order, none missing, none stored twice"
+        );
         self.0.stored.lock().expect("lock").push(batch);
         !breaks
     }
@@ -73,7 +77,8 @@ impl Collector {
         let batches = self.0.stored.lock().expect("lock").clone();
         let open = batches.iter().flat_map(|batch| {
             let open = crate::ledger_interim::open(batch).expect("verifies");
-            open.into_iter().map(|bytes| Event::decode(bytes.as_slice()).expect("event"))
+            open.into_iter()
+                .map(|bytes| Event::decode(bytes.as_slice()).expect("event"))
         });
         open.collect()
     }
@@ -189,13 +194,16 @@ impl Agent {
 }
 
 fn of_kind(events: &[Event], kind: Kind) -> Vec<&Event> {
-    events.iter().filter(|event| event.kind == i32::from(kind)).collect()
+    events
+        .iter()
+        .filter(|event| event.kind == i32::from(kind))
+        .collect()
 }
 
 /// `count` execs and opens of different processes.
 fn records(count: u32) -> Vec<Vec<u8>> {
     let record = |n: u32| {
-        let mut sample = sample::record(if n % 2 == 0 { kind::EXEC } else { kind::OPEN });
+        let mut sample = sample::record(if n.is_multiple_of(2) { kind::EXEC } else { kind::OPEN });
         sample.header.pid = 100_000 + n;
         sample.header.time_ns += u64::from(n);
         sample.header.sequence = u64::from(n / 2 + 1);
@@ -209,12 +217,18 @@ fn assert_gapless(events: &[Event]) {
     let mut numbers: BTreeMap<(i32, i32), Vec<i64>> = BTreeMap::new();
     for event in events {
         let stream = (event.class, event.cpu.expect("cpu"));
-        numbers.entry(stream).or_default().push(event.sequence.expect("sequence"));
+        numbers
+            .entry(stream)
+            .or_default()
+            .push(event.sequence.expect("sequence"));
         if let Some(lost) = &event.lost
             && let (Some(cpu), Some(first), Some(last)) =
                 (lost.cpu, lost.first_sequence, lost.last_sequence)
         {
-            numbers.entry((lost.class, cpu)).or_default().extend(first..=last);
+            numbers
+                .entry((lost.class, cpu))
+                .or_default()
+                .extend(first..=last);
         }
     }
     for (stream, mut numbers) in numbers {
@@ -230,7 +244,9 @@ async fn every_event_is_stored_once_though_sessions_break() {
     let collector = Collector::breaking_every(7);
     let _serving = collector.serve(&agent.socket());
     let running = agent.start(agent.replay(&records(3000)));
-    collector.wait_for("3000 events", |events| events.len() >= 3001).await;
+    collector
+        .wait_for("3000 events", |events| events.len() >= 3001)
+        .await;
     agent.stop.send(true).expect("running");
     let ended = running.await.expect("task").expect("ends well");
 
@@ -240,13 +256,34 @@ async fn every_event_is_stored_once_though_sessions_break() {
     let ids: BTreeSet<&str> = events.iter().map(|event| event.id.as_str()).collect();
     assert_eq!(ids.len(), events.len(), "no id twice");
     assert_gapless(&events);
-    assert_eq!(ended, Ended { sent: events.len() as u64, unsent: 0 });
+    assert_eq!(
+        ended,
+        Ended {
+            sent: events.len() as u64,
+            unsent: 0
+        }
+    );
     let stored = collector.0.stored.lock().expect("lock").len();
-    assert!(*collector.0.received.lock().expect("lock") > stored, "some were sent again");
-    let last = events.last().expect("events").agent.as_ref().expect("agent");
-    assert_eq!((last.action.as_str(), last.detail.as_str()), ("stop", "stopped"));
+    assert!(
+        *collector.0.received.lock().expect("lock") > stored,
+        "some were sent again"
+    );
+    let last = events
+        .last()
+        .expect("events")
+        .agent
+        .as_ref()
+        .expect("agent");
+    assert_eq!(
+        (last.action.as_str(), last.detail.as_str()),
+        ("stop", "stopped")
+    );
     assert_eq!(events[0].agent.as_ref().expect("agent").action, "start");
-    assert!(events.iter().all(|event| event.host.as_ref().is_some_and(|h| h.name == "test")));
+    assert!(
+        events
+            .iter()
+            .all(|event| event.host.as_ref().is_some_and(|h| h.name == "test"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -255,7 +292,9 @@ async fn batches_wait_for_a_collector_that_comes_back() {
     let collector = Collector::default();
     let serving = collector.serve(&agent.socket());
     let running = agent.start(agent.replay(&records(100)));
-    collector.wait_for("the first part", |events| events.len() > 100).await;
+    collector
+        .wait_for("the first part", |events| events.len() > 100)
+        .await;
     serving.abort();
     let _ = serving.await;
     // Written while nobody listens: the stop's events, at the latest.
@@ -277,7 +316,9 @@ async fn a_full_queue_stops_the_reader_and_loses_nothing() {
     let noise = |n: u32| {
         let mut state = u64::from(n) + 1;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             b'!' + (state >> 33) as u8 % 90
         };
         let argv: Vec<u8> = (0..4000).map(|_| next()).collect();
@@ -293,13 +334,20 @@ async fn a_full_queue_stops_the_reader_and_loses_nothing() {
     assert!(!running.is_finished());
     let collector = Collector::default();
     let _serving = collector.serve(&agent.socket());
-    collector.wait_for("all", |events| of_kind(events, Kind::Exec).len() == 1000).await;
+    collector
+        .wait_for("all", |events| of_kind(events, Kind::Exec).len() == 1000)
+        .await;
     agent.stop.send(true).expect("running");
     assert_eq!(running.await.expect("task").expect("ends well").unsent, 0);
     let events = collector.events();
     assert_gapless(&events);
     let heartbeats = of_kind(&events, Kind::Heartbeat);
-    let told = heartbeats.last().expect("heartbeat").agent.as_ref().expect("agent");
+    let told = heartbeats
+        .last()
+        .expect("heartbeat")
+        .agent
+        .as_ref()
+        .expect("agent");
     assert!(!told.detail.contains("queue_full=0"), "{}", told.detail);
     assert_eq!((told.lost, told.seen), (Some(0), Some(1000)));
 }
@@ -313,7 +361,13 @@ async fn without_a_collector_the_agent_ends_and_says_what_it_could_not_send() {
     agent.stop.send(true).expect("running");
     let ended = running.await.expect("task").expect("ends well");
     assert!(begun.elapsed() < STOP_DEADLINE + Duration::from_secs(3));
-    assert_eq!(ended, Ended { sent: 0, unsent: 13 });
+    assert_eq!(
+        ended,
+        Ended {
+            sent: 0,
+            unsent: 13
+        }
+    );
 }
 
 /// Rounds as given, then silence.
@@ -357,7 +411,9 @@ async fn what_is_missing_or_not_understood_is_told() {
     let collector = Collector::default();
     let _serving = collector.serve(&agent.socket());
     let running = agent.start(Scripted(vec![round]));
-    collector.wait_for("the open", |events| !of_kind(events, Kind::Open).is_empty()).await;
+    collector
+        .wait_for("the open", |events| !of_kind(events, Kind::Open).is_empty())
+        .await;
     agent.stop.send(true).expect("running");
     running.await.expect("task").expect("ends well");
     let events = collector.events();
@@ -365,7 +421,14 @@ async fn what_is_missing_or_not_understood_is_told() {
     let lost: Vec<_> = of_kind(&events, Kind::Lost)
         .into_iter()
         .map(|event| event.lost.as_ref().expect("lost"))
-        .map(|lost| (lost.place.as_str(), lost.cause.as_str(), lost.class, lost.count))
+        .map(|lost| {
+            (
+                lost.place.as_str(),
+                lost.cause.as_str(),
+                lost.class,
+                lost.count,
+            )
+        })
         .collect();
     assert_eq!(
         lost,
@@ -410,20 +473,39 @@ async fn filters_and_long_arguments_leave_no_gaps() {
     let collector = Collector::default();
     let _serving = collector.serve(&agent.socket());
     let running = agent.start(agent.replay(&records));
-    collector.wait_for("the exit", |events| !of_kind(events, Kind::Exit).is_empty()).await;
+    collector
+        .wait_for("the exit", |events| !of_kind(events, Kind::Exit).is_empty())
+        .await;
     agent.stop.send(true).expect("running");
     running.await.expect("task").expect("ends well");
     let events = collector.events();
     assert_gapless(&events);
-    assert_eq!(of_kind(&events, Kind::Exit).len(), 1, "the second exit is merged");
+    assert_eq!(
+        of_kind(&events, Kind::Exit).len(),
+        1,
+        "the second exit is merged"
+    );
     assert!(of_kind(&events, Kind::Open).is_empty(), "filtered");
-    let exec = of_kind(&events, Kind::Exec)[0].process.as_ref().expect("process");
+    let exec = of_kind(&events, Kind::Exec)[0]
+        .process
+        .as_ref()
+        .expect("process");
     assert_eq!(exec.argv, ["first", "second"]);
-    let exit = of_kind(&events, Kind::Exit)[0].process.as_ref().expect("process");
+    let exit = of_kind(&events, Kind::Exit)[0]
+        .process
+        .as_ref()
+        .expect("process");
     assert_eq!(exit.exe, "/usr/bin/dash");
-    let heartbeat = of_kind(&events, Kind::Heartbeat)[0].agent.as_ref().expect("agent");
+    let heartbeat = of_kind(&events, Kind::Heartbeat)[0]
+        .agent
+        .as_ref()
+        .expect("agent");
     assert_eq!(heartbeat.filtered, Some(1));
-    assert!(heartbeat.detail.contains("merged_exits=1"), "{}", heartbeat.detail);
+    assert!(
+        heartbeat.detail.contains("merged_exits=1"),
+        "{}",
+        heartbeat.detail
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -443,9 +525,21 @@ async fn a_failing_source_ends_the_agent_after_delivering() {
     let agent = Agent::new();
     let collector = Collector::default();
     let _serving = collector.serve(&agent.socket());
-    let error = agent.start(Failing).await.expect("task").expect_err("fails");
+    let error = agent
+        .start(Failing)
+        .await
+        .expect("task")
+        .expect_err("fails");
     assert!(error.to_string().contains("ring gone"), "{error}");
     let events = collector.events();
-    let stop = events.last().expect("events").agent.as_ref().expect("agent");
-    assert_eq!((stop.action.as_str(), stop.detail.as_str()), ("stop", "reading failed: ring gone"));
+    let stop = events
+        .last()
+        .expect("events")
+        .agent
+        .as_ref()
+        .expect("agent");
+    assert_eq!(
+        (stop.action.as_str(), stop.detail.as_str()),
+        ("stop", "reading failed: ring gone")
+    );
 }

@@ -3,9 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-    },
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -26,6 +24,8 @@ pub struct Seed {
     pub exe: String,
     /// Raw, at most what the table keeps.
     pub argv: Vec<u8>,
+    /// Its root is the top of its mount namespace, or of ours.
+    pub at_top: bool,
 }
 
 impl Seed {
@@ -70,6 +70,7 @@ fn read(pid: u32) -> io::Result<Seed> {
     let exe = readlinkat(&dir, "exe", Vec::new());
     let exe = exe.map_or_else(|_| Vec::new(), |link| link.into_bytes());
     let exe = exe.strip_suffix(b" (deleted)").unwrap_or(&exe);
+    let root = readlinkat(&dir, "root", Vec::new());
     let status = contents(dir.as_fd(), "status", 4096)?;
     Ok(Seed {
         pid,
@@ -78,6 +79,7 @@ fn read(pid: u32) -> io::Result<Seed> {
         uid: parse_uid(&status),
         exe: escape(exe).into_owned(),
         argv: contents(dir.as_fd(), "cmdline", KEPT_ARGV_BYTES as u64)?,
+        at_top: root.is_ok_and(|root| root.as_bytes() == b"/"),
     })
 }
 
@@ -102,7 +104,12 @@ pub fn cgroup(pid: u32, start_time_ns: u64) -> Option<Vec<u8>> {
 }
 
 fn contents(dir: BorrowedFd<'_>, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-    let fd: OwnedFd = openat(dir, Path::new(name), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd: OwnedFd = openat(
+        dir,
+        Path::new(name),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let mut bytes = Vec::new();
     File::from(fd).take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -122,7 +129,9 @@ fn parse_stat(stat: &[u8]) -> Option<([u8; COMM_BYTES], u64)> {
 }
 
 fn parse_uid(status: &[u8]) -> Option<u32> {
-    let line = status.split(|byte| *byte == b'\n').find(|line| line.starts_with(b"Uid:"))?;
+    let line = status
+        .split(|byte| *byte == b'\n')
+        .find(|line| line.starts_with(b"Uid:"))?;
     let text = std::str::from_utf8(line).ok()?;
     text.split_ascii_whitespace().nth(1)?.parse().ok()
 }
@@ -152,7 +161,7 @@ mod tests {
         let exe = std::env::current_exe().expect("exe");
         assert_eq!(own.exe, escape(exe.as_os_str().as_bytes()));
         assert_eq!(own.uid, Some(rustix::process::getuid().as_raw()));
-        assert!(!own.argv.is_empty());
+        assert!(!own.argv.is_empty() && own.at_top);
         let start_ns = own.start_ticks * tick_ns();
         assert!(own.started_at(start_ns + 3) && own.started_at(start_ns - 1));
         assert!(!own.started_at(start_ns + 3 * tick_ns()));

@@ -55,7 +55,10 @@ fn a_reused_pid_is_another_process() {
     assert_eq!(exe_of(&table, &reused), "");
     let mut event = Event::default();
     table.describe(&reused, true, &mut event);
-    assert_eq!(event.process.expect("process").exec_id, "0123456789ab-10-65");
+    assert_eq!(
+        event.process.expect("process").exec_id,
+        "0123456789ab-10-65"
+    );
 }
 
 #[test]
@@ -70,7 +73,10 @@ fn an_exited_parent_is_still_named_and_a_second_exit_is_known() {
     let mut event = Event::default();
     assert_eq!(table.describe_parent(&child, &mut event), Some(1000));
     let named = event.parent.expect("parent");
-    assert_eq!((named.exe.as_str(), named.name.as_str()), ("/sbin/init", "sample"));
+    assert_eq!(
+        (named.exe.as_str(), named.name.as_str()),
+        ("/sbin/init", "sample")
+    );
     let mut late = header(77, 1);
     late.time_ns += EXITED_KEPT_NS + 1;
     table.exit(&late);
@@ -80,7 +86,13 @@ fn an_exited_parent_is_still_named_and_a_second_exit_is_known() {
 
 #[test]
 fn room_is_made_from_the_exited_then_from_the_oldest() {
-    let mut table = Table::new(BOOT, Limits { entries: 3, ..LIMITS });
+    let mut table = Table::new(
+        BOOT,
+        Limits {
+            entries: 3,
+            ..LIMITS
+        },
+    );
     let of = |pid| header(pid, pid.into());
     for pid in [10, 11, 12] {
         exec(&mut table, &of(pid), "/bin/x");
@@ -96,7 +108,13 @@ fn room_is_made_from_the_exited_then_from_the_oldest() {
 
 #[test]
 fn bytes_are_bounded_and_given_back() {
-    let mut table = Table::new(BOOT, Limits { entries: 10_000, bytes: 64 << 10 });
+    let mut table = Table::new(
+        BOOT,
+        Limits {
+            entries: 10_000,
+            bytes: 64 << 10,
+        },
+    );
     for pid in 10..2000 {
         exec(&mut table, &header(pid, pid.into()), &"x".repeat(3000));
         assert!(table.bytes < (64 << 10) + 10_000, "{}", table.bytes);
@@ -110,7 +128,13 @@ fn bytes_are_bounded_and_given_back() {
 
 #[test]
 fn the_key_queue_does_not_grow_with_churn() {
-    let mut table = Table::new(BOOT, Limits { entries: 50, ..LIMITS });
+    let mut table = Table::new(
+        BOOT,
+        Limits {
+            entries: 50,
+            ..LIMITS
+        },
+    );
     for pid in 10..20_000_u32 {
         let header = header(pid, pid.into());
         table.meet(&header);
@@ -129,9 +153,14 @@ fn seeds_are_adopted_by_their_process_only() {
         uid: Some(33),
         exe: exe.to_owned(),
         argv: b"prog\0-d\0".to_vec(),
+        at_top: true,
     };
     let mut table = Table::new(BOOT, LIMITS);
-    table.seed([seed(1, "/sbin/init"), seed(20, "/bin/a"), seed(21, "/bin/b")]);
+    table.seed([
+        seed(1, "/sbin/init"),
+        seed(20, "/bin/a"),
+        seed(21, "/bin/b"),
+    ]);
     let start = 1_000_000_000 / rustix::param::clock_ticks_per_second() * 100 + 7;
     let mut own = header(20, start);
     own.parent_start_time_ns = start;
@@ -140,7 +169,10 @@ fn seeds_are_adopted_by_their_process_only() {
     let mut event = Event::default();
     assert_eq!(table.describe_parent(&own, &mut event), Some(33));
     let parent = event.parent.expect("parent");
-    assert_eq!((parent.exe.as_str(), parent.name.as_str()), ("/sbin/init", "seeded"));
+    assert_eq!(
+        (parent.exe.as_str(), parent.name.as_str()),
+        ("/sbin/init", "seeded")
+    );
     assert_eq!(parent.argv, ["prog", "-d"]);
     let reused = header(21, start * 3);
     table.meet(&reused);
@@ -150,7 +182,10 @@ fn seeds_are_adopted_by_their_process_only() {
 #[test]
 fn long_arguments_are_cut_and_counted() {
     let argv = [b"a".repeat(5000).as_slice(), b"\0"].concat();
-    let program = Program::new(String::new(), String::new(), String::new(), &argv, 5001);
+    let program = Program::new(Default::default(), &argv, 5001, true);
     assert_eq!(program.argv[0].len(), KEPT_ARGV_BYTES);
-    assert_eq!(program.argv_truncated_bytes, Some(5001 - KEPT_ARGV_BYTES as i64));
+    assert_eq!(
+        program.argv_truncated_bytes,
+        Some(5001 - KEPT_ARGV_BYTES as i64)
+    );
 }

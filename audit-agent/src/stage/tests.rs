@@ -44,7 +44,13 @@ fn stage() -> Stage {
 #[test]
 #[ignore = "a measurement"]
 fn cost_of_an_event() {
-    for kind in [kind::OPEN, kind::EXEC, kind::CONNECT, kind::UNLINK, kind::EXIT] {
+    for kind in [
+        kind::OPEN,
+        kind::EXEC,
+        kind::CONNECT,
+        kind::UNLINK,
+        kind::EXIT,
+    ] {
         let mut stage = stage();
         let record = sample::record(kind);
         let mut round = Round::default();
@@ -87,7 +93,11 @@ fn a_reused_event_keeps_nothing_of_the_one_before() {
     for after in &kinds {
         let alone = run(&[of(*after, 77)]);
         for before in &kinds {
-            assert_eq!(run(&[of(*before, 78), of(*after, 77)]), alone, "{before} then {after}");
+            assert_eq!(
+                run(&[of(*before, 78), of(*after, 77)]),
+                alone,
+                "{before} then {after}"
+            );
         }
     }
 }
