@@ -48,6 +48,81 @@ pub async fn run(args: &Status, target: &Target, terminal: &Terminal) -> Result<
     Ok(())
 }
 
+struct Report<'a> {
+    status: &'a StatusResponse,
+    clock: &'a Clock,
+    palette: Palette,
+    out: String,
+}
+
+impl Report<'_> {
+    fn say(&mut self, name: &str, text: &str) {
+        let name = format!("{name:<10}");
+        let name = self.palette.paint(Style::Bold, &name);
+        self.out.push_str(&format!("{name} {text}\n"));
+    }
+
+    fn collector(&mut self) {
+        let s = self.status;
+        let up = (self.clock.now.as_microsecond() - s.start_time).max(0);
+        let (version, data) = (display::safe(&s.version), display::safe(&s.data_dir));
+        let up = display::duration(up.saturating_mul(1000));
+        self.say(
+            "collector",
+            &format!("{version}, pid {}, up {up}, data in {data}", s.pid),
+        );
+    }
+
+    fn store(&mut self) {
+        let s = self.status;
+        let stored = display::plural(s.stored_events, "event");
+        let fresh = display::count(s.uncompacted_events);
+        let batches = batches(s.stored_batches);
+        self.say(
+            "stored",
+            &format!("{stored} in {batches}; not yet in Parquet {fresh}"),
+        );
+        let (log, table) = (display::bytes(s.wal_bytes), display::bytes(s.table_bytes));
+        let files = display::plural(s.table_files, "file");
+        self.say("on disk", &format!("log {log}, table {table} in {files}"));
+        if s.duplicate_batches + s.rejected_batches > 0 {
+            let again = self::batches(s.duplicate_batches);
+            let invalid = self::batches(s.rejected_batches);
+            self.say(
+                "refused",
+                &format!("{again} sent again and dropped, {invalid} not valid"),
+            );
+        }
+    }
+
+    fn detection(&mut self, rules: bool) {
+        let s = self.status;
+        let loaded = display::plural(s.rules_loaded, "rule");
+        let alerts = display::plural(s.alerts, "alert");
+        let idle = s.rules_idle.len();
+        self.say(
+            "detection",
+            &format!("{loaded} loaded, {idle} cannot fire here, {alerts}"),
+        );
+        for idle in s.rules_idle.iter().filter(|_| rules) {
+            self.out
+                .push_str(&format!("           {}\n", display::safe(idle)));
+        }
+    }
+
+    fn problems(&mut self) {
+        if self.status.problems.is_empty() {
+            let text = self.palette.paint(Style::Green, "No problems.");
+            self.out.push_str(&format!("{text}\n"));
+        }
+        for problem in &self.status.problems {
+            let text = format!("Problem: {}", display::safe(problem));
+            self.out.push_str(&self.palette.paint(Style::Alarm, &text));
+            self.out.push('\n');
+        }
+    }
+}
+
 fn report(
     status: &StatusResponse,
     rules: bool,
@@ -56,85 +131,25 @@ fn report(
     palette: Palette,
     glyphs: Glyphs,
 ) -> String {
-    let now = clock.now.as_microsecond();
-    let mut out = String::new();
-    let mut say = |name: &str, text: String| {
-        let name = format!("{name:<10}");
-        out.push_str(&format!("{} {text}\n", palette.paint(Style::Bold, &name)));
+    let mut report = Report {
+        status,
+        clock,
+        palette,
+        out: String::new(),
     };
-    say(
-        "collector",
-        format!(
-            "{}, pid {}, up {}, data in {}",
-            display::safe(&status.version),
-            status.pid,
-            display::duration((now - status.start_time).max(0).saturating_mul(1000)),
-            display::safe(&status.data_dir),
-        ),
-    );
-    say(
-        "stored",
-        format!(
-            "{} in {}; not yet in Parquet {}",
-            display::plural(status.stored_events, "event"),
-            batches(status.stored_batches),
-            display::count(status.uncompacted_events),
-        ),
-    );
-    say(
-        "on disk",
-        format!(
-            "log {}, table {} in {}",
-            display::bytes(status.wal_bytes),
-            display::bytes(status.table_bytes),
-            display::plural(status.table_files, "file"),
-        ),
-    );
-    if status.duplicate_batches + status.rejected_batches > 0 {
-        say(
-            "refused",
-            format!(
-                "{} sent again and dropped, {} not valid",
-                batches(status.duplicate_batches),
-                batches(status.rejected_batches),
-            ),
-        );
-    }
-    say(
-        "detection",
-        format!(
-            "{} loaded, {} cannot fire here, {}",
-            display::plural(status.rules_loaded, "rule"),
-            status.rules_idle.len(),
-            display::plural(status.alerts, "alert"),
-        ),
-    );
-    if rules {
-        for idle in &status.rules_idle {
-            out.push_str(&format!("           {}\n", display::safe(idle)));
-        }
-    }
-    out.push('\n');
+    report.collector();
+    report.store();
+    report.detection(rules);
+    report.out.push('\n');
     if status.agents.is_empty() {
-        out.push_str("No agent has delivered yet.\n");
+        report.out.push_str("No agent has delivered yet.\n");
     } else {
-        out.push_str(&agents(&status.agents, clock).render(width, palette, glyphs));
+        let agents = agents(&status.agents, clock).render(width, palette, glyphs);
+        report.out.push_str(&agents);
     }
-    out.push('\n');
-    if status.problems.is_empty() {
-        out.push_str(&format!(
-            "{}\n",
-            palette.paint(Style::Green, "No problems.")
-        ));
-    }
-    for problem in &status.problems {
-        out.push_str(&palette.paint(
-            Style::Alarm,
-            &format!("Problem: {}", display::safe(problem)),
-        ));
-        out.push('\n');
-    }
-    out
+    report.out.push('\n');
+    report.problems();
+    report.out
 }
 
 /// "batch" is the word that `display::plural` cannot do.

@@ -87,16 +87,7 @@ pub async fn run(args: &Up, target: &Target, terminal: &Terminal) -> Result<()> 
         );
     }
 
-    let (agent_overrides, collector_overrides) = split(&args.overrides)?;
-    let mut agent = probe::agent_config(None, &agent_overrides)?;
-    agent.server = format!("unix://{}", socket.display());
-    agent.state_dir.clone_from(&data);
-    let mut collector: audit_collector::Config =
-        audit_config::load(None, None, &collector_overrides)?;
-    collector.data_dir.clone_from(&data);
-    collector.listen.unix.clone_from(&socket);
-    without_taken_port(&mut collector, &steps);
-
+    let (agent, collector) = configure(args, &data, &steps)?;
     let mut running = Running::default();
     let outcome = tokio::select! {
         outcome = running.start_and_watch(agent, collector, &socket, &steps, terminal, target) => outcome,
@@ -115,18 +106,34 @@ pub async fn run(args: &Up, target: &Target, terminal: &Terminal) -> Result<()> 
         }
     };
     if let Some(last) = &running.last {
+        let events = display::plural(last.stored_events, "event");
+        let batches = status::batches(last.stored_batches);
+        let alerts = display::plural(last.alerts, "alert");
+        let data = data.display();
         steps.say(
             "stored",
-            &format!(
-                "{} in {}, {}; in {}",
-                display::plural(last.stored_events, "event"),
-                status::batches(last.stored_batches),
-                display::plural(last.alerts, "alert"),
-                data.display(),
-            ),
+            &format!("{events} in {batches}, {alerts}; in {data}"),
         );
     }
     outcome.and(stopped)
+}
+
+/// Both halves on the data directory and its socket, whatever else was set.
+fn configure(
+    args: &Up,
+    data: &Path,
+    steps: &Steps,
+) -> Result<(audit_agent::Config, audit_collector::Config)> {
+    let socket = data.join(SOCKET_NAME);
+    let (for_agent, for_collector) = split(&args.overrides)?;
+    let mut agent = probe::agent_config(None, &for_agent)?;
+    agent.server = format!("unix://{}", socket.display());
+    agent.state_dir = data.to_owned();
+    let mut collector: audit_collector::Config = audit_config::load(None, None, &for_collector)?;
+    collector.data_dir = data.to_owned();
+    collector.listen.unix = socket;
+    without_taken_port(&mut collector, steps);
+    Ok((agent, collector))
 }
 
 struct Steps {
