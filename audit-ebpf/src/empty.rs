@@ -1,0 +1,32 @@
+//! Programs that do nothing, on the attach points of the others: the least that watching there can
+//! cost. `cargo xtask bench overhead` attaches them as its limit.
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
+
+#[tracepoint]
+pub fn empty_tracepoint(_: TracePointContext) -> u32 {
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn empty_exec(_: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn empty_fork(_: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn empty_exit(_: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn empty_state(_: BtfTracePointContext) -> i32 {
+    0
+}

@@ -1,0 +1,208 @@
+//! Programs of the process class: exec, exec_failed, fork, exit.
+
+use audit_common::{
+    class, kind, limits,
+    record::{Exec, ExecArgs, ExecFailed, Exit, Fork, section},
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
+
+use crate::{
+    file, kernel, path,
+    path::Path,
+    record::{BTF_TRACEPOINT, TRACEPOINT, Writer, file_object, kernel_section, user_section},
+    settings::offset,
+    syscall, task,
+};
+
+/// Argument `n` of a BTF tracepoint, as a number.
+#[inline(always)]
+pub fn argument(ctx: &BtfTracePointContext, n: usize) -> u64 {
+    // SAFETY: the context of a tp_btf program is an array of 64-bit arguments.
+    unsafe { *ctx.as_ptr().cast::<u64>().add(n) }
+}
+
+/// `sched_process_exec(task, old_pid, bprm)`: the new program is in place, nothing of it has run.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn exec(ctx: BtfTracePointContext) -> i32 {
+    try_exec(argument(&ctx, 2));
+    0
+}
+
+#[inline(always)]
+fn try_exec(bprm: u64) -> Option<()> {
+    let (mut writer, payload) =
+        Writer::begin::<Exec>(class::PROCESS, kind::EXEC, BTF_TRACEPOINT)?;
+    let file = kernel::pointer(bprm, offset!(binprm_file));
+    file_object(&mut payload.file, kernel::pointer(file, offset!(file_inode)));
+    payload.argc = kernel::read(bprm, offset!(binprm_argc));
+    let mm = kernel::pointer(task::current(), offset!(task_mm));
+    let start: u64 = kernel::read(mm, offset!(mm_arg_start));
+    let end: u64 = kernel::read(mm, offset!(mm_arg_end));
+    let total = end - start;
+    payload.argv_bytes = total;
+
+    path::section(&mut writer, section::PATH, Path::of_file(file));
+    let invoked = kernel::pointer(bprm, offset!(binprm_filename));
+    kernel_section(&mut writer, section::INVOKED, invoked);
+    let interpreter = kernel::pointer(bprm, offset!(binprm_interp));
+    if interpreter != invoked {
+        kernel_section(&mut writer, section::INTERPRETER, interpreter);
+    }
+    if writer.has_room() {
+        path::section(&mut writer, section::CWD, Path::working_directory());
+    }
+    let mut sent = arguments(&mut writer, start, total);
+    let exec_sequence = writer.header().sequence;
+    writer.send();
+
+    for _ in 0..limits::ARGS_CHUNKS {
+        if sent >= total {
+            break;
+        }
+        let (mut writer, payload) =
+            Writer::begin::<ExecArgs>(class::PROCESS, kind::EXEC_ARGS, BTF_TRACEPOINT)?;
+        payload.exec_sequence = exec_sequence;
+        payload.offset_bytes = sent;
+        sent += arguments(&mut writer, start + sent, total - sent);
+        writer.send();
+    }
+    Some(())
+}
+
+/// Writes what fits of an argv; returns how many bytes that were (never 0, so that loops end).
+#[inline(always)]
+fn arguments(writer: &mut Writer, start: u64, left: u64) -> u64 {
+    const MOST: u64 = limits::ARGS_CHUNK_BYTES as u64;
+    let take = if left < MOST { left } else { MOST };
+    if !writer.has_room() {
+        return 0;
+    }
+    let mut open = writer.section(section::ARGV);
+    if !writer.user_bytes(start, take) {
+        open.truncated();
+    }
+    writer.close(open);
+    take
+}
+
+#[tracepoint]
+pub fn exit_execve(ctx: TracePointContext) -> u32 {
+    let result = syscall::result(&ctx);
+    if result < 0 {
+        let registers = syscall::registers();
+        let given = syscall::argument::<0>(registers);
+        try_exec_failed(result, None, given, syscall::argument::<1>(registers));
+    }
+    0
+}
+
+#[tracepoint]
+pub fn exit_execveat(ctx: TracePointContext) -> u32 {
+    let result = syscall::result(&ctx);
+    if result < 0 {
+        let registers = syscall::registers();
+        let directory = syscall::argument::<0>(registers) as i32;
+        let given = syscall::argument::<1>(registers);
+        let argv = syscall::argument::<2>(registers);
+        try_exec_failed(result, Some(directory), given, argv);
+    }
+    0
+}
+
+#[inline(always)]
+fn try_exec_failed(result: i64, directory: Option<i32>, given: u64, argv: u64) -> Option<()> {
+    let (mut writer, payload) =
+        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, TRACEPOINT)?;
+    payload.result = result;
+    user_section(&mut writer, section::GIVEN, given);
+    file::base_section(&mut writer, section::BASE, directory, given);
+
+    let mut open = writer.section(section::ARGV);
+    let mut at = argv;
+    let mut complete = false;
+    for _ in 0..limits::FAILED_ARGS {
+        let Some(text) = kernel::read_user::<u64>(at) else {
+            break;
+        };
+        if text == 0 {
+            complete = true;
+            break;
+        }
+        let read = writer.user_text::<{ limits::FAILED_ARG_BYTES as u32 }>(text);
+        if read == 0 {
+            payload.unread_arguments += 1;
+        }
+        if read == limits::FAILED_ARG_BYTES as u64 {
+            open.truncated();
+        }
+        if !writer.has_room() {
+            break;
+        }
+        at += 8;
+    }
+    if !complete {
+        open.truncated();
+    }
+    writer.close(open);
+    writer.send();
+    Some(())
+}
+
+/// `sched_process_fork(parent, child)`
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn fork(ctx: BtfTracePointContext) -> i32 {
+    try_fork(argument(&ctx, 1));
+    0
+}
+
+#[inline(always)]
+fn try_fork(child: u64) -> Option<()> {
+    let pid: u32 = kernel::read(child, offset!(task_pid));
+    let tgid: u32 = kernel::read(child, offset!(task_tgid));
+    if pid != tgid {
+        return None; // a thread
+    }
+    let (writer, payload) = Writer::begin::<Fork>(class::PROCESS, kind::FORK, BTF_TRACEPOINT)?;
+    payload.child_pid = pid;
+    payload.child_start_time_ns = kernel::read(child, offset!(task_start_boottime));
+    writer.send();
+    Some(())
+}
+
+/// `sched_process_exit(task)`, in the context of the task that ends.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn exit(_: BtfTracePointContext) -> i32 {
+    try_exit();
+    0
+}
+
+#[inline(always)]
+fn try_exit() -> Option<()> {
+    /// SIGNAL_GROUP_EXIT
+    const GROUP_EXIT: u32 = 4;
+    let task = task::current();
+    let signal = kernel::pointer(task, offset!(task_signal));
+    // Threads still alive. Two last threads may both see 0; the agent merges the two records.
+    if kernel::read::<i32>(signal, offset!(signal_live)) != 0 {
+        return None;
+    }
+    let (writer, payload) = Writer::begin::<Exit>(class::PROCESS, kind::EXIT, BTF_TRACEPOINT)?;
+    let flags: u32 = kernel::read(signal, offset!(signal_flags));
+    payload.status = if flags & GROUP_EXIT != 0 {
+        kernel::read(signal, offset!(signal_group_exit_code))
+    } else {
+        let leader = kernel::pointer(task, offset!(task_group_leader));
+        kernel::read(leader, offset!(task_exit_code))
+    };
+    payload.user_time_ns = kernel::read::<u64>(signal, offset!(signal_utime))
+        + kernel::read::<u64>(task, offset!(task_utime));
+    payload.system_time_ns = kernel::read::<u64>(signal, offset!(signal_stime))
+        + kernel::read::<u64>(task, offset!(task_stime));
+    payload.max_rss_pages = kernel::read(signal, offset!(signal_maxrss));
+    writer.send();
+    Some(())
+}
