@@ -46,8 +46,10 @@ pub mod identity;
 mod ledger_interim;
 pub mod own;
 pub mod pipeline;
+pub mod probe;
 pub mod process;
 pub mod queue;
+pub mod reader;
 pub mod replay;
 pub mod resolve;
 #[cfg(test)]
@@ -66,6 +68,25 @@ use tokio::sync::watch;
 pub use config::{Config, InvalidConfig};
 pub use pipeline::Ended;
 
+/// Runs the agent on this host's kernel until `stop` becomes true or its sender is gone.
+pub async fn run(config: Config, stop: watch::Receiver<bool>) -> Result<Ended, AgentError> {
+    run_source(open(&config)?, config, stop).await
+}
+
+/// Loads and attaches the kernel programs, and says in the log which hooks are there.
+pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
+    config.validate()?;
+    let reader = reader::Reader::open(config)?;
+    let hooks = reader.hooks();
+    for hook in hooks.iter().filter(|hook| hook.attached.is_none()) {
+        let reason = hook.tried.last().map_or("", |(_, reason)| reason);
+        tracing::warn!(hook = hook.name, reason, "not attached: its events will be missing");
+    }
+    let attached = hooks.iter().filter(|hook| hook.attached.is_some()).count();
+    tracing::info!(attached, of = hooks.len(), "kernel hooks attached");
+    Ok(reader)
+}
+
 /// Runs the agent on `source` until `stop` becomes true or its sender is gone; then empties the
 /// source, and waits a few seconds for the collector to acknowledge everything.
 pub async fn run_source<S: source::Source + 'static>(
@@ -82,6 +103,8 @@ pub async fn run_source<S: source::Source + 'static>(
 pub enum AgentError {
     #[error("configuration: {0}")]
     Config(#[from] InvalidConfig),
+    #[error(transparent)]
+    Probe(#[from] probe::ProbeError),
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
     #[error("reading records failed: {0}")]

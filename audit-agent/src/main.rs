@@ -39,6 +39,10 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
 
+    /// Attach programs that do nothing instead, until stopped: what watching costs at the least.
+    #[arg(long, hide = true)]
+    empty_programs: bool,
+
     /// How log lines look. RUST_LOG sets what is logged, for example RUST_LOG=debug.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -116,12 +120,21 @@ async fn run(args: &Args, config: Config) -> Result<()> {
         // Nobody listens when the agent has just ended by itself.
         let _ = sender.send(true);
     });
+    if args.empty_programs {
+        let probe = audit_agent::probe::EmptyProbe::load()?;
+        tracing::info!("empty programs attached");
+        let mut stop = stop;
+        // An error means that the sender is gone, which is a stop too.
+        let _ = stop.wait_for(|stop| *stop).await;
+        drop(probe);
+        return Ok(());
+    }
     let ended = match &args.replay {
         Some(path) => {
             let source = Replay::open(path, REPLAY_ROUND).context("cannot replay")?;
             audit_agent::run_source(source, config, stop).await?
         }
-        None => anyhow::bail!("this build has no kernel reader; give --replay FILE"),
+        None => audit_agent::run(config, stop).await?,
     };
     tracing::info!(sent = ended.sent, unsent = ended.unsent, "stopped");
     Ok(())
@@ -153,8 +166,13 @@ fn describe(config: &Config) -> Result<()> {
         config.filters.exclude.len()
     );
     println!("hooks");
-    for row in audit_common::kind::ALL {
-        println!("  {:<12} {}", row.name, row.doc.trim());
+    for hook in audit_agent::probe::check(config)? {
+        let got = match (hook.attached, hook.tried.last()) {
+            (Some(rung), _) => rung.to_string(),
+            (None, Some((_, reason))) => format!("not available: {reason}"),
+            (None, None) => "not available".to_owned(),
+        };
+        println!("  {:<12} {got}", hook.name);
     }
     Ok(())
 }

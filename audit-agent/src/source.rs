@@ -79,6 +79,20 @@ impl Round {
         self.losses.push(loss);
     }
 
+    /// Moves what is not younger than `horizon_ns` into `older` and the rest into `younger`, in
+    /// order; losses leave with the older part.
+    pub fn split(mut self, horizon_ns: u64, older: &mut Self, younger: &mut Self) {
+        older.losses.append(&mut self.losses);
+        for entry in &self.index {
+            let part = if entry.time_ns <= horizon_ns {
+                &mut *older
+            } else {
+                &mut *younger
+            };
+            part.push(entry.time_ns, &self.bytes[entry.start..entry.end]);
+        }
+    }
+
     /// By time; records of the same time keep the order in which they came.
     pub fn sort(&mut self) {
         // Rings deliver long ascending runs, which a stable merge sort takes in one pass.

@@ -1,0 +1,343 @@
+//! Loads the kernel programs and attaches them: which object, which offsets, which hooks.
+//!
+//! Invariant: dropping a [`Probe`] detaches and unloads everything it loaded; nothing is pinned.
+//! A hook that cannot be attached is reported with its reason and does not stop the others; only a
+//! host on which no hook works is an error.
+
+mod btf;
+mod hooks;
+
+use std::{io, mem};
+
+use audit_common::{
+    config::{ARGUMENT_OFFSETS, Counters, Settings},
+    limits::WATCHED_NAME_BYTES,
+    offsets::{MISSING, Offsets, PATHS},
+};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, ProgramError, TracePoint},
+};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+pub use btf::BtfError;
+pub use hooks::{Hook, HookStatus, Rung};
+use hooks::{CORE, HOOKS, Point};
+
+use crate::{Config, filter};
+
+/// Built by build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("loading kernel programs needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE): run as root")]
+    NotPermitted,
+    #[error(transparent)]
+    Types(#[from] BtfError),
+    #[error("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")]
+    NoTracefs,
+    #[error("the kernel object does not load: {0}")]
+    Load(String),
+    #[error("no hook could be attached; the first reason: {0}")]
+    NoHook(String),
+    #[error("capture.watch_reads: {0}")]
+    Watch(String),
+}
+
+/// The loaded programs and their maps.
+pub struct Probe {
+    // Held for its links: dropping it detaches.
+    _ebpf: Ebpf,
+    hooks: Vec<HookStatus>,
+    pub(crate) rings: [RingBuf<MapData>; 3],
+    counters: PerCpuArray<MapData, KernelCounters>,
+    ignored: HashMap<MapData, u32, u8>,
+}
+
+/// [`Counters`], which aya may copy out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct KernelCounters(pub(crate) Counters);
+
+#[expect(unsafe_code, reason = "aya asks for the promise that every byte pattern is a value")]
+// SAFETY: repr(transparent) over a struct of u64, which zerocopy has checked.
+unsafe impl aya::Pod for KernelCounters {}
+
+impl Probe {
+    pub fn load(config: &Config) -> Result<Self, ProbeError> {
+        let types = btf::Types::of_kernel()?;
+        let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
+        if !std::path::Path::new("/sys/kernel/tracing/events/syscalls").exists()
+            && !std::path::Path::new("/sys/kernel/debug/tracing/events/syscalls").exists()
+        {
+            return Err(ProbeError::NoTracefs);
+        }
+        let (offsets, missing) = offsets(&types);
+        let settings = Settings {
+            watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
+            wakeup_bytes: wakeup_bytes(config),
+            argument_offsets: ARGUMENT_OFFSETS,
+        };
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&kernel))
+            .override_global("OFFSETS", offsets.as_bytes(), true)
+            .override_global("SETTINGS", settings.as_bytes(), true)
+            .map_max_entries("PROCESS_RING", config.rings.process_bytes)
+            .map_max_entries("NETWORK_RING", config.rings.network_bytes)
+            .map_max_entries("FILE_RING", config.rings.file_bytes)
+            .load(OBJECT)
+            .map_err(|error| load_error(&error))?;
+        watch_names(&mut ebpf, config)?;
+        // Before anything is attached, so that our own start is not in the record.
+        let mut ignored: HashMap<_, u32, u8> = take(&mut ebpf, "IGNORED")?;
+        let own = ignored.insert(std::process::id(), 1, 0);
+        own.map_err(|error| ProbeError::Load(error.to_string()))?;
+        let rings = [
+            take(&mut ebpf, "PROCESS_RING")?,
+            take(&mut ebpf, "NETWORK_RING")?,
+            take(&mut ebpf, "FILE_RING")?,
+        ];
+        let counters = take(&mut ebpf, "COUNTERS")?;
+        let hooks: Vec<_> = HOOKS
+            .iter()
+            .map(|hook| attach_hook(&mut ebpf, hook, &kernel, &missing))
+            .collect();
+        if hooks.iter().all(|hook| hook.attached.is_none()) {
+            let reason = hooks.first().and_then(|hook| hook.tried.last());
+            let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
+            return Err(ProbeError::NoHook(reason));
+        }
+        Ok(Self {
+            _ebpf: ebpf,
+            hooks,
+            rings,
+            counters,
+            ignored,
+        })
+    }
+
+    pub fn hooks(&self) -> &[HookStatus] {
+        &self.hooks
+    }
+
+    /// Leaves the process `pid` out of the record from now on.
+    pub fn ignore(&mut self, pid: u32) -> io::Result<()> {
+        self.ignored.insert(pid, 1, 0).map_err(io::Error::other)
+    }
+
+    /// The counters of `class` on each CPU.
+    pub(crate) fn counters(&self, class: u8) -> io::Result<Vec<Counters>> {
+        let values = self.counters.get(&class.into(), 0).map_err(io::Error::other)?;
+        Ok(values.iter().map(|value| value.0).collect())
+    }
+}
+
+/// What each hook would get on this kernel: loads and attaches everything, and lets go again.
+pub fn check(config: &Config) -> Result<Vec<HookStatus>, ProbeError> {
+    Probe::load(config).map(|probe| probe.hooks)
+}
+
+/// Attaches programs that do nothing at the same places: the least that watching there can cost.
+pub struct EmptyProbe {
+    _ebpf: Ebpf,
+}
+
+impl EmptyProbe {
+    pub fn load() -> Result<Self, ProbeError> {
+        let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&kernel))
+            .load(OBJECT)
+            .map_err(|error| load_error(&error))?;
+        for point in HOOKS.iter().flat_map(|hook| hook.points) {
+            let point = match *point {
+                Point::Btf { tracepoint, .. } => Point::Btf {
+                    program: match tracepoint {
+                        "sched_process_exec" => "empty_exec",
+                        "sched_process_fork" => "empty_fork",
+                        "sched_process_exit" => "empty_exit",
+                        _ => "empty_state",
+                    },
+                    tracepoint,
+                },
+                Point::Exit { call, .. } => Point::Exit {
+                    program: "empty_tracepoint",
+                    call,
+                },
+            };
+            attach(&mut ebpf, point, &kernel).map_err(ProbeError::Load)?;
+        }
+        Ok(Self { _ebpf: ebpf })
+    }
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProbeError>
+where
+    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| ProbeError::Load(format!("the object has no map {name}")))?;
+    T::try_from(map).map_err(|error| ProbeError::Load(format!("map {name}: {error}")))
+}
+
+/// An eighth of the smallest ring: the reader is called in time, and seldom.
+fn wakeup_bytes(config: &Config) -> u32 {
+    let rings = &config.rings;
+    rings.process_bytes.min(rings.network_bytes).min(rings.file_bytes) / 8
+}
+
+/// The kernel's offsets, and the paths of the fields that it does not have.
+fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
+    let mut missing = Vec::new();
+    let values: Vec<u32> = PATHS
+        .iter()
+        .map(|path| {
+            types.offset(path).unwrap_or_else(|| {
+                missing.push(*path);
+                MISSING
+            })
+        })
+        .collect();
+    let mut offsets = Offsets::read_from_bytes(values.as_bytes()).unwrap_or_default();
+    // The programs read both with one access (audit-ebpf/src/path.rs).
+    if offsets.dentry_name != offsets.dentry_parent.wrapping_add(16) {
+        offsets.dentry_name = MISSING;
+        missing.push("dentry.d_name.name");
+    }
+    (offsets, missing)
+}
+
+fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
+    let names = filter::watch_names(&config.capture.watch_reads)
+        .map_err(|error| ProbeError::Watch(error.to_string()))?;
+    let mut watched: HashMap<_, [u8; WATCHED_NAME_BYTES], u8> = take(ebpf, "WATCHED")?;
+    for name in names {
+        let mut key = [0; WATCHED_NAME_BYTES];
+        let room = key.get_mut(..name.len()).filter(|_| name.len() < WATCHED_NAME_BYTES);
+        let Some(room) = room else {
+            return Err(ProbeError::Watch(format!(
+                "the name {:?} is longer than {} bytes",
+                String::from_utf8_lossy(&name),
+                WATCHED_NAME_BYTES - 1
+            )));
+        };
+        room.copy_from_slice(&name);
+        watched
+            .insert(key, 1, 0)
+            .map_err(|error| ProbeError::Watch(error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn attach_hook(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    kernel: &Btf,
+    missing: &[&'static str],
+) -> HookStatus {
+    let not_built = "this version has no program for it";
+    let mut status = HookStatus {
+        name: hook.name,
+        kinds: hook.kinds,
+        attached: None,
+        tried: vec![
+            (Rung::Trampoline, not_built.to_owned()),
+            (Rung::Kprobe, not_built.to_owned()),
+        ],
+    };
+    let needed = |path: &&&str| {
+        let of = path.split('.').next().unwrap_or_default();
+        CORE.contains(&of) || hook.needs.contains(&of)
+    };
+    let attached = match missing.iter().find(needed) {
+        Some(path) => Err(format!("this kernel has no field {path}")),
+        None => attach_points(ebpf, hook.points, kernel),
+    };
+    match attached {
+        Ok(()) => status.attached = Some(Rung::Tracepoint),
+        Err(reason) => status.tried.push((Rung::Tracepoint, reason)),
+    }
+    status
+}
+
+/// A call that the architecture does not have is not missed, as long as one of them is there.
+fn attach_points(ebpf: &mut Ebpf, points: &[Point], kernel: &Btf) -> Result<(), String> {
+    let mut attached = 0;
+    let mut absent = String::new();
+    for point in points {
+        if let Point::Exit { call, .. } = point
+            && !tracepoint_exists(call)
+        {
+            absent = format!("this kernel has no tracepoint syscalls:sys_exit_{call}");
+            continue;
+        }
+        attach(ebpf, *point, kernel)?;
+        attached += 1;
+    }
+    if attached > 0 { Ok(()) } else { Err(absent) }
+}
+
+fn tracepoint_exists(call: &str) -> bool {
+    ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
+        .iter()
+        .any(|root| {
+            std::path::Path::new(&format!("{root}/events/syscalls/sys_exit_{call}")).exists()
+        })
+}
+
+fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<(), String> {
+    let (Point::Btf { program: name, .. } | Point::Exit { program: name, .. }) = point;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| format!("the object has no program {name}"))?;
+    let result = match point {
+        Point::Btf { tracepoint, .. } => <&mut BtfTracePoint>::try_from(program).and_then(|p| {
+            loaded(p.load(tracepoint, kernel))?;
+            p.attach().map(mem::drop)
+        }),
+        Point::Exit { call, .. } => <&mut TracePoint>::try_from(program).and_then(|p| {
+            loaded(p.load())?;
+            p.attach("syscalls", &format!("sys_exit_{call}")).map(mem::drop)
+        }),
+    };
+    result.map_err(|error| format!("{name}: {}", chain(&error)))
+}
+
+/// A program that serves two places is loaded once.
+fn loaded(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match result {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        other => other,
+    }
+}
+
+fn load_error(error: &(dyn std::error::Error + 'static)) -> ProbeError {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::PermissionDenied
+        {
+            return ProbeError::NotPermitted;
+        }
+        source = error.source();
+    }
+    ProbeError::Load(chain(error))
+}
+
+/// The error with its causes; of a verifier's log only the last lines, which say what it refused.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    let lines: Vec<_> = text.lines().collect();
+    match lines.len() {
+        0..=8 => text,
+        many => format!("{} ... {}", lines[0], lines[many - 7..].join(" | ")),
+    }
+}

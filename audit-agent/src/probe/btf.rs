@@ -1,0 +1,240 @@
+//! Where does the running kernel keep a field? Reads the kernel's own type information (BTF) and
+//! finds `struct.member.member`, through anonymous structs and unions.
+//!
+//! Format: Documentation/bpf/btf.rst of Linux; little-endian, as on both supported architectures.
+
+use std::{collections::HashMap, fs, io, path::Path};
+
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+/// Names for the same type: typedef, volatile, const, restrict, type tag.
+const ALIASES: [u32; 5] = [8, 9, 10, 11, 18];
+/// Typedef chains and anonymous nesting are short; a longer one is not BTF.
+const MAX_DEPTH: u32 = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    #[error(
+        "cannot read {path}: {source}; the kernel needs CONFIG_DEBUG_INFO_BTF=y, as distribution kernels since 2021 have"
+    )]
+    Read { path: String, source: io::Error },
+    #[error("{0} is not BTF as Linux writes it")]
+    Format(String),
+}
+
+#[derive(FromBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct FileHeader {
+    magic: u16,
+    version: u8,
+    flags: u8,
+    header_bytes: u32,
+    types_offset: u32,
+    types_bytes: u32,
+    strings_offset: u32,
+    strings_bytes: u32,
+}
+
+#[derive(FromBytes, KnownLayout, Immutable, Clone, Copy)]
+#[repr(C)]
+struct TypeHeader {
+    name: u32,
+    info: u32,
+    size_or_type: u32,
+}
+
+#[derive(FromBytes, KnownLayout, Immutable, Clone, Copy)]
+#[repr(C)]
+struct Member {
+    name: u32,
+    type_id: u32,
+    offset: u32,
+}
+
+/// The kernel's types.
+pub struct Types {
+    bytes: Vec<u8>,
+    strings: usize,
+    /// Where each type's header is; ids count from 1.
+    types: Vec<usize>,
+    structs: HashMap<Vec<u8>, u32>,
+}
+
+impl Types {
+    pub fn of_kernel() -> Result<Self, BtfError> {
+        Self::read(Path::new("/sys/kernel/btf/vmlinux"))
+    }
+
+    fn read(path: &Path) -> Result<Self, BtfError> {
+        let name = path.display().to_string();
+        let bytes = fs::read(path).map_err(|source| BtfError::Read {
+            path: name.clone(),
+            source,
+        })?;
+        Self::parse(bytes).ok_or(BtfError::Format(name))
+    }
+
+    fn parse(bytes: Vec<u8>) -> Option<Self> {
+        let (header, _) = FileHeader::read_from_prefix(&bytes).ok()?;
+        if header.magic != 0xeb9f {
+            return None;
+        }
+        let start = header.header_bytes.checked_add(header.types_offset)? as usize;
+        let end = start.checked_add(header.types_bytes as usize)?;
+        let strings = header.header_bytes.checked_add(header.strings_offset)? as usize;
+        let mut this = Self {
+            bytes,
+            strings,
+            types: vec![0],
+            structs: HashMap::new(),
+        };
+        let mut at = start;
+        while at < end {
+            let header = this.header_at(at)?;
+            let id = u32::try_from(this.types.len()).ok()?;
+            if kind(header) == KIND_STRUCT
+                && let Some(name) = this.name(header.name)
+            {
+                let name = name.to_vec();
+                this.structs.entry(name).or_insert(id);
+            }
+            this.types.push(at);
+            at += size_of::<TypeHeader>() + trailer_bytes(header)?;
+        }
+        Some(this)
+    }
+
+    /// The byte offset of `path` ("file.f_path"); `None` when this kernel has no such field.
+    pub fn offset(&self, path: &str) -> Option<u32> {
+        let mut parts = path.split('.');
+        let mut id = *self.structs.get(parts.next()?.as_bytes())?;
+        let mut bits = 0;
+        for part in parts {
+            let (offset, type_id) = self.member(id, part.as_bytes(), 0)?;
+            bits += offset;
+            id = type_id;
+        }
+        Some(bits / 8)
+    }
+
+    /// Offset in bits and type of the member called `name`, looked for in anonymous members too.
+    fn member(&self, id: u32, name: &[u8], depth: u32) -> Option<(u32, u32)> {
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        let at = self.resolve(id)?;
+        let header = self.header_at(at)?;
+        if ![KIND_STRUCT, KIND_UNION].contains(&kind(header)) {
+            return None;
+        }
+        let bitfields = header.info >> 31 == 1;
+        for n in 0..(header.info & 0xffff) as usize {
+            let at = at + size_of::<TypeHeader>() + n * size_of::<Member>();
+            let (member, _) = Member::read_from_prefix(self.bytes.get(at..)?).ok()?;
+            // With bit fields the upper byte of the offset is the field's width.
+            let offset = if bitfields {
+                member.offset & 0xff_ffff
+            } else {
+                member.offset
+            };
+            match self.name(member.name) {
+                Some(found) if found == name => return Some((offset, member.type_id)),
+                Some(_) => {}
+                None => {
+                    if let Some((inner, id)) = self.member(member.type_id, name, depth + 1) {
+                        return Some((offset + inner, id));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Follows typedefs and qualifiers.
+    fn resolve(&self, mut id: u32) -> Option<usize> {
+        for _ in 0..MAX_DEPTH {
+            let at = *self.types.get(id as usize).filter(|_| id != 0)?;
+            let header = self.header_at(at)?;
+            if !ALIASES.contains(&kind(header)) {
+                return Some(at);
+            }
+            id = header.size_or_type;
+        }
+        None
+    }
+
+    fn header_at(&self, at: usize) -> Option<TypeHeader> {
+        let (header, _) = TypeHeader::read_from_prefix(self.bytes.get(at..)?).ok()?;
+        Some(header)
+    }
+
+    /// `None` for anonymous.
+    fn name(&self, offset: u32) -> Option<&[u8]> {
+        let text = self.bytes.get(self.strings + offset as usize..)?;
+        let end = text.iter().position(|byte| *byte == 0)?;
+        (end > 0).then(|| &text[..end])
+    }
+}
+
+fn kind(header: TypeHeader) -> u32 {
+    header.info >> 24 & 0x1f
+}
+
+/// Bytes behind a type's header.
+fn trailer_bytes(header: TypeHeader) -> Option<usize> {
+    let count = (header.info & 0xffff) as usize;
+    Some(match kind(header) {
+        // int; array; struct, union; enum; function prototype; variable; section; tag; 64-bit enum
+        1 => 4,
+        3 => 12,
+        4 | 5 => 12 * count,
+        6 => 8 * count,
+        13 => 8 * count,
+        14 => 4,
+        15 => 12 * count,
+        17 => 4,
+        19 => 12 * count,
+        0 | 2 | 7..=12 | 16 | 18 => 0,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_fields_that_every_kernel_has() {
+        let Ok(types) = Types::of_kernel() else {
+            eprintln!("SKIPPED: this kernel shows no BTF");
+            return;
+        };
+        assert_eq!(types.offset("list_head.next"), Some(0));
+        assert_eq!(types.offset("list_head.prev"), Some(8));
+        // Through an anonymous union and a qualifier on newer kernels.
+        let parent = types.offset("dentry.d_parent").expect("d_parent");
+        assert_eq!(types.offset("dentry.d_name.name"), Some(parent + 16));
+        assert_eq!(types.offset("task_struct.no_such_field"), None);
+        assert_eq!(types.offset("no_such_struct.x"), None);
+    }
+
+    #[test]
+    fn damaged_btf_is_refused_or_read_but_never_panics() {
+        let Ok(bytes) = fs::read("/sys/kernel/btf/vmlinux") else {
+            eprintln!("SKIPPED: this kernel shows no BTF");
+            return;
+        };
+        for cut in [0, 3, 20, 24, 100, 5000] {
+            assert!(Types::parse(bytes[..cut].to_vec()).is_none(), "cut at {cut}");
+        }
+        for at in (0..2000).step_by(7) {
+            let mut damaged = bytes[..200_000.min(bytes.len())].to_vec();
+            damaged[at] ^= 0xff;
+            if let Some(types) = Types::parse(damaged) {
+                let _ = types.offset("task_struct.cred");
+            }
+        }
+    }
+}
