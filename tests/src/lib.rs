@@ -1,9 +1,11 @@
 //! What end-to-end tests and benches share: the real binaries, running as on a host.
 //!
 //! * [`stack`]: an agent and a collector on a temporary directory, and questions to them;
+//! * [`synthetic`]: a collector filled with events that the test knows in full;
 //! * [`bench`]: the benches behind `cargo xtask bench`.
 
 pub mod bench;
 pub mod stack;
+pub mod synthetic;
 
 pub use stack::{Options, Stack};

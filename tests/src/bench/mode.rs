@@ -95,10 +95,9 @@ impl Running {
             Running::Bare => (0, 0),
             Running::Empty(daemon) | Running::Bpftrace(daemon) => (of(Some(daemon.pid()))?, 0),
             Running::Hostaudit(stack) => (of(stack.agent_pid())?, of(stack.collector_pid())?),
-            Running::Auditd(auditd) => (
-                of(Some(auditd.pid()))? + of(measure::find_process("kauditd"))?,
-                0,
-            ),
+            Running::Auditd(auditd) => {
+                (of(auditd.pid())? + of(measure::find_process("kauditd"))?, 0)
+            }
         })
     }
 

@@ -19,6 +19,7 @@ const OPEN_FLAGS: u32 = 0o1103;
 /// As Debian's own /etc/audit/rules.d/audit.rules sets them.
 const BACKLOG: &str = "8192";
 const BACKLOG_WAIT: &str = "60000";
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What hostaudit records, as audit rules. Filters on the open flags are in auditd's favour: most
 /// published rule sets record every open.
@@ -58,7 +59,8 @@ impl Quiet {
                 .map(str::to_owned)
         };
         ensure!(
-            value("pid").is_none_or(|pid| pid == "0"),
+            // The kernel remembers the number of one that was killed.
+            value("pid").is_none_or(|pid| !Path::new("/proc").join(pid).exists()),
             "an audit daemon runs on this host; stop it for the bench: service auditd stop"
         );
         let listed = auditctl(&["-l"])?;
@@ -110,7 +112,8 @@ impl Drop for Quiet {
 }
 
 pub struct Auditd {
-    daemon: Daemon,
+    /// None only while it is dropped.
+    daemon: Option<Daemon>,
     lost_before: i64,
 }
 
@@ -139,7 +142,7 @@ impl Auditd {
         let daemon =
             Daemon::spawn("auditd", command, directory).context("apt-get install auditd")?;
         let mut auditd = Self {
-            daemon,
+            daemon: Some(daemon),
             lost_before: 0,
         };
         auditd.enable()?;
@@ -150,7 +153,7 @@ impl Auditd {
     fn enable(&mut self) -> Result<()> {
         // It registers with the kernel within moments, or ends with a reason.
         std::thread::sleep(Duration::from_secs(1));
-        self.daemon.check()?;
+        self.daemon.as_mut().map_or(Ok(()), Daemon::check)?;
         auditctl(&["-D"])?;
         auditctl(&["-b", BACKLOG])?;
         auditctl(&["--backlog_wait_time", BACKLOG_WAIT])?;
@@ -163,8 +166,8 @@ impl Auditd {
         Ok(())
     }
 
-    pub fn pid(&self) -> u32 {
-        self.daemon.pid()
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
     }
 
     pub fn lost(&self) -> Result<i64> {
@@ -174,11 +177,14 @@ impl Auditd {
 
 impl Drop for Auditd {
     fn drop(&mut self) {
-        // First stop the flow, then (by dropping the field) the daemon.
+        // First stop the flow, then the daemon, by SIGTERM: it signs off from the kernel.
         for command in [&["-D"][..], &["-e", "0"], &["-a", "never,task"]] {
             if let Err(error) = auditctl(command) {
                 eprintln!("bench: stopping audit: {error:#}");
             }
+        }
+        if let Some(Err(error)) = self.daemon.take().map(|daemon| daemon.stop(STOP_TIMEOUT)) {
+            eprintln!("bench: stopping auditd: {error:#}");
         }
     }
 }
