@@ -48,6 +48,7 @@ pub struct Palette {
 }
 
 impl Palette {
+    #[cfg(test)]
     pub const OFF: Palette = Palette { on: false };
     #[cfg(test)]
     pub const ON: Palette = Palette { on: true };

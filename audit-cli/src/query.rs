@@ -165,7 +165,7 @@ impl Answer {
                 return Ok(None);
             };
             self.limited |= piece.limited;
-            self.left = Buffer::from_vec(Vec::from(piece.arrow_ipc));
+            self.left = Buffer::from_vec(piece.arrow_ipc);
         }
     }
 

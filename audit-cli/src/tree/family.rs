@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn who_forked_wins_over_who_adopted() {
         for swap in [false, true] {
-            let mut rows = vec![fork(1, "a", "b"), exec(5, "b", "init")];
+            let mut rows = [fork(1, "a", "b"), exec(5, "b", "init")];
             if swap {
                 rows.reverse();
             }
