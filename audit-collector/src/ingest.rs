@@ -1,0 +1,359 @@
+//! A session with one agent: Hello, Welcome, batches in order, acknowledgements.
+//!
+//! Invariants: of one stream at most one session is alive, the newest; a batch is acknowledged only
+//! when it is durable; what a refused batch costs is that batch's session, nothing else.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use audit_proto::{
+    Message as _,
+    v1::{
+        Ack, Batch, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request,
+        deliver_response, ingest_server::Ingest,
+    },
+};
+use futures::{StreamExt as _, stream::FuturesOrdered};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    config,
+    store::{Store, prepare},
+    streams::StreamKey,
+    writer::Submission,
+};
+
+/// From connecting to Hello; a client that says nothing holds a slot.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
+/// An id is 32 to 36 characters; more is not an id.
+const MAX_ID_BYTES: usize = 256;
+/// Answers waiting for an agent that does not read.
+const ANSWERS: usize = 64;
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub duplicate: AtomicI64,
+    pub rejected: AtomicI64,
+}
+
+/// The live session of each stream.
+#[derive(Default)]
+pub struct Sessions(Mutex<HashMap<StreamKey, Live>>);
+
+struct Live {
+    id: u64,
+    /// Tells the session to finish.
+    end: watch::Sender<bool>,
+    /// Closed when it has.
+    done: watch::Receiver<()>,
+    hello: Hello,
+}
+
+/// Removes the session from the list when dropped; then `done` closes.
+struct Registered {
+    sessions: Arc<Sessions>,
+    key: StreamKey,
+    id: u64,
+    end: watch::Receiver<bool>,
+    _done: watch::Sender<()>,
+}
+
+impl Sessions {
+    /// Enters a session after the earlier one of the same stream has finished.
+    async fn enter(self: &Arc<Self>, key: &StreamKey, hello: &Hello) -> Registered {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (end, ended) = watch::channel(false);
+        let (done, finished) = watch::channel(());
+        let live = Live { id, end, done: finished, hello: hello.clone() };
+        let older = self.lock().insert(key.clone(), live);
+        let registered =
+            Registered { sessions: self.clone(), key: key.clone(), id, end: ended, _done: done };
+        if let Some(mut older) = older {
+            older.end.send_replace(true);
+            while older.done.changed().await.is_ok() {}
+        }
+        registered
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<StreamKey, Live>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub fn hello(&self, key: &StreamKey) -> Option<Hello> {
+        self.lock().get(key).map(|live| live.hello.clone())
+    }
+
+    pub fn connected(&self) -> Vec<(StreamKey, Hello)> {
+        self.lock().iter().map(|(key, live)| (key.clone(), live.hello.clone())).collect()
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut map = self.sessions.lock();
+        if map.get(&self.key).is_some_and(|live| live.id == self.id) {
+            map.remove(&self.key);
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct IngestService {
+    pub config: config::Ingest,
+    pub store: Arc<Store>,
+    pub sessions: Arc<Sessions>,
+    pub counters: Arc<Counters>,
+    pub writer: mpsc::WeakSender<Submission>,
+    pub slots: Arc<Semaphore>,
+    pub bytes: Arc<Semaphore>,
+    pub host_id: String,
+    pub stop: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Ingest for IngestService {
+    type DeliverStream = ReceiverStream<Result<DeliverResponse, Status>>;
+
+    async fn deliver(
+        &self,
+        request: Request<Streaming<DeliverRequest>>,
+    ) -> Result<Response<Self::DeliverStream>, Status> {
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{} agents are connected, the limit `ingest.max_sessions`",
+                self.config.max_sessions
+            ))
+        })?;
+        let Some(writer) = self.writer.upgrade() else {
+            return Err(Status::unavailable("the collector is stopping"));
+        };
+        let (answers, receiver) = mpsc::channel(ANSWERS);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let _slot = slot;
+            if let Err(status) = service.session(request.into_inner(), writer, &answers).await {
+                let _ = answers.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+type Answers = mpsc::Sender<Result<DeliverResponse, Status>>;
+type Waiting = FuturesOrdered<oneshot::Receiver<Result<i64, String>>>;
+
+/// Where the stream stands, batches in flight included.
+struct Position {
+    key: StreamKey,
+    stored: i64,
+    last: i64,
+    last_hash: Vec<u8>,
+}
+
+impl IngestService {
+    async fn session(
+        &self,
+        mut inbound: Streaming<DeliverRequest>,
+        writer: mpsc::Sender<Submission>,
+        answers: &Answers,
+    ) -> Result<(), Status> {
+        let hello = read_hello(&mut inbound).await?;
+        let key = StreamKey::of_hello(&hello);
+        let registered = self.sessions.enter(&key, &hello).await;
+        let state = self.store.stream(&key).unwrap_or_default();
+        let mut at = Position {
+            key,
+            stored: state.last_batch,
+            last: state.last_batch,
+            last_hash: state.last_hash,
+        };
+        answer(answers, deliver_response::Message::Welcome(Welcome {
+            last_batch: at.stored,
+            host_id: self.host_id.clone(),
+            pid: i64::from(std::process::id()),
+        }))
+        .await?;
+        tracing::info!(
+            host = hello.host_name,
+            run = hello.run,
+            version = hello.version,
+            last_batch = at.stored,
+            "agent connected"
+        );
+        let mut waiting = Waiting::new();
+        let mut outcome =
+            self.receive(&mut inbound, &writer, answers, &registered, &mut at, &mut waiting).await;
+        while let Some(reply) = waiting.next().await {
+            if let Err(status) = self.acknowledge(reply, answers, &mut at).await {
+                outcome = outcome.and(Err(status));
+            }
+        }
+        match &outcome {
+            Ok(()) => tracing::info!(host = hello.host_name, run = hello.run, "agent disconnected"),
+            Err(status) => tracing::warn!(
+                host = hello.host_name,
+                run = hello.run,
+                reason = status.message(),
+                "agent's session ended"
+            ),
+        }
+        drop(registered);
+        outcome
+    }
+
+    async fn receive(
+        &self,
+        inbound: &mut Streaming<DeliverRequest>,
+        writer: &mpsc::Sender<Submission>,
+        answers: &Answers,
+        registered: &Registered,
+        at: &mut Position,
+        waiting: &mut Waiting,
+    ) -> Result<(), Status> {
+        let mut ended = registered.end.clone();
+        let mut stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                message = inbound.message(), if waiting.len() < self.config.in_flight_batches => {
+                    // A connection that breaks is an end like any other: the agent comes back.
+                    let Ok(Some(message)) = message else { return Ok(()) };
+                    match message.message {
+                        Some(deliver_request::Message::Batch(batch)) => {
+                            self.batch(batch, writer, answers, at, waiting).await?;
+                        }
+                        _ => return Err(Status::invalid_argument("expected a Batch after Hello")),
+                    }
+                }
+                Some(reply) = waiting.next(), if !waiting.is_empty() => {
+                    self.acknowledge(reply, answers, at).await?;
+                }
+                () = raised(&mut ended) => {
+                    return Err(Status::aborted("a newer session of this agent took over"));
+                }
+                () = raised(&mut stop) => {
+                    return Err(Status::unavailable("the collector is stopping; deliver again later"));
+                }
+                () = answers.closed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn batch(
+        &self,
+        batch: Batch,
+        writer: &mpsc::Sender<Submission>,
+        answers: &Answers,
+        at: &mut Position,
+        waiting: &mut Waiting,
+    ) -> Result<(), Status> {
+        let header = batch.header.as_ref().ok_or_else(|| self.refuse("a batch without header"))?;
+        let number = header.batch;
+        if StreamKey::of_header(header) != at.key {
+            return Err(self.refuse(format!(
+                "batch {number} is of stream {}/{}/{}, not of the one in Hello",
+                header.host_id, header.boot_id, header.run
+            )));
+        }
+        if number <= at.last {
+            self.counters.duplicate.fetch_add(1, Ordering::Relaxed);
+            if at.stored >= number {
+                answer(answers, deliver_response::Message::Ack(Ack { batch: at.stored })).await?;
+            }
+            return Ok(());
+        }
+        if number != at.last + 1 {
+            return Err(Status::failed_precondition(format!(
+                "batch {number} arrived after batch {}: batches {} to {} are missing; send them first",
+                at.last,
+                at.last + 1,
+                number - 1
+            )));
+        }
+        if header.previous_hash != at.last_hash {
+            return Err(self.refuse(format!(
+                "batch {number} does not name the hash of batch {}: the chain of this stream is \
+                 broken",
+                at.last
+            )));
+        }
+        let weight = usize::try_from(header.event_bytes).unwrap_or(usize::MAX);
+        let weight = weight.clamp(4096, self.config.in_flight_bytes.min(u32::MAX as usize)) as u32;
+        let permit = self.bytes.clone().acquire_many_owned(weight).await;
+        let permit = permit.map_err(|_| Status::unavailable("the collector is stopping"))?;
+        let work = tokio::task::spawn_blocking(move || {
+            let record = batch.encode_to_vec();
+            prepare(&record).map(|prepared| (record, prepared))
+        });
+        let prepared = work.await.map_err(|_| Status::internal("verification stopped"))?;
+        let (record, prepared) =
+            prepared.map_err(|error| self.refuse(format!("batch {number}: {error}")))?;
+        at.last = number;
+        at.last_hash.clone_from(&prepared.hash);
+        let (reply, stored) = oneshot::channel();
+        let submission = Submission { record, prepared, reply, permit };
+        writer
+            .send(submission)
+            .await
+            .map_err(|_| Status::unavailable("the collector is stopping"))?;
+        waiting.push_back(stored);
+        Ok(())
+    }
+
+    async fn acknowledge(
+        &self,
+        reply: Result<Result<i64, String>, oneshot::error::RecvError>,
+        answers: &Answers,
+        at: &mut Position,
+    ) -> Result<(), Status> {
+        match reply {
+            Ok(Ok(batch)) => {
+                at.stored = batch;
+                answer(answers, deliver_response::Message::Ack(Ack { batch })).await
+            }
+            Ok(Err(reason)) => Err(Status::unavailable(reason)),
+            Err(_) => Err(Status::unavailable("the collector is stopping")),
+        }
+    }
+
+    fn refuse(&self, reason: impl Into<String>) -> Status {
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+        Status::invalid_argument(reason)
+    }
+}
+
+/// Waits for a flag. Drops the guard that `wait_for` returns, which must not live across an await.
+pub async fn raised(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|raised| *raised).await;
+}
+
+async fn answer(answers: &Answers, message: deliver_response::Message) -> Result<(), Status> {
+    let response = DeliverResponse { message: Some(message) };
+    let gone = |_| Status::cancelled("the agent went away");
+    answers.send(Ok(response)).await.map_err(gone)
+}
+
+async fn read_hello(inbound: &mut Streaming<DeliverRequest>) -> Result<Hello, Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no Hello within 30 s"))??;
+    let Some(DeliverRequest { message: Some(deliver_request::Message::Hello(hello)) }) = first else {
+        return Err(Status::invalid_argument("the first message must be Hello"));
+    };
+    for (name, value) in [("host_id", &hello.host_id), ("boot_id", &hello.boot_id), ("run", &hello.run)] {
+        if value.is_empty() || value.len() > MAX_ID_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "Hello.{name} must be 1 to {MAX_ID_BYTES} bytes, not {}",
+                value.len()
+            )));
+        }
+    }
+    Ok(hello)
+}

@@ -1,0 +1,30 @@
+//! The collector: takes sealed batches from agents, keeps them, and answers questions about them.
+//!
+//! Life of a batch: `ingest` (order, chain) -> `store::prepare` (root, columns) -> `writer` (WAL,
+//! fsync) -> acknowledged and visible -> `detect` -> `alerts` -> `sinks`; `store::compact` moves
+//! rows to Parquet. Readers: `query`, `tail`, `service`. `pipeline` wires them.
+
+#![forbid(unsafe_code)]
+
+mod alerts;
+mod check;
+pub mod config;
+mod detect;
+mod ingest;
+mod ledger;
+mod pipeline;
+mod problems;
+mod query;
+mod server;
+mod service;
+mod sinks;
+mod status;
+mod store;
+mod streams;
+mod tail;
+mod wal;
+mod writer;
+
+pub use check::check;
+pub use config::Config;
+pub use pipeline::{Addresses, CollectorError, Running, run, start};

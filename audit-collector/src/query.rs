@@ -1,0 +1,242 @@
+//! SQL over `events` and `alerts`: what is allowed, how much it may cost, and what is said when it
+//! is wrong.
+//!
+//! Queries run on threads of their own, so that a heavy one does not delay ingest. Bounds: memory
+//! (then spill, then an error), rows, time, and the number of queries at once.
+
+use std::{sync::Arc, time::Duration};
+
+use arrow::{datatypes::SchemaRef, ipc::writer::StreamWriter, record_batch::RecordBatch};
+use audit_proto::v1::QueryResponse;
+use bytes::Bytes;
+use datafusion::{
+    common::{DataFusionError, SchemaError},
+    error::Result as SqlResult,
+    execution::{
+        SendableRecordBatchStream, disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        memory_pool::FairSpillPool, runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    logical_expr::LogicalPlan,
+    prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext},
+};
+use futures::StreamExt as _;
+use tokio::sync::{Semaphore, mpsc};
+use tonic::Status;
+
+use crate::{
+    alerts::{AlertLog, AlertsTable},
+    config,
+    store::{EventsTable, Store},
+};
+
+/// A piece of a result on the wire, far below the message limit.
+const PIECE_BYTES: usize = 1 << 20;
+/// Pieces waiting for a slow reader.
+const PIECES: usize = 4;
+
+pub struct Engine {
+    config: config::Query,
+    runtime_env: Arc<RuntimeEnv>,
+    slots: Arc<Semaphore>,
+    threads: tokio::runtime::Handle,
+    store: Arc<Store>,
+    alerts: Arc<AlertLog>,
+}
+
+impl Engine {
+    pub fn new(
+        config: config::Query,
+        threads: tokio::runtime::Handle,
+        store: Arc<Store>,
+        alerts: Arc<AlertLog>,
+    ) -> SqlResult<Self> {
+        let spill = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![store.dir().join("tmp")]))
+            .with_max_temp_directory_size(config.spill_bytes);
+        let runtime_env = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(config.memory_bytes)))
+            .with_disk_manager_builder(spill)
+            .build_arc()?;
+        Ok(Self {
+            slots: Arc::new(Semaphore::new(config.concurrent)),
+            config,
+            runtime_env,
+            threads,
+            store,
+            alerts,
+        })
+    }
+
+    pub fn threads(&self) -> &tokio::runtime::Handle {
+        &self.threads
+    }
+
+    /// A session over this moment's rows.
+    pub fn session(&self, raw: bool) -> SqlResult<SessionContext> {
+        let config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_default_catalog_and_schema("hostaudit", "public")
+            .set_bool("datafusion.execution.parquet.pushdown_filters", false);
+        let session = SessionContext::new_with_config_rt(config, self.runtime_env.clone());
+        let snapshot = self.store.snapshot();
+        let events = if raw { EventsTable::with_raw(snapshot) } else { EventsTable::new(snapshot) };
+        session.register_table("events", Arc::new(events))?;
+        session.register_table("alerts", Arc::new(AlertsTable::new(self.alerts.clone())))?;
+        Ok(session)
+    }
+
+    /// Starts a query; the receiver ends with its last piece or an error.
+    pub async fn run(
+        &self,
+        sql: String,
+        limit: i64,
+    ) -> Result<mpsc::Receiver<Result<QueryResponse, Status>>, Status> {
+        let rows = match usize::try_from(limit) {
+            Ok(0) => self.config.max_rows,
+            Ok(limit) => limit.min(self.config.max_rows),
+            Err(_) => return Err(Status::invalid_argument(format!("limit {limit} is negative"))),
+        };
+        let session = self.session(false).map_err(|error| status(&error))?;
+        let slots = self.slots.clone();
+        let timeout_s = self.config.timeout_s;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        self.threads.spawn(async move {
+            let Ok(_slot) = slots.acquire_owned().await else { return };
+            let work = answer(&session, &sql, rows, &sender);
+            let outcome = tokio::select! {
+                outcome = tokio::time::timeout(Duration::from_secs(timeout_s), work) => outcome,
+                () = sender.closed() => return,
+            };
+            let failure = match outcome {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => status(&error),
+                Err(_) => Status::deadline_exceeded(format!(
+                    "the query took longer than {timeout_s} s; narrow it, for example with \
+                     `time > now() - interval '1 hour'`, or raise `query.timeout_s`"
+                )),
+            };
+            let _ = sender.send(Err(failure)).await;
+        });
+        Ok(receiver)
+    }
+}
+
+/// Plans a statement that only reads.
+pub async fn plan(session: &SessionContext, sql: &str) -> SqlResult<DataFrame> {
+    let plan = session.state().create_logical_plan(sql).await?;
+    let reading = SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(false);
+    if reading.verify_plan(&plan).is_err() || matches!(plan, LogicalPlan::Copy(_)) {
+        return Err(DataFusionError::Plan(
+            "only statements that read can be run here (SELECT, EXPLAIN, DESCRIBE, SHOW TABLES): \
+             the record is not changed by hand"
+                .to_owned(),
+        ));
+    }
+    session.execute_logical_plan(plan).await
+}
+
+async fn answer(
+    session: &SessionContext,
+    sql: &str,
+    rows: usize,
+    sender: &mpsc::Sender<Result<QueryResponse, Status>>,
+) -> SqlResult<()> {
+    // One row more than wanted tells whether the limit cut something.
+    let frame = plan(session, sql).await?.limit(0, Some(rows + 1))?;
+    let stream = frame.execute_stream().await?;
+    send(stream, rows, sender).await
+}
+
+async fn send(
+    mut stream: SendableRecordBatchStream,
+    mut left: usize,
+    sender: &mpsc::Sender<Result<QueryResponse, Status>>,
+) -> SqlResult<()> {
+    let schema: SchemaRef = stream.schema();
+    let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
+    let mut limited = false;
+    while let Some(batch) = stream.next().await {
+        let batch: RecordBatch = batch?;
+        let kept = batch.num_rows().min(left);
+        limited |= kept < batch.num_rows();
+        left -= kept;
+        if kept > 0 {
+            writer.write(&batch.slice(0, kept))?;
+        }
+        if writer.get_ref().len() >= PIECE_BYTES {
+            let bytes = std::mem::take(writer.get_mut());
+            if !pieces(bytes, sender).await {
+                return Ok(());
+            }
+        }
+        if limited {
+            break;
+        }
+    }
+    writer.finish()?;
+    let bytes = std::mem::take(writer.get_mut());
+    if pieces(bytes, sender).await {
+        let last = QueryResponse { arrow_ipc: Default::default(), limited };
+        let _ = sender.send(Ok(last)).await;
+    }
+    Ok(())
+}
+
+/// False when nobody listens any more.
+async fn pieces(bytes: Vec<u8>, sender: &mpsc::Sender<Result<QueryResponse, Status>>) -> bool {
+    let bytes = Bytes::from(bytes);
+    for start in (0..bytes.len()).step_by(PIECE_BYTES) {
+        let piece = bytes.slice(start..bytes.len().min(start + PIECE_BYTES));
+        let response = QueryResponse { arrow_ipc: piece.to_vec(), limited: false };
+        if sender.send(Ok(response)).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// DataFusion's error for the person who typed the query.
+pub fn status(error: &DataFusionError) -> Status {
+    let root = error.find_root();
+    match root {
+        DataFusionError::SchemaError(schema_error, _) => {
+            if let SchemaError::FieldNotFound { field, valid_fields } = &**schema_error {
+                let names: Vec<&str> = valid_fields.iter().map(|f| f.name.as_str()).collect();
+                return Status::invalid_argument(unknown("column", &field.name, &names));
+            }
+            Status::invalid_argument(schema_error.to_string())
+        }
+        DataFusionError::ResourcesExhausted(message) => Status::resource_exhausted(format!(
+            "the query needs more memory than `query.memory_bytes` allows; narrow it or aggregate: \
+             {message}"
+        )),
+        DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::Internal(_) => {
+            tracing::warn!(%error, "query failed");
+            Status::internal(root.strip_backtrace())
+        }
+        _ => {
+            let message = root.strip_backtrace();
+            if let Some(name) = missing_table(&message) {
+                return Status::invalid_argument(unknown("table", name, &["events", "alerts"]));
+            }
+            Status::invalid_argument(message)
+        }
+    }
+}
+
+/// The name in "table 'hostaudit.public.NAME' not found".
+fn missing_table(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once("table 'hostaudit.public.")?;
+    rest.split_once("' not found").map(|(name, _)| name)
+}
+
+fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    match audit_config::nearest(name, known.iter().copied()) {
+        Some(near) => format!("no {what} `{name}`; did you mean `{near}`?"),
+        None if known.len() <= 8 => format!("no {what} `{name}`; there are: {}", known.join(", ")),
+        None => format!("no {what} `{name}`; `describe events` lists the columns"),
+    }
+}

@@ -1,0 +1,155 @@
+//! Where clients connect, and what stands in the way.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use audit_proto::{
+    FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
+    v1::{collector_server::CollectorServer, ingest_server::IngestServer},
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
+
+use crate::{ingest::IngestService, service::CollectorService};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error(
+        "{address} is in use by another program; stop that one (`ss -ltnp` names it), or set another \
+         `listen.tcp`"
+    )]
+    PortInUse { address: SocketAddr },
+    #[error("cannot listen on {address}: {source}")]
+    Tcp { address: SocketAddr, source: io::Error },
+    #[error(
+        "{}: another collector answers on this socket; stop it, or set another `listen.unix`",
+        .0.display()
+    )]
+    SocketInUse(PathBuf),
+    #[error("{}: there is something that is not a socket; remove it, or set another `listen.unix`", .0.display())]
+    NotASocket(PathBuf),
+    #[error("cannot listen on {}: {source}", path.display())]
+    Unix { path: PathBuf, source: io::Error },
+}
+
+pub struct Listeners {
+    pub tcp: Option<(TcpListener, SocketAddr)>,
+    pub unix: Option<(UnixListener, PathBuf)>,
+}
+
+/// Listens, before anything slow is done, so that a conflict is told at once.
+pub async fn listen(tcp: Option<SocketAddr>, unix: &Path) -> Result<Listeners, ListenError> {
+    let tcp = match tcp {
+        Some(address) => Some(listen_tcp(address).await?),
+        None => None,
+    };
+    let unix = match unix.as_os_str().is_empty() {
+        true => None,
+        false => Some((listen_unix(unix)?, unix.to_path_buf())),
+    };
+    Ok(Listeners { tcp, unix })
+}
+
+async fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::PortInUse { address },
+        _ => ListenError::Tcp { address, source },
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Binds beside the path and renames, so that the socket appears with its mode.
+fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let failed = |source| ListenError::Unix { path: path.to_path_buf(), source };
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(ListenError::NotASocket(path.to_path_buf()));
+        }
+        if StdUnixStream::connect(path).is_ok() {
+            return Err(ListenError::SocketInUse(path.to_path_buf()));
+        }
+        tracing::info!(path = %path.display(), "replacing the socket of a collector that is gone");
+    }
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let listener = UnixListener::bind(&new).map_err(failed)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    fs::rename(&new, path).map_err(failed)?;
+    Ok(listener)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("gRPC reflection: {0}")]
+pub struct ReflectionError(#[from] tonic_reflection::server::Error);
+
+/// All services; the same for every listener.
+pub async fn routes(ingest: IngestService, collector: CollectorService) -> Result<Routes, ReflectionError> {
+    let ingest = IngestServer::new(ingest)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .accept_compressed(CompressionEncoding::Zstd);
+    let collector = CollectorServer::new(collector)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .send_compressed(CompressionEncoding::Zstd);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<IngestServer<IngestService>>().await;
+    reporter.set_serving::<CollectorServer<CollectorService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let mut routes = Routes::builder();
+    routes.add_service(ingest).add_service(collector).add_service(health).add_service(reflection);
+    Ok(routes.routes())
+}
+
+/// Dead peers are noticed after about these two together.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        // Room for one whole message in flight, so that large batches do not wait for window updates.
+        .initial_stream_window_size(Some(MAX_MESSAGE_BYTES as u32))
+        .initial_connection_window_size(Some(2 * MAX_MESSAGE_BYTES as u32))
+}
+
+/// Serves until `stop`, then until open requests have ended.
+pub fn serve(
+    listeners: Listeners,
+    routes: &Routes,
+    stop: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<Result<(), tonic::transport::Error>>,
+) {
+    let stopped = |mut stop: watch::Receiver<bool>| async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    if let Some((listener, _)) = listeners.tcp {
+        let serving = server().add_routes(routes.clone());
+        let stop = stopped(stop.clone());
+        tasks.spawn(serving.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
+    }
+    if let Some((listener, _)) = listeners.unix {
+        let serving = server().add_routes(routes.clone());
+        let stop = stopped(stop.clone());
+        tasks.spawn(serving.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
+    }
+}

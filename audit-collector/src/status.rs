@@ -1,0 +1,93 @@
+//! How is the collector doing? Counters, agents and problems in one answer.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use audit_proto::v1::{AgentStatus, StatusResponse};
+
+use crate::{
+    alerts::AlertLog,
+    detect::Rules,
+    ingest::{Counters, Sessions},
+    problems::Problems,
+    store::Store,
+    streams::StreamKey,
+};
+
+pub struct StatusSource {
+    pub store: Arc<Store>,
+    pub alerts: Arc<AlertLog>,
+    pub rules: Arc<Rules>,
+    pub sessions: Arc<Sessions>,
+    pub counters: Arc<Counters>,
+    pub problems: Arc<Problems>,
+    pub start_time: i64,
+}
+
+/// Streams in the answer: connected ones and the latest others.
+const MAX_AGENTS: usize = 1000;
+
+impl StatusSource {
+    pub fn read(&self) -> StatusResponse {
+        let totals = self.store.totals();
+        StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: i64::from(std::process::id()),
+            data_dir: self.store.dir().display().to_string(),
+            start_time: self.start_time,
+            stored_events: totals.events,
+            stored_batches: totals.batches,
+            duplicate_batches: self.counters.duplicate.load(Ordering::Relaxed),
+            rejected_batches: self.counters.rejected.load(Ordering::Relaxed),
+            wal_bytes: totals.wal_bytes as i64,
+            table_bytes: totals.table_bytes as i64,
+            table_files: totals.table_files as i64,
+            uncompacted_events: totals.fresh_rows as i64,
+            alerts: *self.alerts.last().borrow() as i64,
+            rules_loaded: self.rules.loaded() as i64,
+            rules_idle: self.rules.idle().to_vec(),
+            agents: self.agents(),
+            problems: self.problems.list(),
+        }
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        let mut agents: Vec<AgentStatus> = self
+            .store
+            .streams()
+            .into_iter()
+            .map(|stream| {
+                let key = StreamKey {
+                    host_id: stream.host_id.clone(),
+                    boot_id: stream.boot_id.clone(),
+                    run: stream.run.clone(),
+                };
+                AgentStatus {
+                    connected: self.sessions.hello(&key).is_some(),
+                    host_id: stream.host_id,
+                    host_name: stream.host_name,
+                    boot_id: stream.boot_id,
+                    run: stream.run,
+                    last_batch: stream.last_batch,
+                    events: stream.events,
+                    last_time: stream.last_time,
+                    lost: stream.lost,
+                }
+            })
+            .collect();
+        for (key, hello) in self.sessions.connected() {
+            if self.store.stream(&key).is_none() {
+                agents.push(AgentStatus {
+                    host_id: hello.host_id,
+                    host_name: hello.host_name,
+                    boot_id: hello.boot_id,
+                    run: hello.run,
+                    connected: true,
+                    ..AgentStatus::default()
+                });
+            }
+        }
+        agents.sort_by_key(|agent| (!agent.connected, std::cmp::Reverse(agent.last_time)));
+        agents.truncate(MAX_AGENTS);
+        agents
+    }
+}

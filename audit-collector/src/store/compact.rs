@@ -1,0 +1,391 @@
+//! Fresh rows into Parquet, believed only after reading them back.
+//!
+//! Steps, each safe to die after: write `X.new` and `X.headers.new` and sync them; read every event
+//! back from the file and compare each batch's Merkle root with its header; rename; replace the
+//! manifest (from here the file counts); forget the fresh rows; delete WAL segments. A batch whose
+//! rows do not give its root is written again with the original bytes in `raw`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, RecordBatch, new_null_array},
+    datatypes::SchemaRef,
+};
+use audit_proto::{Message as _, columns::COLUMNS, v1::BatchHeader};
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::{Compression, ZstdLevel},
+    file::properties::{EnabledStatistics, WriterProperties},
+    schema::types::ColumnPath,
+};
+
+use super::{
+    Manifest, Store, TableFile, end_position, fresh::Chunk, lock, manifest::sync_parent, position,
+    record, rows,
+};
+
+/// Measured: fewer rows lose compression, more lose pruning.
+const ROW_GROUP_ROWS: usize = 131_072;
+/// Columns that people ask for by one exact value.
+const BLOOM_COLUMNS: [&str; 4] = ["id", "process_exec_id", "parent_exec_id", "container_id"];
+/// After a failure; the rows stay in the WAL and in memory meanwhile.
+const RETRY: Duration = Duration::from_secs(10);
+const DAY_US: i64 = 86_400_000_000;
+/// Day partitions of one compaction; agents with clocks beyond share the last.
+const MAX_DAYS: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("Parquet: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    #[error("columns: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    #[error("{0}")]
+    Rows(#[from] rows::NotAnEvent),
+    #[error("write-ahead log: {0}")]
+    Wal(#[from] crate::wal::WalError),
+    #[error(
+        "{count} batches read back from Parquet do not give their Merkle roots (first: WAL record \
+         {first}); their WAL segment is kept"
+    )]
+    Mismatch { count: usize, first: u64 },
+    #[error("WAL record {0} is unreadable")]
+    Record(u64),
+}
+
+/// Rows of one batch within a chunk.
+#[derive(Clone)]
+struct Placed {
+    chunk: Arc<Chunk>,
+    start: usize,
+    events: usize,
+    wal_index: u64,
+    header: Vec<u8>,
+}
+
+/// Original bytes by WAL index, for the rows that need them.
+type Raw = HashMap<u64, Vec<Option<Vec<u8>>>>;
+
+pub struct Compactor {
+    store: Arc<Store>,
+}
+
+impl Compactor {
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+
+    /// Compacts whenever there is enough to, until `stop`.
+    pub fn run(&self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            if self.due() && !self.run_once() {
+                let mut waited = Duration::ZERO;
+                while waited < RETRY && !stop.load(Ordering::Acquire) {
+                    std::thread::sleep(Duration::from_millis(100));
+                    waited += Duration::from_millis(100);
+                }
+            }
+            let state = lock(&self.store.state);
+            let _unused = self.store.arrived.wait_timeout(state, Duration::from_millis(250));
+        }
+    }
+
+    fn due(&self) -> bool {
+        let state = lock(&self.store.state);
+        let config = &self.store.config;
+        let age = state.fresh.oldest().map(|t| t.elapsed()).unwrap_or_default();
+        state.fresh.rows() >= config.compact_rows
+            || state.fresh.bytes() >= config.fresh_max_bytes / 2
+            || age >= Duration::from_secs(config.compact_after_s)
+    }
+
+    /// Compacts all there is; false when it failed and the rows stay where they are.
+    pub fn run_once(&self) -> bool {
+        match self.compact() {
+            Ok(()) => {
+                self.store.problems.clear("compaction");
+                true
+            }
+            Err(error) => {
+                self.store.problems.set("compaction", error.to_string());
+                false
+            }
+        }
+    }
+
+    fn compact(&self) -> Result<(), CompactError> {
+        let (chunks, mut manifest) = {
+            let mut state = lock(&self.store.state);
+            let chunks = state.fresh.set_border();
+            let manifest = Manifest {
+                streams: state.streams.states(),
+                events: state.events,
+                batches: state.batches,
+                ..Manifest::clone(&state.manifest)
+            };
+            (chunks, manifest)
+        };
+        let Some(through) = chunks.last().map(|c| c.last_index()) else {
+            return Ok(());
+        };
+        for (day, batches) in by_day(&chunks) {
+            let file = self.write_verified(&day, &batches)?;
+            manifest.files.push(file);
+        }
+        manifest.compacted_through = through;
+        manifest.save(&self.store.dir).map_err(|source| CompactError::Io {
+            path: self.store.dir.join(super::manifest::FILE_NAME),
+            source,
+        })?;
+        let files = manifest.files.len();
+        {
+            let mut state = lock(&self.store.state);
+            state.manifest = Arc::new(manifest);
+            state.fresh.remove_through(through);
+        }
+        self.store.room.notify_all();
+        tracing::info!(through, files, "compacted");
+        self.store.drop_wal()?;
+        Ok(())
+    }
+
+    fn write_verified(&self, day: &str, batches: &[Placed]) -> Result<TableFile, CompactError> {
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
+            return Err(CompactError::Record(0));
+        };
+        let name = format!("events/day={day}/{:016x}-{:016x}.parquet", first.wal_index, last.wal_index);
+        let path = self.store.dir.join(&name);
+        let new = path.with_extension("new");
+        let io_error = |source| CompactError::Io { path: path.clone(), source };
+        fs::create_dir_all(path.parent().unwrap_or(&self.store.dir)).map_err(io_error)?;
+
+        write_parquet(&new, batches, &Raw::new())?;
+        let wrong = verify(&new, batches)?;
+        if !wrong.is_empty() {
+            tracing::warn!(batches = wrong.len(), "batches keep their original bytes beside columns");
+            let raw = self.original_bytes(&wrong, batches)?;
+            write_parquet(&new, batches, &raw)?;
+            if let [first, ..] = verify(&new, batches)?[..] {
+                return Err(CompactError::Mismatch { count: wrong.len(), first });
+            }
+        }
+        write_headers(&path.with_extension("headers"), batches).map_err(io_error)?;
+        let bytes = fs::metadata(&new).map_err(io_error)?.len();
+        fs::rename(&new, &path).and_then(|()| sync_parent(&path)).map_err(io_error)?;
+        let headers = batches.iter().filter_map(|b| BatchHeader::decode(&b.header[..]).ok());
+        let times: Vec<(i64, i64)> = headers.map(|h| (h.first_time, h.last_time)).collect();
+        Ok(TableFile {
+            path: name,
+            bytes,
+            rows: batches.iter().map(|b| b.events as u64).sum(),
+            batches: batches.len() as u64,
+            first_position: position(first.wal_index, 0),
+            last_position: end_position(last.wal_index),
+            first_time: times.iter().map(|t| t.0).min().unwrap_or_default(),
+            last_time: times.iter().map(|t| t.1).max().unwrap_or_default(),
+        })
+    }
+
+    /// From the WAL, for the events of `wrong` whose columns do not give the same bytes.
+    fn original_bytes(&self, wrong: &[u64], batches: &[Placed]) -> Result<Raw, CompactError> {
+        let mut raw = Raw::new();
+        for placed in batches.iter().filter(|b| wrong.contains(&b.wal_index)) {
+            let index = placed.wal_index;
+            let (_, bytes) =
+                self.store.read_from(index)?.next().ok_or(CompactError::Record(index))??;
+            let originals = record::event_bytes(&bytes).map_err(|_| CompactError::Record(index))?;
+            let rows: Vec<usize> = (placed.start..placed.start + placed.events).collect();
+            let rebuilt = rows::events(&placed.chunk.columns, &rows)?;
+            let kept = originals
+                .into_iter()
+                .zip(rebuilt)
+                .map(|(original, event)| (event.encode_to_vec() != original).then_some(original));
+            raw.insert(index, kept.collect());
+        }
+        Ok(raw)
+    }
+}
+
+/// Batches by the day of their first event, in order of position.
+fn by_day(chunks: &[Arc<Chunk>]) -> BTreeMap<String, Vec<Placed>> {
+    let mut days: BTreeMap<String, Vec<Placed>> = BTreeMap::new();
+    for chunk in chunks {
+        let mut start = 0;
+        for entry in &chunk.batches {
+            let mut day = day_name(entry.first_time);
+            if days.len() >= MAX_DAYS && !days.contains_key(&day) {
+                day = days.last_key_value().map_or(day, |(day, _)| day.clone());
+            }
+            days.entry(day).or_default().push(Placed {
+                chunk: chunk.clone(),
+                start,
+                events: entry.events,
+                wal_index: entry.wal_index,
+                header: entry.header.clone(),
+            });
+            start += entry.events;
+        }
+    }
+    days
+}
+
+/// YYYY-MM-DD of microseconds since the epoch, by the civil-from-days method.
+fn day_name(time: i64) -> String {
+    let z = time.div_euclid(DAY_US) + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+fn properties() -> Result<WriterProperties, CompactError> {
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_data_page_row_count_limit(20_000)
+        .set_created_by(concat!("hostaudit ", env!("CARGO_PKG_VERSION")).to_owned());
+    for column in BLOOM_COLUMNS {
+        properties = properties.set_column_bloom_filter_enabled(ColumnPath::from(column), true);
+    }
+    Ok(properties.build())
+}
+
+fn write_parquet(path: &Path, batches: &[Placed], raw: &Raw) -> Result<(), CompactError> {
+    let io_error = |source| CompactError::Io { path: path.to_path_buf(), source };
+    let schema = rows::file_schema();
+    let file = File::create(path).map_err(io_error)?;
+    let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties()?))?;
+    for (start, run) in runs(batches, raw) {
+        let rows = run.iter().map(|b| b.events).sum();
+        if rows > 0 {
+            writer.write(&record_batch(&schema, &run[0].chunk, start, rows, raw.get(&run[0].wal_index))?)?;
+        }
+    }
+    let file = writer.into_inner()?;
+    file.sync_all().map_err(io_error)
+}
+
+/// Consecutive batches of one chunk written at once; a batch with raw bytes stands alone.
+fn runs<'a>(batches: &'a [Placed], raw: &Raw) -> Vec<(usize, &'a [Placed])> {
+    batches
+        .chunk_by(|a, b| {
+            Arc::ptr_eq(&a.chunk, &b.chunk)
+                && a.start + a.events == b.start
+                && !raw.contains_key(&a.wal_index)
+                && !raw.contains_key(&b.wal_index)
+        })
+        .map(|run| (run[0].start, run))
+        .collect()
+}
+
+fn record_batch(
+    schema: &SchemaRef,
+    chunk: &Chunk,
+    start: usize,
+    rows: usize,
+    raw: Option<&Vec<Option<Vec<u8>>>>,
+) -> Result<RecordBatch, CompactError> {
+    let mut arrays: Vec<ArrayRef> = chunk
+        .columns
+        .iter()
+        .zip(schema.fields())
+        .map(|(column, field)| match column {
+            Some(array) => array.slice(start, rows),
+            None => new_null_array(field.data_type(), rows),
+        })
+        .collect();
+    arrays.push(chunk.positions.slice(start, rows));
+    let mut originals = BinaryBuilder::new();
+    match raw {
+        Some(raw) => raw.iter().for_each(|bytes| originals.append_option(bytes.as_deref())),
+        None => originals.append_nulls(rows),
+    }
+    arrays.push(Arc::new(originals.finish()));
+    Ok(RecordBatch::try_new(schema.clone(), arrays)?)
+}
+
+/// WAL indexes of the batches whose root the file does not give.
+fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
+    let file = File::open(path)
+        .map_err(|source| CompactError::Io { path: path.to_path_buf(), source })?;
+    let mut reader = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(8192).build()?;
+    let mut pending: std::collections::VecDeque<Vec<u8>> = std::collections::VecDeque::new();
+    let mut wrong = Vec::new();
+    for placed in batches {
+        while pending.len() < placed.events {
+            match reader.next() {
+                Some(batch) => pending.extend(encoded_events(&batch?)?),
+                None => return Ok(batches.iter().map(|b| b.wal_index).collect()),
+            }
+        }
+        let leaves: Vec<Vec<u8>> = pending.drain(..placed.events).collect();
+        let header = BatchHeader::decode(&placed.header[..]);
+        if !header.is_ok_and(|header| record::root(&leaves)[..] == header.root[..]) {
+            wrong.push(placed.wal_index);
+        }
+    }
+    Ok(wrong)
+}
+
+fn encoded_events(batch: &RecordBatch) -> Result<Vec<Vec<u8>>, CompactError> {
+    let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
+        .iter()
+        .map(|array| (array.null_count() < array.len()).then(|| array.clone()))
+        .collect();
+    let rows: Vec<usize> = (0..batch.num_rows()).collect();
+    let raw: &BinaryArray = batch.column(rows::RAW_INDEX).as_binary();
+    let events = rows::events(&columns, &rows)?;
+    Ok(events
+        .into_iter()
+        .enumerate()
+        .map(|(row, event)| match raw.is_valid(row) {
+            true => raw.value(row).to_vec(),
+            false => event.encode_to_vec(),
+        })
+        .collect())
+}
+
+/// WAL index, event count and header of each batch, length-prefixed: enough to prove a row later.
+fn write_headers(path: &Path, batches: &[Placed]) -> io::Result<()> {
+    let mut out = Vec::new();
+    for batch in batches {
+        out.extend_from_slice(&batch.wal_index.to_le_bytes());
+        out.extend_from_slice(&(batch.header.len() as u32).to_le_bytes());
+        out.extend_from_slice(&batch.header);
+    }
+    let mut file = File::create(path)?;
+    file.write_all(&out)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::day_name;
+
+    #[test]
+    fn days_have_their_names() {
+        assert_eq!(day_name(0), "1970-01-01");
+        assert_eq!(day_name(-1), "1969-12-31");
+        assert_eq!(day_name(951_782_400_000_000), "2000-02-29");
+        assert_eq!(day_name(1_795_219_199_999_999), "2026-11-20");
+        assert_eq!(day_name(1_795_219_200_000_000), "2026-11-21");
+    }
+}

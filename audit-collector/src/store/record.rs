@@ -1,0 +1,131 @@
+//! A WAL record is an encoded `Batch`, verbatim: how it is checked and turned into columns.
+
+use crate::ledger::{self, BatchError};
+use audit_proto::{
+    Message as _,
+    columns::{self, Value},
+    v1::{Batch, Event},
+};
+
+use super::{
+    fresh::Unplaced,
+    rows::{BLOCK_EVENTS, RowsBuilder},
+};
+use crate::{problems::Problems, streams::StreamKey};
+
+/// `position` has 20 bits for the place in a batch.
+const MAX_EVENTS: usize = 1 << 20;
+
+/// A verified batch on its way into the store.
+pub struct Prepared {
+    pub key: StreamKey,
+    pub batch: i64,
+    pub hash: Vec<u8>,
+    pub host_name: String,
+    pub lost: i64,
+    pub unplaced: Unplaced,
+}
+
+/// Why a batch cannot be stored, ever.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("not an encoded batch: {0}")]
+    Encoding(#[from] prost::DecodeError),
+    #[error("it has no header")]
+    NoHeader,
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error("{0} events are more than the {MAX_EVENTS} that a batch may hold")]
+    TooMany(usize),
+    #[error("event {at} is not an encoded Event: {source}")]
+    Event { at: usize, source: prost::DecodeError },
+}
+
+/// The encoded events of a record.
+pub fn event_bytes(record: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
+    Ok(ledger::open(&Batch::decode(record)?)?)
+}
+
+/// The events of a record that was verified before.
+pub fn decode_events(record: &[u8]) -> Result<Vec<Event>, Refused> {
+    event_bytes(record)?
+        .iter()
+        .enumerate()
+        .map(|(at, bytes)| {
+            Event::decode(&bytes[..]).map_err(|source| Refused::Event { at, source })
+        })
+        .collect()
+}
+
+/// RFC 6962 root of encoded events.
+pub fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
+    ledger::root(leaves)
+}
+
+/// Verifies a record and decodes its events into columns, each event once.
+pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
+    let batch = Batch::decode(record)?;
+    let header = batch.header.clone().ok_or(Refused::NoHeader)?;
+    let open = ledger::open(&batch)?;
+    let count = open.len();
+    if count >= MAX_EVENTS {
+        return Err(Refused::TooMany(count));
+    }
+    let lost_column = columns::index("lost_count");
+    let (mut lost, mut host_name) = (0i64, String::new());
+    let mut times = (i64::MAX, i64::MIN);
+    let mut builder = RowsBuilder::new(count);
+    let mut block: Vec<Event> = Vec::with_capacity(BLOCK_EVENTS.min(count));
+    for (at, bytes) in open.iter().enumerate() {
+        let event =
+            Event::decode(&bytes[..]).map_err(|source| Refused::Event { at, source })?;
+        times = (times.0.min(event.time), times.1.max(event.time));
+        if let Some(Value::Int(n)) = lost_column.and_then(|c| columns::get(&event, c)) {
+            lost = lost.saturating_add(n);
+        }
+        if let (true, Some(host)) = (host_name.is_empty(), &event.host) {
+            host_name.clone_from(&host.name);
+        }
+        block.push(event);
+        if block.len() == BLOCK_EVENTS {
+            builder.push(&block);
+            block.clear();
+        }
+    }
+    builder.push(&block);
+    if count == 0 {
+        times = (header.first_time, header.last_time);
+    }
+    Ok(Prepared {
+        key: StreamKey::of_header(&header),
+        batch: header.batch,
+        hash: ledger::header_hash(&header).to_vec(),
+        host_name,
+        lost,
+        unplaced: Unplaced {
+            rows: builder.rows(),
+            columns: builder.finish(),
+            header: header.encode_to_vec(),
+            first_time: times.0,
+            last_time: times.1,
+        },
+    })
+}
+
+/// Says what opening a log found wrong.
+pub fn report_recovery(name: &str, recovery: &crate::wal::Recovery, problems: &Problems) {
+    if recovery.truncated_bytes > 0 {
+        tracing::warn!(
+            log = name,
+            bytes = recovery.truncated_bytes,
+            records = recovery.records,
+            "cut an unfinished write off the end; it was never acknowledged"
+        );
+    }
+    if let Some(damage) = &recovery.damaged {
+        problems.set(
+            name,
+            format!("damaged: {damage:?}; {} records before it are served", recovery.records),
+        );
+    }
+}

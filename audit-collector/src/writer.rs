@@ -1,0 +1,101 @@
+//! When is a batch durable, and in which order do batches enter the store?
+//!
+//! One thread appends what all sessions submit, syncs once for a group, makes it visible, then
+//! answers. So an acknowledged batch is on disk and in every later query.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::{
+    store::{Prepared, Store},
+    streams::StreamKey,
+};
+
+/// Batches of one sync: enough to share its cost, few enough to keep the wait short.
+const GROUP: usize = 128;
+/// Batches waiting for the thread; each also holds a part of `ingest.in_flight_bytes`.
+pub const QUEUE: usize = 256;
+
+pub struct Submission {
+    pub record: Vec<u8>,
+    pub prepared: Prepared,
+    /// Answered after the sync; an error says why the batch is not stored.
+    pub reply: oneshot::Sender<Result<i64, String>>,
+    /// This batch's part of the memory bound.
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// Runs until every sender is gone.
+pub fn run(store: &Arc<Store>, mut queue: mpsc::Receiver<Submission>, stop: &AtomicBool) {
+    let mut group = Vec::with_capacity(GROUP);
+    while let Some(first) = queue.blocking_recv() {
+        group.push(first);
+        while group.len() < GROUP
+            && let Ok(next) = queue.try_recv()
+        {
+            group.push(next);
+        }
+        store.wait_for_room(|| stop.load(Ordering::Acquire));
+        commit(store, &mut group);
+    }
+    tracing::debug!("writer has drained");
+}
+
+/// Answers those whose predecessor was not stored: after a failed write the batches already on
+/// their way must not leave a gap behind them.
+fn refuse_gaps(store: &Store, group: &mut Vec<Submission>) {
+    let mut last: HashMap<StreamKey, i64> = HashMap::new();
+    let (next, gaps): (Vec<_>, Vec<_>) = group.drain(..).partition(|submission| {
+        let key = &submission.prepared.key;
+        let stored = last
+            .entry(key.clone())
+            .or_insert_with(|| store.stream(key).map_or(0, |stream| stream.last_batch));
+        let follows = submission.prepared.batch == *stored + 1;
+        if follows {
+            *stored += 1;
+        }
+        follows
+    });
+    *group = next;
+    for submission in gaps {
+        let reason = format!("the batch before {} is not stored", submission.prepared.batch);
+        let _ = submission.reply.send(Err(reason));
+    }
+}
+
+fn commit(store: &Store, group: &mut Vec<Submission>) {
+    refuse_gaps(store, group);
+    if group.is_empty() {
+        return;
+    }
+    let records: Vec<&[u8]> = group.iter().map(|s| s.record.as_slice()).collect();
+    match store.append(&records) {
+        Ok(indexes) => {
+            store.problems().clear("write-ahead log");
+            for (submission, index) in group.drain(..).zip(indexes) {
+                let batch = submission.prepared.batch;
+                store.place(submission.prepared, index);
+                // A session that is gone will learn it from its next Welcome.
+                let _ = submission.reply.send(Ok(batch));
+            }
+        }
+        Err(error) => {
+            let message = format!(
+                "batches cannot be stored ({error}); agents keep theirs and try again: free space or \
+                 repair the disk under {}",
+                store.dir().display()
+            );
+            store.problems().set("write-ahead log", &message);
+            for submission in group.drain(..) {
+                let _ = submission.reply.send(Err(message.clone()));
+            }
+        }
+    }
+}

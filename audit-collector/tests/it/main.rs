@@ -1,0 +1,9 @@
+//! The collector from outside: real gRPC over unix sockets, real files, real kills.
+
+mod alerts;
+mod crash;
+mod delivery;
+mod network;
+mod query;
+mod support;
+mod tail;
