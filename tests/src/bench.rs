@@ -1,6 +1,6 @@
 //! Which benches are there, and what do they share? The command line of `bench`.
 
-// mod ingest;
+mod ingest;
 mod interrupt;
 mod loss;
 mod measure;
@@ -29,7 +29,7 @@ enum Bench {
     /// Are 20,000 execs and 500,000 opens all stored, or counted as lost?
     Loss(loss::Args),
     /// Events per second that a collector stores and acknowledges
-    // Ingest(ingest::Args),
+    Ingest(ingest::Args),
     /// One storm alone, as the other benches start it
     #[command(hide = true)]
     Storm(storm::Args),
@@ -62,7 +62,7 @@ pub fn main() -> Result<ExitCode> {
     match Args::parse().bench {
         Bench::Overhead(args) => overhead::run(&args),
         Bench::Loss(args) => loss::run(&args),
-        // Bench::Ingest(args) => ingest::run(&args),
+        Bench::Ingest(args) => ingest::run(&args),
         Bench::Storm(args) => storm::run(&args),
     }
 }

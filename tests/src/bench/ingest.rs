@@ -1,15 +1,20 @@
 //! How fast does a collector store? Synthetic agents seal batches in advance and deliver them over
 //! the real socket, each keeping a few batches in flight; time runs until the last acknowledgement.
 
-use std::{ops::Range, path::Path, process::ExitCode, time::{Duration, Instant}};
+use std::{
+    ops::Range,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use audit_ledger::{HeaderIds, Sealer};
+use audit_ledger::Sealer;
 use audit_proto::{
     Message as _,
     v1::{
-        Batch, Container, DeliverRequest, Event, File, Hello, Host, Kind, Parent, Process, deliver_request,
-        deliver_response, ingest_client::IngestClient,
+        Batch, Container, DeliverRequest, Event, File, Hello, Host, Kind, Parent, Process,
+        deliver_request, deliver_response, ingest_client::IngestClient,
     },
 };
 use serde_json::json;
@@ -40,18 +45,34 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     interrupt::catch();
-    let batches = args.batches.unwrap_or(if args.common.quick { 5 } else { 100 });
-    let mut stack = Stack::start(Options { without_agent: true, ..Options::default() })?;
+    let batches = args
+        .batches
+        .unwrap_or(if args.common.quick { 5 } else { 100 });
+    let mut stack = Stack::start(Options {
+        without_agent: true,
+        ..Options::default()
+    })?;
     let events = args.agents * batches * EVENTS_PER_BATCH;
-    eprintln!("sealing {} events of {} agents", grouped(i64::try_from(events)?), args.agents);
-    let sealed: Vec<Vec<Batch>> =
-        (0..args.agents).map(|agent| seal(agent, batches)).collect::<Result<_>>()?;
-    let wire_bytes: usize = sealed.iter().flatten().map(|batch| batch.events.len()).sum();
+    eprintln!(
+        "sealing {} events of {} agents",
+        grouped(i64::try_from(events)?),
+        args.agents
+    );
+    let sealed: Vec<Vec<Batch>> = (0..args.agents)
+        .map(|agent| seal(agent, batches))
+        .collect::<Result<_>>()?;
+    let wire_bytes: usize = sealed
+        .iter()
+        .flatten()
+        .map(|batch| batch.events.len())
+        .sum();
     let pid = stack.collector_pid().context("no collector")?;
     let cpu = measure::process_cpu_ns(pid)?;
     let socket = stack.socket();
     let began = Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let sessions = sealed.into_iter().enumerate().map(|(agent, batches)| {
             let socket = socket.clone();
@@ -66,17 +87,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let took = began.elapsed();
     let cpu = Duration::from_nanos(measure::process_cpu_ns(pid)? - cpu);
     let stored = stack.number("select count(*) from events")?;
-    ensure!(stored == i64::try_from(events)?, "{events} acknowledged, but {stored} stored");
+    ensure!(
+        stored == i64::try_from(events)?,
+        "{events} acknowledged, but {stored} stored"
+    );
     report(args, events, wire_bytes, took, cpu)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(args: &Args, events: u64, wire_bytes: usize, took: Duration, cpu: Duration) -> Result<()> {
+fn report(
+    args: &Args,
+    events: u64,
+    wire_bytes: usize,
+    took: Duration,
+    cpu: Duration,
+) -> Result<()> {
     let per_second = (events as f64 / took.as_secs_f64()) as i64;
     let per_cpu_second = (events as f64 / cpu.as_secs_f64()) as i64;
-    println!("{} events acknowledged by fsync in {:.2} s from {} agents, and all of them stored", grouped(i64::try_from(events)?), took.as_secs_f64(), args.agents);
-    println!("{} events/s, {} events per CPU second of the collector", grouped(per_second), grouped(per_cpu_second));
-    println!("{:.0} bytes an event on the wire", wire_bytes as f64 / events as f64);
+    println!(
+        "{} events acknowledged by fsync in {:.2} s from {} agents, and all of them stored",
+        grouped(i64::try_from(events)?),
+        took.as_secs_f64(),
+        args.agents
+    );
+    println!(
+        "{} events/s, {} events per CPU second of the collector",
+        grouped(per_second),
+        grouped(per_cpu_second)
+    );
+    println!(
+        "{:.0} bytes an event on the wire",
+        wire_bytes as f64 / events as f64
+    );
     args.common.write_json(&json!({
         "bench": "ingest", "agents": args.agents, "events": events, "seconds": took.as_secs_f64(),
         "events_per_second": per_second, "collector_cpu_seconds": cpu.as_secs_f64(),
@@ -95,13 +137,17 @@ fn host(agent: u64) -> Host {
 
 fn seal(agent: u64, batches: u64) -> Result<Vec<Batch>> {
     let host = host(agent);
-    let ids = HeaderIds { host_id: host.id.clone(), boot_id: host.boot_id.clone(), run: host.run.clone() };
-    let mut sealer = Sealer::new(ids);
+    let mut sealer = Sealer::new(host.id.clone(), host.boot_id.clone(), host.run.clone());
     let batch = |number: u64| {
-        let range: Range<i64> = i64::try_from(number * EVENTS_PER_BATCH)?..i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
-        let encoded: Vec<Vec<u8>> = range.clone().map(|n| event(&host, n).encode_to_vec()).collect();
-        let sealed = sealer.seal(&encoded, BEGAN + range.start * 1000, BEGAN + (range.end - 1) * 1000)?;
-        Ok::<_, anyhow::Error>(sealed)
+        let range: Range<i64> = i64::try_from(number * EVENTS_PER_BATCH)?
+            ..i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
+        let encoded: Vec<Vec<u8>> = range
+            .clone()
+            .map(|n| event(&host, n).encode_to_vec())
+            .collect();
+        let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+        let (first, last) = (BEGAN + range.start * 1000, BEGAN + (range.end - 1) * 1000);
+        Ok::<_, anyhow::Error>(sealer.seal(&encoded, first, last))
     };
     (0..batches).map(batch).collect()
 }
@@ -123,8 +169,15 @@ fn event(host: &Host, number: i64) -> Event {
         via: "tracepoint".to_owned(),
         host: Some(host.clone()),
         process: Some(process(pid)),
-        parent: Some(Parent { pid: Some(1), exe: "/usr/lib/systemd/systemd".to_owned(), ..Parent::default() }),
-        container: Some(Container { cgroup: "/system.slice/cron.service".to_owned(), ..Container::default() }),
+        parent: Some(Parent {
+            pid: Some(1),
+            exe: "/usr/lib/systemd/systemd".to_owned(),
+            ..Parent::default()
+        }),
+        container: Some(Container {
+            cgroup: "/system.slice/cron.service".to_owned(),
+            ..Container::default()
+        }),
         file: (!exec).then(|| File {
             path: format!("/var/lib/app/cache/{:06}.tmp", number % 5000),
             path_source: "kernel".to_owned(),
@@ -145,7 +198,12 @@ fn process(pid: i64) -> Process {
         start_time_ns: Some(pid * 1000),
         exe: "/usr/bin/python3.11".to_owned(),
         exe_invoked: "/usr/bin/python3".to_owned(),
-        argv: vec!["python3".to_owned(), "-m".to_owned(), "app.worker".to_owned(), format!("--job={pid}")],
+        argv: vec![
+            "python3".to_owned(),
+            "-m".to_owned(),
+            "app.worker".to_owned(),
+            format!("--job={pid}"),
+        ],
         cwd: "/var/lib/app".to_owned(),
         name: "python3".to_owned(),
         uid: zero,
@@ -170,7 +228,13 @@ async fn deliver(socket: &Path, agent: u64, batches: Vec<Batch>) -> Result<()> {
         version: "bench".to_owned(),
         pid: 0,
     };
-    let send = async |message| sender.send(DeliverRequest { message: Some(message) }).await;
+    let send = async |message| {
+        sender
+            .send(DeliverRequest {
+                message: Some(message),
+            })
+            .await
+    };
     send(deliver_request::Message::Hello(hello)).await?;
     let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
     let mut client = IngestClient::new(endpoint.connect().await?)

@@ -3,9 +3,14 @@
 mod auditd;
 mod bpftrace;
 
-use std::{fmt, path::Path, process::Command, time::Duration};
+use std::{
+    fmt,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::measure;
 use crate::stack::{Daemon, Options, Stack, binary};
@@ -56,15 +61,7 @@ impl Mode {
     pub fn start(self, directory: &Path, agent: &Path) -> Result<Running> {
         match self {
             Mode::Bare => Ok(Running::Bare),
-            Mode::Empty => {
-                let mut command = Command::new(agent);
-                command.arg("--empty-programs");
-                let mut daemon = Daemon::spawn("empty", command, directory)?;
-                // Attaching takes a second; a refusal shows at once.
-                std::thread::sleep(Duration::from_secs(3));
-                daemon.check()?;
-                Ok(Running::Empty(daemon))
-            }
+            Mode::Empty => Ok(Running::Empty(start_empty(directory, agent)?)),
             Mode::Hostaudit => {
                 let options = Options {
                     agent_binary: Some(agent.to_owned()),
@@ -76,6 +73,26 @@ impl Mode {
             Mode::Bpftrace => Ok(Running::Bpftrace(bpftrace::start(directory)?)),
         }
     }
+}
+
+/// What the agent logs once its empty programs are attached.
+const EMPTY_READY: &str = "empty programs attached";
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn start_empty(directory: &Path, agent: &Path) -> Result<Daemon> {
+    let mut command = Command::new(agent);
+    command.arg("--empty-programs").env("RUST_LOG", "info");
+    let mut daemon = Daemon::spawn("empty", command, directory)?;
+    let deadline = Instant::now() + EMPTY_TIMEOUT;
+    while !daemon.log().contains(EMPTY_READY) {
+        daemon.check()?;
+        ensure!(
+            Instant::now() < deadline,
+            "not within {EMPTY_TIMEOUT:?}: {EMPTY_READY}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(daemon)
 }
 
 /// A mode in force.

@@ -22,11 +22,10 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn spawn(name: &'static str, mut command: Command, directory: &Path) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(log_path(directory, name))?;
+        // A new log for each: a test may wait for a line of it.
+        let log = File::create(log_path(directory, name))?;
         let child = command
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -43,6 +42,11 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The end of what it has logged.
+    pub fn log(&self) -> String {
+        log(&self.directory, self.name)
     }
 
     /// An error when it has ended.
