@@ -113,12 +113,7 @@ impl Index {
             match set {
                 None => index.always.push(rule as u32),
                 Some(set) => {
-                    for id in set {
-                        let woken = &mut index.wakes[id as usize];
-                        if woken.last() != Some(&(rule as u32)) {
-                            woken.push(rule as u32);
-                        }
-                    }
+                    set.iter().for_each(|id| index.wakes[*id as usize].push(rule as u32));
                 }
             }
         }
@@ -233,25 +228,30 @@ impl Index {
     }
 }
 
-/// For each rule the atoms that wake it. Tests that are no literals but imply one are stood for
-/// by an atom of that literal, added here.
+/// For each rule the atoms that wake it. Tests that are no literals but imply some are stood for
+/// by atoms of those, added here.
 fn choose_triggers(atoms: &mut Atoms, rules: &[Expr]) -> Vec<Option<Vec<AtomId>>> {
     let mut stands_for = Vec::with_capacity(atoms.list.len());
     for id in 0..atoms.list.len() {
         let (field, test) = &atoms.list[id];
         let field = *field;
-        stands_for.push(test.implied_literal().map(|(anchor, text)| {
-            let cost = expected_frequency(anchor, &text);
-            (atoms.id(field, Test::Literal { anchor, text }), cost)
+        stands_for.push(test.implied_literals().map(|literals| {
+            let cost = literals.iter().map(|(a, text)| expected_frequency(*a, text)).sum::<f64>();
+            let literal = |(anchor, text)| atoms.id(field, Test::Literal { anchor, text });
+            (literals.into_iter().map(literal).collect::<Vec<_>>(), cost)
         }));
     }
-    let cost = |id: AtomId| stands_for[id as usize].map(|(_, cost)| cost);
-    let literal = |id: AtomId| stands_for[id as usize].map(|(literal, _)| literal);
+    let cost = |id: AtomId| stands_for[id as usize].as_ref().map(|(_, cost)| *cost);
+    let literals = |id: AtomId| stands_for[id as usize].as_ref().map(|(literals, _)| literals);
     rules
         .iter()
         .map(|rule| {
             let (_, set) = rule.necessary(&cost)?;
-            set.into_iter().map(literal).collect()
+            let found = set.into_iter().map(literals).collect::<Option<Vec<_>>>()?;
+            let mut found: Vec<_> = found.into_iter().flatten().copied().collect();
+            found.sort_unstable();
+            found.dedup();
+            Some(found)
         })
         .collect()
 }

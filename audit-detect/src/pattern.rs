@@ -4,6 +4,7 @@
 //! hold. Invariant: an uncased literal is folded, so it is compared with folded text.
 
 use regex::{Regex, RegexBuilder};
+use regex_syntax::hir::literal::Extractor;
 use rsigma_parser::{Modifier, SigmaString, SigmaValue, SpecialChar, StringPart};
 
 use crate::{
@@ -16,6 +17,8 @@ use crate::{
 
 /// `windash` multiplies a value by five for each dash that begins an option.
 const MAX_VARIANTS: usize = 625;
+/// A regular expression that can begin in more ways than this is tried without looking for them.
+const MAX_BEGINNINGS: usize = 32;
 
 /// Where a literal must be in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,6 +73,21 @@ impl RegexSource {
             .multi_line(self.multi_line)
             .dot_matches_new_line(self.dot_all)
             .build()
+    }
+
+    /// Texts of which each match begins with one; `None` if they are too many to be useful.
+    fn beginnings(&self) -> Option<Vec<String>> {
+        let mut parser = regex_syntax::ParserBuilder::new()
+            .case_insensitive(self.ignore_case)
+            .multi_line(self.multi_line)
+            .dot_matches_new_line(self.dot_all)
+            .build();
+        let found = Extractor::new().extract(&parser.parse(&self.pattern).ok()?);
+        let literals = found.literals().filter(|l| !l.is_empty() && l.len() <= MAX_BEGINNINGS)?;
+        literals
+            .iter()
+            .map(|l| std::str::from_utf8(l.as_bytes()).ok().filter(|t| !t.is_empty()).map(folded))
+            .collect()
     }
 }
 
@@ -373,11 +391,11 @@ fn tokens(parts: &[StringPart], cased: bool) -> Vec<Token> {
 }
 
 impl Test {
-    /// A folded literal that every matching value contains, for the index; longest first choice.
-    pub fn implied_literal(&self) -> Option<(Anchor, String)> {
+    /// Folded literals of which every matching value contains one, for the index.
+    pub fn implied_literals(&self) -> Option<Vec<(Anchor, String)>> {
         match self {
-            Test::Literal { anchor, text } => Some((*anchor, text.clone())),
-            Test::CasedLiteral { anchor, text } => Some((*anchor, folded(text))),
+            Test::Literal { anchor, text } => Some(vec![(*anchor, text.clone())]),
+            Test::CasedLiteral { anchor, text } => Some(vec![(*anchor, folded(text))]),
             Test::Glob { tokens, .. } => {
                 let pieces = tokens.split(|token| !matches!(token, Token::Char(_)));
                 let longest = pieces.max_by_key(|piece| piece.len()).filter(|p| !p.is_empty())?;
@@ -388,7 +406,11 @@ impl Test {
                         _ => None,
                     })
                     .collect();
-                Some((Anchor::Anywhere, folded(&text)))
+                Some(vec![(Anchor::Anywhere, folded(&text))])
+            }
+            Test::Regex(source) => {
+                let beginnings = source.beginnings()?.into_iter();
+                Some(beginnings.map(|text| (Anchor::Anywhere, text)).collect())
             }
             _ => None,
         }

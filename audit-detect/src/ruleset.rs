@@ -115,6 +115,7 @@ impl RuleSet {
 }
 
 /// A parsed document and where it came from.
+#[derive(Clone)]
 struct Place {
     file: PathBuf,
     line: usize,
@@ -253,7 +254,7 @@ impl Loader {
     ) -> Option<Expr> {
         let mut compiler = Compiler { atoms, unknown_fields: BTreeSet::new() };
         let mut result = compiler.detections(&rule.detection);
-        let mut blamed = place;
+        let mut blamed = place.clone();
         for (at, (filter, filter_place)) in self.filters.iter().enumerate() {
             if result.is_err() || !applies(filter, rule) {
                 continue;
@@ -261,12 +262,11 @@ impl Loader {
             used[at] = true;
             let condition = compiler.detections(&filter.detection);
             if condition.is_err() {
-                blamed = filter_place;
+                blamed = filter_place.clone();
             }
             result = result.and_then(|expr| Ok(Expr::all([expr, condition?])));
         }
         let unknown = compiler.unknown_fields;
-        let blamed = Place { file: blamed.file.clone(), line: blamed.line, text: blamed.text.clone() };
         match result {
             Ok(Expr::Const(false)) => {
                 let names: Vec<_> = unknown.into_iter().collect();
