@@ -7,7 +7,7 @@ use crate::{config::Config, detect::Rules, pipeline::CollectorError};
 /// What would run, a line each; the first thing that would fail is the error.
 pub fn check(config: &Config) -> Result<Vec<String>, CollectorError> {
     config.validate()?;
-    let rules = Rules::read(&config.detect)?;
+    let rules = Rules::load(&config.detect);
     let mut lines = vec![
         "configuration: valid".to_owned(),
         format!("data directory: {} ({})", config.data_dir.display(), directory(&config.data_dir)?),
@@ -19,6 +19,7 @@ pub fn check(config: &Config) -> Result<Vec<String>, CollectorError> {
         lines.push(format!("{name}: {}", if value.is_empty() { "none" } else { &value }));
     }
     lines.push(format!("rules: {} loaded", rules.loaded()));
+    lines.extend(rules.broken().iter().map(|reason| format!("  to repair: {reason}")));
     lines.extend(rules.idle().iter().map(|reason| format!("  cannot fire: {reason}")));
     Ok(lines)
 }

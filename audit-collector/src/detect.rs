@@ -25,7 +25,8 @@ use crate::{
     store::{Refused, Store, decode_events, end_position, position, replace_file},
 };
 use ancestry::Ancestry;
-pub use rules::{Rules, RulesError};
+use rules::Memory;
+pub use rules::Rules;
 
 /// How often the cursor is written while events flow; what is evaluated twice after a crash.
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +46,7 @@ pub enum DetectError {
 
 pub struct Detector {
     rules: Arc<Rules>,
+    memory: Memory,
     store: Arc<Store>,
     alerts: Arc<AlertLog>,
     problems: Arc<Problems>,
@@ -74,6 +76,7 @@ impl Detector {
         store.set_detected(cursor);
         let raised = alerts.raised_after(end_position(cursor))?;
         let mut detector = Self {
+            memory: rules.memory(),
             rules,
             store,
             alerts,
@@ -150,16 +153,13 @@ impl Detector {
 
     fn evaluate(&mut self, index: u64, events: Vec<Event>) -> Vec<Alert> {
         let mut alerts = Vec::new();
-        let mut matched = Vec::new();
         for (at, event) in events.into_iter().enumerate() {
             self.ancestry.learn(&event);
-            matched.clear();
-            self.rules.evaluate(&event, &mut matched);
-            for rule in &matched {
+            for rule in self.rules.evaluate(&event, &mut self.memory) {
                 let alert = Alert {
                     number: 0,
                     time: event.time,
-                    rule: Some(self.rules.describe(*rule)),
+                    rule: Some(rule.clone()),
                     ancestry: self.ancestry.of(&event),
                     event: Some(event.clone()),
                     cursor: position(index, at).to_string(),

@@ -299,7 +299,7 @@ impl IngestService {
         at.last = number;
         at.last_hash.clone_from(&prepared.hash);
         let (reply, stored) = oneshot::channel();
-        let submission = Submission { record, prepared, reply, permit };
+        let submission = Submission { record, prepared, reply, _permit: permit };
         writer
             .send(submission)
             .await

@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     alerts::{AlertLog, AlertsError},
     config::{Config, InvalidConfig},
-    detect::{DetectError, Detector, Rules, RulesError},
+    detect::{DetectError, Detector, Rules},
     ingest::{Counters, IngestService, Sessions, raised},
     problems::Problems,
     query::Engine,
@@ -49,8 +49,6 @@ pub enum CollectorError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Alerts(#[from] AlertsError),
-    #[error(transparent)]
-    Rules(#[from] RulesError),
     #[error("detection: {0}")]
     Detect(#[from] DetectError),
     #[error("query engine: {0}")]
@@ -118,7 +116,8 @@ fn open(config: &Config, problems: &Arc<Problems>) -> Result<Opened, CollectorEr
     let store = Store::open(&config.data_dir, config.table.clone(), wal, problems.clone())?;
     let (alerts, recovery) = AlertLog::open(&config.data_dir)?;
     crate::store::report_recovery("alert log", &recovery, problems);
-    let rules = Arc::new(Rules::load(&config.detect, &config.data_dir)?);
+    let rules = Arc::new(Rules::load(&config.detect));
+    rules.report(problems);
     let detector = match config.detect.enabled {
         true => Some(Detector::new(
             rules.clone(),

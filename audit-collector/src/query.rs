@@ -121,19 +121,33 @@ impl Engine {
     }
 }
 
+const WRITING: [&str; 12] = [
+    "insert", "update", "delete", "merge", "create", "drop", "alter", "truncate", "copy", "set",
+    "begin", "commit",
+];
+
+fn only_reading() -> DataFusionError {
+    DataFusionError::Plan(
+        "only statements that read can be run here (SELECT, EXPLAIN, DESCRIBE, SHOW TABLES): the \
+         record is not changed by hand"
+            .to_owned(),
+    )
+}
+
 /// Plans a statement that only reads.
 pub async fn plan(session: &SessionContext, sql: &str) -> SqlResult<DataFrame> {
+    // Told before planning, which would complain about something else first.
+    let first = sql.split_whitespace().next().unwrap_or_default().to_lowercase();
+    if WRITING.contains(&first.as_str()) {
+        return Err(only_reading());
+    }
     let plan = session.state().create_logical_plan(sql).await?;
     let reading = SQLOptions::new()
         .with_allow_ddl(false)
         .with_allow_dml(false)
         .with_allow_statements(false);
     if reading.verify_plan(&plan).is_err() || matches!(plan, LogicalPlan::Copy(_)) {
-        return Err(DataFusionError::Plan(
-            "only statements that read can be run here (SELECT, EXPLAIN, DESCRIBE, SHOW TABLES): \
-             the record is not changed by hand"
-                .to_owned(),
-        ));
+        return Err(only_reading());
     }
     session.execute_logical_plan(plan).await
 }

@@ -216,10 +216,6 @@ impl Store {
         log.read_from(index)
     }
 
-    pub fn first_wal_index(&self) -> u64 {
-        lock(&self.log).first_index()
-    }
-
     /// Appends records and syncs once; returns their indexes.
     pub fn append(&self, records: &[&[u8]]) -> Result<Vec<u64>, crate::wal::WalError> {
         let mut log = lock(&self.log);
@@ -330,10 +326,14 @@ fn prepare_dir(dir: &Path) -> Result<File, OpenError> {
         .open(&path)
         .map_err(failed(path.clone()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_path_buf())),
-        Err(fs::TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(dir.to_path_buf())),
+        Err(fs::TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
     }
+    // Spilled by queries that a crash ended.
+    let tmp = dir.join("tmp");
+    fs::remove_dir_all(&tmp).and_then(|()| fs::create_dir(&tmp)).map_err(failed(tmp.clone()))?;
+    Ok(file)
 }
 
 fn open_wal(

@@ -17,7 +17,7 @@ use audit_proto::{
 };
 use datafusion::{
     common::{DFSchema, DataFusionError},
-    logical_expr::{Expr, col, lit},
+    logical_expr::{Expr, ExprSchemable as _, col, lit},
     physical_plan::PhysicalExpr,
 
     scalar::ScalarValue,
@@ -163,7 +163,14 @@ impl Filter {
         let df_schema = DFSchema::try_from(schema.clone())?;
         let mut parts = Vec::new();
         if !sql.trim().is_empty() {
-            parts.push(session.state().create_logical_expr(sql, &df_schema)?);
+            let expr = session.state().create_logical_expr(sql, &df_schema)?;
+            let ty = expr.get_type(&df_schema)?;
+            if ty != arrow::datatypes::DataType::Boolean {
+                return Err(DataFusionError::Plan(format!(
+                    "`where` gives {ty} instead of true or false; example: kind = 'exec'"
+                )));
+            }
+            parts.push(expr);
         }
         if let Some(since) = since {
             let since = ScalarValue::TimestampMicrosecond(Some(since), Some("+00:00".into()));
@@ -180,12 +187,6 @@ impl Filter {
         columns.sort_unstable();
         let part = DFSchema::try_from(schema.project(&columns)?)?;
         let physical = session.create_physical_expr(expr.clone(), &part)?;
-        let ty = physical.data_type(part.as_arrow())?;
-        if ty != arrow::datatypes::DataType::Boolean {
-            return Err(DataFusionError::Plan(format!(
-                "`where` gives {ty} instead of true or false; example: kind = 'exec'"
-            )));
-        }
         Ok(Some(Self { expr, columns, physical }))
     }
 

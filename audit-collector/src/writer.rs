@@ -28,8 +28,8 @@ pub struct Submission {
     pub prepared: Prepared,
     /// Answered after the sync; an error says why the batch is not stored.
     pub reply: oneshot::Sender<Result<i64, String>>,
-    /// This batch's part of the memory bound.
-    pub permit: OwnedSemaphorePermit,
+    /// This batch's part of the memory bound, given back when it is dropped.
+    pub _permit: OwnedSemaphorePermit,
 }
 
 /// Runs until every sender is gone.
