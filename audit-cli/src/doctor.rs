@@ -377,31 +377,41 @@ fn line(out: &mut String, palette: Palette, verdict: Verdict, text: &str) {
     out.push_str(&format!("{} {text}\n", palette.paint(style, mark)));
 }
 
+/// Of a verifier's log, what fits on a few lines of a terminal.
+const REASON_COLUMNS: usize = 400;
+
 fn describe(out: &mut String, palette: Palette, hook: &Hook) {
-    let verdict = if hook.attached.is_some() {
-        Verdict::Fine
-    } else {
-        Verdict::Degraded
+    let verdict = match hook.attached {
+        Some(_) => Verdict::Fine,
+        None => Verdict::Degraded,
     };
     let got = hook.attached.as_deref().unwrap_or("not attached");
-    line(
-        out,
-        palette,
-        verdict,
-        &format!(
-            "{:<24} {:<12} {}",
-            display::safe(&hook.name),
-            display::safe(got),
-            display::safe(&hook.kinds)
-        ),
-    );
-    for (rung, reason) in &hook.refused {
-        let text = format!(
-            "                {}: {}",
-            display::safe(rung),
-            display::safe(reason)
-        );
+    let kinds = if hook.kinds == hook.name {
+        ""
+    } else {
+        &*hook.kinds
+    };
+    let (name, got) = (display::safe(&hook.name), display::safe(got));
+    let text = format!("{name:<14} {got:<12} {}", display::safe(kinds));
+    line(out, palette, verdict, text.trim_end());
+    // Rungs that were refused for the same reason share a line.
+    for refused in hook.refused.chunk_by(|a, b| a.1 == b.1) {
+        let rungs: Vec<&str> = refused.iter().map(|(rung, _)| &**rung).collect();
+        let reason = refused
+            .first()
+            .map(|(_, reason)| &**reason)
+            .unwrap_or_default();
+        let text = format!("                not {}: {reason}", rungs.join(", "));
+        let text = display::safe(&text);
+        let text = display::fit(&text, REASON_COLUMNS, "...");
         out.push_str(&format!("{}\n", palette.paint(Style::Dim, &text)));
+    }
+    if hook.attached.is_none() {
+        let advice = format!(
+            "                do: nothing of kind {} is recorded; try a newer kernel, or report the reason above",
+            display::safe(&hook.kinds)
+        );
+        out.push_str(&format!("{}\n", palette.paint(Style::Bold, &advice)));
     }
 }
 
@@ -456,7 +466,7 @@ mod tests {
             "FAIL BTF",
             "do: use another kernel",
             "tracepoint",
-            "fentry: not permitted",
+            "not fentry: not permitted",
             "Verdict: cannot run",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");

@@ -126,10 +126,11 @@ fn configure(
 ) -> Result<(audit_agent::Config, audit_collector::Config)> {
     let socket = data.join(SOCKET_NAME);
     let (for_agent, for_collector) = split(&args.overrides)?;
-    let mut agent = probe::agent_config(None, &for_agent)?;
+    let mut agent = probe::agent_config(None, &for_agent).context("-o agent.…")?;
     agent.server = format!("unix://{}", socket.display());
     agent.state_dir = data.to_owned();
-    let mut collector: audit_collector::Config = audit_config::load(None, None, &for_collector)?;
+    let mut collector: audit_collector::Config =
+        audit_config::load(None, None, &for_collector).context("-o collector.…")?;
     collector.data_dir = data.to_owned();
     collector.listen.unix = socket;
     without_taken_port(&mut collector, steps);
