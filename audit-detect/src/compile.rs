@@ -23,7 +23,11 @@ pub enum CompileError {
     /// Sound, but not for us.
     Unsupported(String),
     /// To be repaired; `blame` is a text of the line that is wrong.
-    Invalid { problem: String, fix: String, blame: String },
+    Invalid {
+        problem: String,
+        fix: String,
+        blame: String,
+    },
 }
 
 /// Compiles detection sections of one bucket.
@@ -59,9 +63,10 @@ impl Compiler<'_> {
                 Some(detection) => self.detection(detection),
                 None => undefined(name, all),
             },
-            ConditionExpr::Selector { quantifier, pattern } => {
-                self.selector(quantifier, pattern, all)
-            }
+            ConditionExpr::Selector {
+                quantifier,
+                pattern,
+            } => self.selector(quantifier, pattern, all),
         }
     }
 
@@ -79,8 +84,11 @@ impl Compiler<'_> {
         pattern: &SelectorPattern,
         all: &Detections,
     ) -> Result<Expr, CompileError> {
-        let mut names: Vec<_> =
-            all.named.keys().filter(|name| pattern.matches_detection_name(name)).collect();
+        let mut names: Vec<_> = all
+            .named
+            .keys()
+            .filter(|name| pattern.matches_detection_name(name))
+            .collect();
         names.sort();
         if names.is_empty() {
             return undefined(&pattern.to_string(), all);
@@ -124,7 +132,10 @@ impl Compiler<'_> {
         let Some(name) = &item.field.name else {
             return self.keywords(modifiers, &item.values);
         };
-        let values = item.values.iter().map(|value| self.value(name, modifiers, value));
+        let values = item
+            .values
+            .iter()
+            .map(|value| self.value(name, modifiers, value));
         let values = values.collect::<Result<Vec<_>, _>>()?;
         if values.is_empty() {
             return Err(CompileError::Invalid {
@@ -181,7 +192,11 @@ impl Compiler<'_> {
     }
 
     fn tests(&mut self, field: Field, tests: Vec<Test>) -> Expr {
-        Expr::any(tests.into_iter().map(|test| Expr::Atom(self.atoms.id(field, test))))
+        Expr::any(
+            tests
+                .into_iter()
+                .map(|test| Expr::Atom(self.atoms.id(field, test))),
+        )
     }
 }
 
@@ -202,8 +217,10 @@ fn undefined<T>(name: &str, all: &Detections) -> Result<T, CompileError> {
 fn blame(error: PatternError, value: &SigmaValue) -> CompileError {
     match error {
         PatternError::Unsupported(what) => CompileError::Unsupported(what),
-        PatternError::Invalid { problem, fix } => {
-            CompileError::Invalid { problem, fix, blame: value.to_string() }
-        }
+        PatternError::Invalid { problem, fix } => CompileError::Invalid {
+            problem,
+            fix,
+            blame: value.to_string(),
+        },
     }
 }

@@ -9,8 +9,8 @@ pub const DASHES: [char; 5] = ['-', '/', '–', '—', '―'];
 pub fn base64(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, b| word << 8 | u32::from(*b))
-            << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0u32, |word, b| word << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
         for digit in 0..4 {
             out.push(match digit <= chunk.len() {
                 true => ALPHABET[(word >> (18 - 6 * digit)) as usize & 63],
@@ -37,7 +37,13 @@ pub fn base64_offsets(bytes: &[u8]) -> [Vec<u8>; 3] {
 /// UTF-16 of `text`.
 pub fn utf16(text: &str, big_endian: bool) -> Vec<u8> {
     text.encode_utf16()
-        .flat_map(|unit| if big_endian { unit.to_be_bytes() } else { unit.to_le_bytes() })
+        .flat_map(|unit| {
+            if big_endian {
+                unit.to_be_bytes()
+            } else {
+                unit.to_le_bytes()
+            }
+        })
         .collect()
 }
 
@@ -63,9 +69,13 @@ mod tests {
 
     #[test]
     fn known_base64() {
-        for (plain, encoded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
-        {
+        for (plain, encoded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+        ] {
             assert_eq!(base64(plain.as_bytes()), encoded.as_bytes());
         }
     }

@@ -64,7 +64,10 @@ impl Expr {
     /// At least `count` of `parts`, simplified.
     pub fn at_least(count: usize, parts: Vec<Expr>) -> Expr {
         let certain = parts.iter().filter(|p| **p == Expr::Const(true)).count();
-        let open: Vec<_> = parts.into_iter().filter(|p| !matches!(p, Expr::Const(_))).collect();
+        let open: Vec<_> = parts
+            .into_iter()
+            .filter(|p| !matches!(p, Expr::Const(_)))
+            .collect();
         match count.saturating_sub(certain) {
             0 => Expr::Const(true),
             1 => Expr::any(open),
@@ -103,11 +106,13 @@ impl Expr {
                 .min_by(|a, b| a.0.total_cmp(&b.0)),
             // Sound for "at least n", n > 0, too: one of all must hold.
             Expr::Any(parts) | Expr::AtLeast(_, parts) => {
-                parts.iter().try_fold((0.0, Vec::new()), |(sum, mut set), part| {
-                    let (more, atoms) = part.necessary(cost)?;
-                    set.extend(atoms);
-                    Some((sum + more, set))
-                })
+                parts
+                    .iter()
+                    .try_fold((0.0, Vec::new()), |(sum, mut set), part| {
+                        let (more, atoms) = part.necessary(cost)?;
+                        set.extend(atoms);
+                        Some((sum + more, set))
+                    })
             }
         }
     }
@@ -119,7 +124,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn exprs() -> impl Strategy<Value = Expr> {
-        let leaf = prop_oneof![(0u32..6).prop_map(Expr::Atom), any::<bool>().prop_map(Expr::Const)];
+        let leaf = prop_oneof![
+            (0u32..6).prop_map(Expr::Atom),
+            any::<bool>().prop_map(Expr::Const)
+        ];
         leaf.prop_recursive(4, 32, 4, |inner| {
             let many = prop::collection::vec(inner.clone(), 0..4);
             prop_oneof![

@@ -56,7 +56,9 @@ const RENAMED: &[(&str, &str)] = &[
 /// The columns that hold text, for keyword search.
 static TEXT_COLUMNS: LazyLock<Vec<usize>> = LazyLock::new(|| {
     let text = |ty| matches!(ty, ColumnType::Text | ColumnType::TextList);
-    (0..COLUMNS.len()).filter(|&at| text(COLUMNS[at].ty)).collect()
+    (0..COLUMNS.len())
+        .filter(|&at| text(COLUMNS[at].ty))
+        .collect()
 });
 
 impl Field {
@@ -98,7 +100,11 @@ impl Field {
             Field::User => user(event, values),
             Field::TargetFilename => {
                 let renamed = event.kind == Kind::Rename as i32;
-                let file = if renamed { &event.target_file } else { &event.file };
+                let file = if renamed {
+                    &event.target_file
+                } else {
+                    &event.file
+                };
                 if let Some(file) = file {
                     values.push(&file.path);
                 }
@@ -160,7 +166,11 @@ fn endpoint(event: &Event, destination: bool, port: bool, values: &mut Values) {
     };
     // Of an accept, the peer is the side that began.
     let inbound = event.kind == Kind::Accept as i32;
-    let side = if destination == inbound { &socket.local } else { &socket.peer };
+    let side = if destination == inbound {
+        &socket.local
+    } else {
+        &socket.peer
+    };
     let Some(side) = side else {
         return;
     };

@@ -105,13 +105,23 @@ pub fn documents(text: &str) -> Vec<Document<'_>> {
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let separator = line.trim_end() == "---" || line.starts_with("--- ");
         if separator && !linked {
-            documents.push(Document { line: start_line, text: &text[start..at] });
+            documents.push(Document {
+                line: start_line,
+                text: &text[start..at],
+            });
             (start, start_line) = (at + line.len(), number + 2);
         }
         at += line.len();
     }
-    documents.push(Document { line: start_line, text: &text[start..] });
-    documents.retain(|d| d.text.lines().any(|l| !l.trim().is_empty() && !l.starts_with('#')));
+    documents.push(Document {
+        line: start_line,
+        text: &text[start..],
+    });
+    documents.retain(|d| {
+        d.text
+            .lines()
+            .any(|l| !l.trim().is_empty() && !l.starts_with('#'))
+    });
     documents
 }
 
@@ -131,8 +141,10 @@ mod tests {
     #[test]
     fn documents_know_their_lines() {
         let text = "# licence\n---\ntitle: a\nx: 1\n---\n\n---\ntitle: b\n";
-        let found: Vec<_> =
-            documents(text).iter().map(|d| (d.line, d.text.len(), d.line_of("x: 1"))).collect();
+        let found: Vec<_> = documents(text)
+            .iter()
+            .map(|d| (d.line, d.text.len(), d.line_of("x: 1")))
+            .collect();
         assert_eq!(found, [(3, 14, 4), (8, 9, 8)]);
         assert_eq!(documents("action: global\n---\ntitle: a\n").len(), 1);
     }

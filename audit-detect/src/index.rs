@@ -113,7 +113,8 @@ impl Index {
             match set {
                 None => index.always.push(rule as u32),
                 Some(set) => {
-                    set.iter().for_each(|id| index.wakes[*id as usize].push(rule as u32));
+                    set.iter()
+                        .for_each(|id| index.wakes[*id as usize].push(rule as u32));
                 }
             }
         }
@@ -128,17 +129,26 @@ impl Index {
                 _ => None,
             };
             let found_by_scan = !index.wakes[id].is_empty();
-            index.atoms.push(Atom { slot, other, test, regex, found_by_scan });
+            index.atoms.push(Atom {
+                slot,
+                other,
+                test,
+                regex,
+                found_by_scan,
+            });
         }
         index.scans = scans(&index.atoms)?;
         Ok(index)
     }
 
     fn slot(&mut self, field: Field) -> usize {
-        self.fields.iter().position(|f| *f == field).unwrap_or_else(|| {
-            self.fields.push(field);
-            self.fields.len() - 1
-        })
+        self.fields
+            .iter()
+            .position(|f| *f == field)
+            .unwrap_or_else(|| {
+                self.fields.push(field);
+                self.fields.len() - 1
+            })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -180,7 +190,13 @@ impl Index {
 
     fn scan(&self, scan: &Scan, event: &Event, scratch: &mut IndexScratch) {
         self.read(scan.slot, event, scratch);
-        let IndexScratch { number, values, atoms, awake, queue } = scratch;
+        let IndexScratch {
+            number,
+            values,
+            atoms,
+            awake,
+            queue,
+        } = scratch;
         for text in values[scan.slot].1.folded() {
             for hit in scan.automaton.find_overlapping_iter(text) {
                 for (anchor, id) in &scan.hits[hit.pattern().as_usize()] {
@@ -222,7 +238,9 @@ impl Index {
             self.read(other, event, scratch);
         }
         let other = atom.other.map(|slot| &scratch.values[slot].1);
-        let value = atom.test.holds(&scratch.values[atom.slot].1, atom.regex.as_ref(), other);
+        let value = atom
+            .test
+            .holds(&scratch.values[atom.slot].1, atom.regex.as_ref(), other);
         scratch.atoms[id as usize] = (scratch.number, value);
         value
     }
@@ -236,13 +254,20 @@ fn choose_triggers(atoms: &mut Atoms, rules: &[Expr]) -> Vec<Option<Vec<AtomId>>
         let (field, test) = &atoms.list[id];
         let field = *field;
         stands_for.push(test.implied_literals().map(|literals| {
-            let cost = literals.iter().map(|(a, text)| expected_frequency(*a, text)).sum::<f64>();
+            let cost = literals
+                .iter()
+                .map(|(a, text)| expected_frequency(*a, text))
+                .sum::<f64>();
             let literal = |(anchor, text)| atoms.id(field, Test::Literal { anchor, text });
             (literals.into_iter().map(literal).collect::<Vec<_>>(), cost)
         }));
     }
     let cost = |id: AtomId| stands_for[id as usize].as_ref().map(|(_, cost)| *cost);
-    let literals = |id: AtomId| stands_for[id as usize].as_ref().map(|(literals, _)| literals);
+    let literals = |id: AtomId| {
+        stands_for[id as usize]
+            .as_ref()
+            .map(|(literals, _)| literals)
+    };
     rules
         .iter()
         .map(|rule| {
@@ -270,7 +295,11 @@ fn scans(atoms: &[Atom]) -> Result<Vec<Scan>, IndexError> {
     let mut by_slot = BTreeMap::<usize, BTreeMap<&str, Vec<(Anchor, AtomId)>>>::new();
     for (id, atom) in atoms.iter().enumerate() {
         if let (true, Test::Literal { anchor, text }) = (atom.found_by_scan, &atom.test) {
-            let hits = by_slot.entry(atom.slot).or_default().entry(text).or_default();
+            let hits = by_slot
+                .entry(atom.slot)
+                .or_default()
+                .entry(text)
+                .or_default();
             hits.push((*anchor, id as AtomId));
         }
     }
@@ -286,7 +315,11 @@ fn scans(atoms: &[Atom]) -> Result<Vec<Scan>, IndexError> {
                 .match_kind(MatchKind::Standard)
                 .kind(Some(kind))
                 .build(literals.keys())?;
-            Ok(Scan { slot, automaton, hits: literals.into_values().collect() })
+            Ok(Scan {
+                slot,
+                automaton,
+                hits: literals.into_values().collect(),
+            })
         })
         .collect()
 }

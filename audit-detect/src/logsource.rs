@@ -47,20 +47,22 @@ impl Bucket {
         if !matches!(source.product.as_deref(), None | Some("linux")) || !source.custom.is_empty() {
             return unknown();
         }
-        Ok(match (source.category.as_deref(), source.service.as_deref()) {
-            (None, Some(OWN_SERVICE)) => Bucket::Everything,
-            (Some(category), None | Some(OWN_SERVICE)) => match category {
-                "process_creation" => Bucket::ProcessCreation,
-                "file_event" => Bucket::FileEvent,
-                "file_access" => Bucket::FileAccess,
-                "file_change" => Bucket::FileChange,
-                "file_delete" => Bucket::FileDelete,
-                "file_rename" => Bucket::FileRename,
-                "network_connection" => Bucket::NetworkConnection,
+        Ok(
+            match (source.category.as_deref(), source.service.as_deref()) {
+                (None, Some(OWN_SERVICE)) => Bucket::Everything,
+                (Some(category), None | Some(OWN_SERVICE)) => match category {
+                    "process_creation" => Bucket::ProcessCreation,
+                    "file_event" => Bucket::FileEvent,
+                    "file_access" => Bucket::FileAccess,
+                    "file_change" => Bucket::FileChange,
+                    "file_delete" => Bucket::FileDelete,
+                    "file_rename" => Bucket::FileRename,
+                    "network_connection" => Bucket::NetworkConnection,
+                    _ => return unknown(),
+                },
                 _ => return unknown(),
             },
-            _ => return unknown(),
-        })
+        )
     }
 
     /// As in a rule's `logsource`.
@@ -89,9 +91,10 @@ impl Bucket {
             Bucket::ProcessCreation => kind == Kind::Exec,
             Bucket::NetworkConnection => match kind {
                 Kind::Accept => true,
-                Kind::Connect => {
-                    event.socket.as_ref().is_none_or(|s| s.outcome != Some(true))
-                }
+                Kind::Connect => event
+                    .socket
+                    .as_ref()
+                    .is_none_or(|s| s.outcome != Some(true)),
                 _ => false,
             },
             Bucket::FileDelete => kind == Kind::Unlink && done(),
@@ -116,8 +119,13 @@ fn describe(source: &LogSource) -> String {
         ("service", &source.service),
     ];
     let mut text = String::new();
-    let known = parts.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
-    let custom = source.custom.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let known = parts
+        .iter()
+        .filter_map(|(name, value)| Some((*name, value.as_deref()?)));
+    let custom = source
+        .custom
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in known.chain(custom) {
         if !text.is_empty() {
             text.push('/');
@@ -126,5 +134,9 @@ fn describe(source: &LogSource) -> String {
         text.push('=');
         text.push_str(value);
     }
-    if text.is_empty() { "(none given)".to_owned() } else { text }
+    if text.is_empty() {
+        "(none given)".to_owned()
+    } else {
+        text
+    }
 }

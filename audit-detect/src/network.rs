@@ -23,9 +23,12 @@ impl Network {
             return false;
         };
         match (self.base, address.to_canonical()) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => {
-                same_prefix(base.to_bits().into(), address.to_bits().into(), 32, self.prefix_bits)
-            }
+            (IpAddr::V4(base), IpAddr::V4(address)) => same_prefix(
+                base.to_bits().into(),
+                address.to_bits().into(),
+                32,
+                self.prefix_bits,
+            ),
             (IpAddr::V6(base), IpAddr::V6(address)) => {
                 same_prefix(base.to_bits(), address.to_bits(), 128, self.prefix_bits)
             }
@@ -35,7 +38,10 @@ impl Network {
 }
 
 fn same_prefix(a: u128, b: u128, width: u8, prefix_bits: u8) -> bool {
-    (a ^ b).checked_shr(u32::from(width - prefix_bits)).unwrap_or(0) == 0
+    (a ^ b)
+        .checked_shr(u32::from(width - prefix_bits))
+        .unwrap_or(0)
+        == 0
 }
 
 #[cfg(test)]

@@ -83,10 +83,17 @@ impl RegexSource {
             .dot_matches_new_line(self.dot_all)
             .build();
         let found = Extractor::new().extract(&parser.parse(&self.pattern).ok()?);
-        let literals = found.literals().filter(|l| !l.is_empty() && l.len() <= MAX_BEGINNINGS)?;
+        let literals = found
+            .literals()
+            .filter(|l| !l.is_empty() && l.len() <= MAX_BEGINNINGS)?;
         literals
             .iter()
-            .map(|l| std::str::from_utf8(l.as_bytes()).ok().filter(|t| !t.is_empty()).map(folded))
+            .map(|l| {
+                std::str::from_utf8(l.as_bytes())
+                    .ok()
+                    .filter(|t| !t.is_empty())
+                    .map(folded)
+            })
             .collect()
     }
 }
@@ -95,9 +102,18 @@ impl RegexSource {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Test {
     /// The index finds these; all others are tested one by one.
-    Literal { anchor: Anchor, text: String },
-    CasedLiteral { anchor: Anchor, text: String },
-    Glob { tokens: Vec<Token>, cased: bool },
+    Literal {
+        anchor: Anchor,
+        text: String,
+    },
+    CasedLiteral {
+        anchor: Anchor,
+        text: String,
+    },
+    Glob {
+        tokens: Vec<Token>,
+        cased: bool,
+    },
     Regex(RegexSource),
     Cidr(Network),
     /// The number's text; compared as integer where both sides are.
@@ -105,7 +121,11 @@ pub enum Test {
     Present,
     Absent,
     /// The other field's value, any of this field's with any of that one's.
-    SameAs { other: Field, anchor: Anchor, cased: bool },
+    SameAs {
+        other: Field,
+        anchor: Anchor,
+        cased: bool,
+    },
 }
 
 /// Why a value could not be understood.
@@ -116,14 +136,19 @@ pub enum PatternError {
 }
 
 fn invalid<T>(problem: String, fix: &str) -> Result<T, PatternError> {
-    Err(PatternError::Invalid { problem, fix: fix.to_owned() })
+    Err(PatternError::Invalid {
+        problem,
+        fix: fix.to_owned(),
+    })
 }
 
 /// The tests that `value` means under `modifiers`: one of them must hold.
 pub fn tests(modifiers: &[Modifier], value: &SigmaValue) -> Result<Vec<Test>, PatternError> {
     let has = |m| modifiers.contains(&m);
     if let Some(unsupported) = modifiers.iter().find(|m| is_unsupported(**m)) {
-        return Err(PatternError::Unsupported(format!("modifier {unsupported:?}").to_lowercase()));
+        return Err(PatternError::Unsupported(
+            format!("modifier {unsupported:?}").to_lowercase(),
+        ));
     }
     if has(Modifier::Exists) {
         return exists(value).map(|test| vec![test]);
@@ -151,12 +176,22 @@ pub fn tests(modifiers: &[Modifier], value: &SigmaValue) -> Result<Vec<Test>, Pa
     let cased = has(Modifier::Cased);
     if has(Modifier::FieldRef) {
         let Some(other) = Field::named(&text.original) else {
-            return Err(PatternError::Unsupported(format!("fieldref to {}", text.original)));
+            return Err(PatternError::Unsupported(format!(
+                "fieldref to {}",
+                text.original
+            )));
         };
-        return Ok(vec![Test::SameAs { other, anchor: anchor(modifiers), cased }]);
+        return Ok(vec![Test::SameAs {
+            other,
+            anchor: anchor(modifiers),
+            cased,
+        }]);
     }
     let variants = variants(modifiers, &text)?;
-    Ok(variants.into_iter().map(|v| text_test(v, modifiers, cased)).collect())
+    Ok(variants
+        .into_iter()
+        .map(|v| text_test(v, modifiers, cased))
+        .collect())
 }
 
 fn is_unsupported(modifier: Modifier) -> bool {
@@ -176,7 +211,11 @@ fn order(modifier: Modifier) -> Option<Order> {
 
 fn anchor(modifiers: &[Modifier]) -> Anchor {
     let has = |m| modifiers.contains(&m);
-    match (has(Modifier::Contains), has(Modifier::StartsWith), has(Modifier::EndsWith)) {
+    match (
+        has(Modifier::Contains),
+        has(Modifier::StartsWith),
+        has(Modifier::EndsWith),
+    ) {
         (true, _, _) | (false, true, true) => Anchor::Anywhere,
         (false, true, false) => Anchor::Start,
         (false, false, true) => Anchor::End,
@@ -196,7 +235,10 @@ fn compare(order: Order, value: &SigmaValue) -> Result<Test, PatternError> {
     let text = value.to_string();
     match text.parse::<f64>() {
         Ok(_) => Ok(Test::Compare(order, text)),
-        Err(_) => invalid(format!("{text:?} is not a number"), "lt, lte, gt and gte need a number"),
+        Err(_) => invalid(
+            format!("{text:?} is not a number"),
+            "lt, lte, gt and gte need a number",
+        ),
     }
 }
 
@@ -218,7 +260,10 @@ fn regex(modifiers: &[Modifier], value: &SigmaValue) -> Result<Test, PatternErro
             let cause = error.to_string();
             let cause = cause.lines().last().unwrap_or_default().trim();
             invalid(
-                format!("regular expression {:?} cannot be used: {cause}", source.pattern),
+                format!(
+                    "regular expression {:?} cannot be used: {cause}",
+                    source.pattern
+                ),
                 "repair it (look-around and back-references do not exist here)",
             )
         }
@@ -272,14 +317,18 @@ fn take_bytes(bytes: &mut Option<Vec<u8>>, variants: &[Parts]) -> Result<Vec<u8>
 fn literal(bytes: Vec<u8>) -> Result<Parts, PatternError> {
     match String::from_utf8(bytes) {
         Ok(text) => Ok(vec![StringPart::Plain(text)]),
-        Err(_) => Err(PatternError::Unsupported("UTF-16 without base64 after it".to_owned())),
+        Err(_) => Err(PatternError::Unsupported(
+            "UTF-16 without base64 after it".to_owned(),
+        )),
     }
 }
 
 fn plain(variants: &[Parts]) -> Result<String, PatternError> {
     let mut out = String::new();
     let [parts] = variants else {
-        return Err(PatternError::Unsupported("encoding of several variants".to_owned()));
+        return Err(PatternError::Unsupported(
+            "encoding of several variants".to_owned(),
+        ));
     };
     for part in parts {
         match part {
@@ -302,7 +351,7 @@ fn windash(variants: &[Parts]) -> Result<Vec<Parts>, PatternError> {
         for part in parts {
             let choices = match part {
                 StringPart::Plain(text) => dash_forms(text)?,
-                special => vec![special.clone()],
+                special @ StringPart::Special(_) => vec![special.clone()],
             };
             forms = forms
                 .iter()
@@ -324,7 +373,10 @@ fn windash(variants: &[Parts]) -> Result<Vec<Parts>, PatternError> {
 }
 
 fn too_many_dashes<T>() -> Result<T, PatternError> {
-    invalid("too many dashes for windash".to_owned(), "split the value (at most four options)")
+    invalid(
+        "too many dashes for windash".to_owned(),
+        "split the value (at most four options)",
+    )
 }
 
 fn dash_forms(text: &str) -> Result<Vec<StringPart>, PatternError> {
@@ -340,7 +392,10 @@ fn dash_forms(text: &str) -> Result<Vec<StringPart>, PatternError> {
             .collect();
         from = at + 1;
     }
-    Ok(forms.into_iter().map(|form| StringPart::Plain(form + &text[from..])).collect())
+    Ok(forms
+        .into_iter()
+        .map(|form| StringPart::Plain(form + &text[from..]))
+        .collect())
 }
 
 fn text_test(mut parts: Parts, modifiers: &[Modifier], cased: bool) -> Test {
@@ -369,11 +424,20 @@ fn text_test(mut parts: Parts, modifiers: &[Modifier], cased: bool) -> Test {
                 (false, false) => Anchor::Whole,
             };
             match cased {
-                true => Test::CasedLiteral { anchor, text: text.clone() },
-                false => Test::Literal { anchor, text: folded(text) },
+                true => Test::CasedLiteral {
+                    anchor,
+                    text: text.clone(),
+                },
+                false => Test::Literal {
+                    anchor,
+                    text: folded(text),
+                },
             }
         }
-        _ => Test::Glob { tokens: tokens(&parts, cased), cased },
+        _ => Test::Glob {
+            tokens: tokens(&parts, cased),
+            cased,
+        },
     }
 }
 
@@ -398,7 +462,9 @@ impl Test {
             Test::CasedLiteral { anchor, text } => Some(vec![(*anchor, folded(text))]),
             Test::Glob { tokens, .. } => {
                 let pieces = tokens.split(|token| !matches!(token, Token::Char(_)));
-                let longest = pieces.max_by_key(|piece| piece.len()).filter(|p| !p.is_empty())?;
+                let longest = pieces
+                    .max_by_key(|piece| piece.len())
+                    .filter(|p| !p.is_empty())?;
                 let text: String = longest
                     .iter()
                     .filter_map(|t| match t {
@@ -432,8 +498,12 @@ impl Test {
             Test::Present => !values.is_empty(),
             Test::Absent => values.is_empty(),
             Test::SameAs { anchor, cased, .. } => other.is_some_and(|other| match cased {
-                true => other.raw().any(|o| values.raw().any(|v| anchor.finds(o, v))),
-                false => other.folded().any(|o| values.folded().any(|v| anchor.finds(o, v))),
+                true => other
+                    .raw()
+                    .any(|o| values.raw().any(|v| anchor.finds(o, v))),
+                false => other
+                    .folded()
+                    .any(|o| values.folded().any(|v| anchor.finds(o, v))),
             }),
         }
     }

@@ -82,7 +82,14 @@ impl Report {
 
 impl fmt::Display for Idle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {:?} cannot fire: {}", self.file.display(), self.line, self.title, self.why)
+        write!(
+            f,
+            "{}:{}: {:?} cannot fire: {}",
+            self.file.display(),
+            self.line,
+            self.title,
+            self.why
+        )
     }
 }
 

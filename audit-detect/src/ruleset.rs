@@ -93,16 +93,13 @@ impl RuleSet {
 
     /// Working memory for [`RuleSet::evaluate`].
     pub fn scratch(&self) -> Scratch {
-        Scratch { indexes: self.buckets.iter().map(|c| c.index.scratch()).collect() }
+        Scratch {
+            indexes: self.buckets.iter().map(|c| c.index.scratch()).collect(),
+        }
     }
 
     /// Replaces `matched` by all rules that match `event`, in order of their index.
-    pub fn evaluate(
-        &self,
-        event: &v1::Event,
-        scratch: &mut Scratch,
-        matched: &mut Vec<RuleIndex>,
-    ) {
+    pub fn evaluate(&self, event: &v1::Event, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
         matched.clear();
         for (compiled, scratch) in self.buckets.iter().zip(&mut scratch.indexes) {
             if compiled.bucket.contains(event) {
@@ -229,10 +226,19 @@ impl Loader {
     /// Cannot happen for rules that compiled one by one, unless all together exceed what the
     /// matchers hold; then the group is lost and the report says so.
     fn build(&mut self, group: Group, set: &mut RuleSet) {
-        let Group { bucket, atoms, exprs, rules } = group;
+        let Group {
+            bucket,
+            atoms,
+            exprs,
+            rules,
+        } = group;
         match Index::build(atoms, exprs) {
             Ok(index) if index.is_empty() => {}
-            Ok(index) => set.buckets.push(Compiled { bucket, index, rules }),
+            Ok(index) => set.buckets.push(Compiled {
+                bucket,
+                index,
+                rules,
+            }),
             Err(error @ (IndexError::Regex(_) | IndexError::Literals(_))) => {
                 self.report.broken.push(Broken {
                     file: PathBuf::from(format!("(all {} rules)", bucket.name())),
@@ -252,7 +258,10 @@ impl Loader {
         atoms: &mut Atoms,
         used: &mut [bool],
     ) -> Option<Expr> {
-        let mut compiler = Compiler { atoms, unknown_fields: BTreeSet::new() };
+        let mut compiler = Compiler {
+            atoms,
+            unknown_fields: BTreeSet::new(),
+        };
         let mut result = compiler.detections(&rule.detection);
         let mut blamed = place.clone();
         for (at, (filter, filter_place)) in self.filters.iter().enumerate() {
@@ -274,18 +283,29 @@ impl Loader {
             }
             Ok(Expr::Const(true)) => {
                 let problem = "matches every event".to_owned();
-                self.broken_at(place, place.line, problem, "name a field that events here have");
+                self.broken_at(
+                    place,
+                    place.line,
+                    problem,
+                    "name a field that events here have",
+                );
             }
             Ok(expr) => {
-                self.report.inert.extend(unknown.into_iter().map(|field| Inert {
-                    file: place.file.clone(),
-                    title: rule.title.clone(),
-                    field,
-                }));
+                self.report
+                    .inert
+                    .extend(unknown.into_iter().map(|field| Inert {
+                        file: place.file.clone(),
+                        title: rule.title.clone(),
+                        field,
+                    }));
                 return Some(expr);
             }
             Err(CompileError::Unsupported(what)) => self.idle(rule, place, Why::Unsupported(what)),
-            Err(CompileError::Invalid { problem, fix, blame }) => {
+            Err(CompileError::Invalid {
+                problem,
+                fix,
+                blame,
+            }) => {
                 let line = blamed.document().line_of(&blame);
                 self.broken_at(&blamed, line, problem, &fix);
             }
@@ -321,13 +341,21 @@ impl Loader {
 
     fn broken_at(&mut self, place: &Place, line: usize, problem: String, fix: &str) {
         let file = place.file.clone();
-        self.report.broken.push(Broken { file, line, problem, fix: fix.to_owned() });
+        self.report.broken.push(Broken {
+            file,
+            line,
+            problem,
+            fix: fix.to_owned(),
+        });
     }
 }
 
 impl Place {
     fn document(&self) -> Document<'_> {
-        Document { line: self.line, text: &self.text }
+        Document {
+            line: self.line,
+            text: &self.text,
+        }
     }
 }
 
@@ -342,11 +370,18 @@ fn applies(filter: &FilterRule, rule: &SigmaRule) -> bool {
     };
     let same = |wanted: &Option<String>, has: &Option<String>| wanted.is_none() || wanted == has;
     named
-        && filter.logsource.as_ref().is_none_or(|LogSource { category, product, service, .. }| {
-            same(category, &rule.logsource.category)
-                && same(product, &rule.logsource.product)
-                && same(service, &rule.logsource.service)
-        })
+        && filter.logsource.as_ref().is_none_or(
+            |LogSource {
+                 category,
+                 product,
+                 service,
+                 ..
+             }| {
+                same(category, &rule.logsource.category)
+                    && same(product, &rule.logsource.product)
+                    && same(service, &rule.logsource.service)
+            },
+        )
 }
 
 fn info(rule: SigmaRule, place: Place, bucket: Bucket) -> RuleInfo {
@@ -378,7 +413,10 @@ fn explain(error: &str, document: &Document<'_>) -> (usize, &'static str) {
         );
     }
     if error.starts_with("Missing required field") {
-        return (document.line, "add it; title, logsource, detection and condition are required");
+        return (
+            document.line,
+            "add it; title, logsource, detection and condition are required",
+        );
     }
     if error.starts_with("Unknown modifier") {
         return (
@@ -399,5 +437,8 @@ fn explain(error: &str, document: &Document<'_>) -> (usize, &'static str) {
         let fix = "combine names of the detection with and, or, not, 1 of, all of";
         return (document.line_of("condition:"), fix);
     }
-    (document.line_of(quoted), "see the Sigma rules specification")
+    (
+        document.line_of(quoted),
+        "see the Sigma rules specification",
+    )
 }

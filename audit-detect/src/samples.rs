@@ -81,7 +81,11 @@ pub enum SampleError {
     #[error("{column:?} is not a column of events (docs/events.md lists them)")]
     Column { column: String },
     #[error("column {column:?} cannot be {value}; it is {ty}")]
-    Value { column: String, value: String, ty: &'static str },
+    Value {
+        column: String,
+        value: String,
+        ty: &'static str,
+    },
     #[error("sample {name:?} has no `expect`; write match or no-match")]
     Expect { name: String },
 }
@@ -109,12 +113,18 @@ impl Outcome {
 /// Loads the rules in `rules_dir` and runs the samples in its folder `tests`.
 pub fn run(rules_dir: &Path) -> Outcome {
     let (rules, report) = RuleSet::load(&[rules_dir]);
-    let mut outcome = Outcome { report, results: Vec::new(), problems: Vec::new() };
+    let mut outcome = Outcome {
+        report,
+        results: Vec::new(),
+        problems: Vec::new(),
+    };
     let files = match sample_files(&rules_dir.join(TESTS)) {
         Ok(files) => files,
         Err(error) => {
             let tests = rules_dir.join(TESTS);
-            outcome.problems.push(format!("{}: {error}", tests.display()));
+            outcome
+                .problems
+                .push(format!("{}: {error}", tests.display()));
             return outcome;
         }
     };
@@ -122,7 +132,10 @@ pub fn run(rules_dir: &Path) -> Outcome {
     for file in files {
         let name = stem(&file);
         if name != ORDINARY && !stems.contains(&name) {
-            let text = format!("{}: there is no loaded rule file {name}.yml", file.display());
+            let text = format!(
+                "{}: there is no loaded rule file {name}.yml",
+                file.display()
+            );
             outcome.problems.push(text);
             continue;
         }
@@ -131,12 +144,16 @@ pub fn run(rules_dir: &Path) -> Outcome {
                 missing(&file, &results, &mut outcome.problems);
                 outcome.results.extend(results);
             }
-            Err(error) => outcome.problems.push(format!("{}: {error}", file.display())),
+            Err(error) => outcome
+                .problems
+                .push(format!("{}: {error}", file.display())),
         }
         stems.remove(&name);
     }
     for name in stems {
-        outcome.problems.push(format!("{name}.yml has no samples; write {TESTS}/{name}.yml"));
+        outcome.problems.push(format!(
+            "{name}.yml has no samples; write {TESTS}/{name}.yml"
+        ));
     }
     outcome
 }
@@ -150,7 +167,10 @@ fn sample_files(tests: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn stem(file: &Path) -> String {
-    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    file.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn missing(file: &Path, results: &[SampleResult], problems: &mut Vec<String>) {
@@ -159,7 +179,10 @@ fn missing(file: &Path, results: &[SampleResult], problems: &mut Vec<String>) {
     }
     for (expect, name) in [(Expect::Match, "match"), (Expect::NoMatch, "no-match")] {
         if !results.iter().any(|result| result.expected == expect) {
-            problems.push(format!("{}: no sample with `expect: {name}`", file.display()));
+            problems.push(format!(
+                "{}: no sample with `expect: {name}`",
+                file.display()
+            ));
         }
     }
 }
@@ -179,8 +202,17 @@ fn run_file(rules: &RuleSet, file: &Path) -> Result<Vec<SampleResult>, SampleErr
         let event = event(&sample.event)?;
         rules.evaluate(&event, &mut scratch, &mut matched);
         let own = |index: &&usize| ordinary || stem(&rules.info(**index).file) == stem(file);
-        let fired = matched.iter().filter(own).map(|i| rules.rule(*i).title.clone()).collect();
-        results.push(SampleResult { file: file.to_owned(), name: sample.name, expected, fired });
+        let fired = matched
+            .iter()
+            .filter(own)
+            .map(|i| rules.rule(*i).title.clone())
+            .collect();
+        results.push(SampleResult {
+            file: file.to_owned(),
+            name: sample.name,
+            expected,
+            fired,
+        });
     }
     Ok(results)
 }
@@ -189,7 +221,9 @@ fn run_file(rules: &RuleSet, file: &Path) -> Result<Vec<SampleResult>, SampleErr
 pub fn event(row: &BTreeMap<String, Value>) -> Result<Event, SampleError> {
     let mut event = Event::default();
     for (name, value) in row {
-        let unknown = || SampleError::Column { column: name.clone() };
+        let unknown = || SampleError::Column {
+            column: name.clone(),
+        };
         let at = columns::index(name).ok_or_else(unknown)?;
         let ty = COLUMNS[at].ty;
         let refused = || SampleError::Value {
@@ -219,8 +253,12 @@ fn cell(ty: ColumnType, value: &Value) -> Option<OwnedValue> {
         ColumnType::Int | ColumnType::Time => OwnedValue::Int(value.as_i64()?),
         ColumnType::Bool => OwnedValue::Bool(value.as_bool()?),
         ColumnType::Text | ColumnType::Enum => OwnedValue::Text(text(value)?),
-        ColumnType::TextList => {
-            OwnedValue::TextList(value.as_sequence()?.iter().map(text).collect::<Option<_>>()?)
-        }
+        ColumnType::TextList => OwnedValue::TextList(
+            value
+                .as_sequence()?
+                .iter()
+                .map(text)
+                .collect::<Option<_>>()?,
+        ),
     })
 }

@@ -142,8 +142,14 @@ mod tests {
         values.push("");
         values.push_joined(&["A".to_owned(), String::new(), "c\\\\d".to_owned()]);
         values.push_number(-1);
-        assert_eq!(values.raw().collect::<Vec<_>>(), ["/usr/bin/Ünder", "A  c\\d", "-1"]);
-        assert_eq!(values.folded().collect::<Vec<_>>(), ["/usr/bin/ünder", "a  c\\d", "-1"]);
+        assert_eq!(
+            values.raw().collect::<Vec<_>>(),
+            ["/usr/bin/Ünder", "A  c\\d", "-1"]
+        );
+        assert_eq!(
+            values.folded().collect::<Vec<_>>(),
+            ["/usr/bin/ünder", "a  c\\d", "-1"]
+        );
     }
 
     #[test]

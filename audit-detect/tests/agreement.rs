@@ -81,7 +81,9 @@ static CORPUS: LazyLock<Corpus> = LazyLock::new(|| {
         // Process rules only: for them the log source is trivially "kind is exec".
         rules.extend(found.into_iter().filter(|rule| {
             rule.logsource.category.as_deref() == Some("process_creation")
-                && set.iter().any(|info| Some(&info.rule.id) == rule.id.as_ref())
+                && set
+                    .iter()
+                    .any(|info| Some(&info.rule.id) == rule.id.as_ref())
         }));
     }
     assert!(rules.len() >= 15);
@@ -94,8 +96,17 @@ static CORPUS: LazyLock<Corpus> = LazyLock::new(|| {
         literals.sort();
         by_rule.push(literals);
     }
-    let literals = by_rule.iter().flatten().map(|(_, literal)| literal.clone()).collect();
-    Corpus { rules, set, literals, by_rule }
+    let literals = by_rule
+        .iter()
+        .flatten()
+        .map(|(_, literal)| literal.clone())
+        .collect();
+    Corpus {
+        rules,
+        set,
+        literals,
+        by_rule,
+    }
 });
 
 fn collect(detection: &Detection, literals: &mut Vec<(String, String)>) {
@@ -138,7 +149,14 @@ fn field(event: &Event, name: &str) -> Vec<String> {
     let found = match name {
         "Image" => {
             let absolute = process.exe_invoked.starts_with('/');
-            vec![process.exe, if absolute { process.exe_invoked } else { String::new() }]
+            vec![
+                process.exe,
+                if absolute {
+                    process.exe_invoked
+                } else {
+                    String::new()
+                },
+            ]
         }
         "CommandLine" => vec![process.argv.join(" ")],
         "ParentImage" => vec![parent.exe],
@@ -154,7 +172,11 @@ fn field(event: &Event, name: &str) -> Vec<String> {
         "process_exe_deleted" => vec![flag(process.exe_deleted)],
         other => panic!("the naive evaluator does not know {other}"),
     };
-    found.iter().filter(|text| !text.is_empty()).map(|text| text_of(text)).collect()
+    found
+        .iter()
+        .filter(|text| !text.is_empty())
+        .map(|text| text_of(text))
+        .collect()
 }
 
 fn everything(event: &Event) -> Vec<String> {
@@ -176,9 +198,9 @@ fn everything(event: &Event) -> Vec<String> {
 fn glob(parts: &[StringPart], text: &str) -> bool {
     match parts {
         [] => text.is_empty(),
-        [StringPart::Plain(plain), rest @ ..] => {
-            text.strip_prefix(plain.as_str()).is_some_and(|tail| glob(rest, tail))
-        }
+        [StringPart::Plain(plain), rest @ ..] => text
+            .strip_prefix(plain.as_str())
+            .is_some_and(|tail| glob(rest, tail)),
         [StringPart::Special(SpecialChar::WildcardSingle), rest @ ..] => {
             let mut chars = text.chars();
             chars.next().is_some() && glob(rest, chars.as_str())
@@ -197,7 +219,7 @@ fn lower(parts: &[StringPart]) -> Vec<StringPart> {
             StringPart::Plain(text) => {
                 StringPart::Plain(text.chars().flat_map(char::to_lowercase).collect())
             }
-            special => special.clone(),
+            special @ StringPart::Special(_) => special.clone(),
         })
         .collect()
 }
@@ -210,13 +232,19 @@ fn value(modifiers: &[Modifier], wanted: &SigmaValue, found: &[String]) -> bool 
         other => SigmaString::from_raw(&other.to_string()),
     };
     if has(Modifier::Re) {
-        let flags = if has(Modifier::IgnoreCase) { "(?i)" } else { "" };
+        let flags = if has(Modifier::IgnoreCase) {
+            "(?i)"
+        } else {
+            ""
+        };
         let regex = regex::Regex::new(&format!("{flags}{}", text.original)).expect("regex");
         return found.iter().any(|f| regex.is_match(f));
     }
     if has(Modifier::Gte) {
         let bound: i64 = text.original.parse().expect("number");
-        return found.iter().any(|f| f.parse::<i64>().is_ok_and(|f| f >= bound));
+        return found
+            .iter()
+            .any(|f| f.parse::<i64>().is_ok_and(|f| f >= bound));
     }
     let many = StringPart::Special(SpecialChar::WildcardMulti);
     let mut parts = text.parts;
@@ -252,7 +280,9 @@ fn detection(event: &Event, asked: &Detection) -> bool {
         Detection::And(parts) => parts.iter().all(|part| detection(event, part)),
         Detection::Keywords(values) => {
             let all = everything(event);
-            values.iter().any(|wanted| value(&[Modifier::Contains], wanted, &all))
+            values
+                .iter()
+                .any(|wanted| value(&[Modifier::Contains], wanted, &all))
         }
         other => panic!("the naive evaluator does not know {other:?}"),
     }
@@ -264,9 +294,15 @@ fn condition(event: &Event, asked: &ConditionExpr, all: &Detections) -> bool {
         ConditionExpr::Or(parts) => parts.iter().any(|part| condition(event, part, all)),
         ConditionExpr::Not(inner) => !condition(event, inner, all),
         ConditionExpr::Identifier(name) => detection(event, &all.named[name]),
-        ConditionExpr::Selector { quantifier, pattern } => {
-            let chosen: Vec<_> =
-                all.named.iter().filter(|(name, _)| pattern.matches_detection_name(name)).collect();
+        ConditionExpr::Selector {
+            quantifier,
+            pattern,
+        } => {
+            let chosen: Vec<_> = all
+                .named
+                .iter()
+                .filter(|(name, _)| pattern.matches_detection_name(name))
+                .collect();
             let true_ones = chosen.iter().filter(|(_, d)| detection(event, d)).count();
             match quantifier {
                 Quantifier::Any => true_ones >= 1,
@@ -279,10 +315,17 @@ fn condition(event: &Event, asked: &ConditionExpr, all: &Detections) -> bool {
 
 fn naive(event: &Event) -> Vec<String> {
     let all = |rule: &&SigmaRule| {
-        rule.detection.conditions.iter().any(|c| condition(event, c, &rule.detection))
+        rule.detection
+            .conditions
+            .iter()
+            .any(|c| condition(event, c, &rule.detection))
     };
-    let mut ids: Vec<_> =
-        CORPUS.rules.iter().filter(all).map(|rule| rule.id.clone().expect("id")).collect();
+    let mut ids: Vec<_> = CORPUS
+        .rules
+        .iter()
+        .filter(all)
+        .map(|rule| rule.id.clone().expect("id"))
+        .collect();
     ids.sort();
     ids
 }
@@ -316,7 +359,14 @@ fn path() -> impl Strategy<Value = String> {
 
 fn event() -> impl Strategy<Value = Event> {
     let argv = || prop::collection::vec(text(4), 0..5);
-    let process = (path(), path(), argv(), text(2), 0i64..3, prop::option::of(any::<bool>()));
+    let process = (
+        path(),
+        path(),
+        argv(),
+        text(2),
+        0i64..3,
+        prop::option::of(any::<bool>()),
+    );
     (process, path(), argv()).prop_map(|(process, parent_exe, parent_argv)| {
         let (exe, exe_invoked, argv, cwd, euid, exe_memfd) = process;
         let process = Process {
@@ -327,11 +377,19 @@ fn event() -> impl Strategy<Value = Event> {
             pid: Some(99 + euid),
             uid: Some(euid),
             euid: Some(euid),
-            effective_user: if euid == 0 { "root".into() } else { String::new() },
+            effective_user: if euid == 0 {
+                "root".into()
+            } else {
+                String::new()
+            },
             exe_memfd,
             ..Process::default()
         };
-        let parent = Parent { exe: parent_exe, argv: parent_argv, ..Parent::default() };
+        let parent = Parent {
+            exe: parent_exe,
+            argv: parent_argv,
+            ..Parent::default()
+        };
         Event {
             kind: Kind::Exec as i32,
             process: Some(process),
@@ -344,13 +402,18 @@ fn event() -> impl Strategy<Value = Event> {
 /// An event made of one rule's own literals, so that it nearly matches or does.
 fn near() -> impl Strategy<Value = Event> {
     let rules = 0..CORPUS.by_rule.len();
-    (rules, prop::collection::vec(any::<bool>(), 64), any::<prop::sample::Index>()).prop_map(
-        |(rule, keep, first)| {
+    (
+        rules,
+        prop::collection::vec(any::<bool>(), 64),
+        any::<prop::sample::Index>(),
+    )
+        .prop_map(|(rule, keep, first)| {
             let literals = &CORPUS.by_rule[rule];
             let of = |wanted: &str| {
                 let of_field = literals.iter().filter(|(field, _)| field == wanted);
                 let kept = of_field.zip(&keep).filter(|(_, keep)| **keep);
-                kept.map(|((_, literal), _)| literal.clone()).collect::<Vec<_>>()
+                kept.map(|((_, literal), _)| literal.clone())
+                    .collect::<Vec<_>>()
             };
             let one = |all: Vec<String>| match all.len() {
                 0 => String::new(),
@@ -371,11 +434,14 @@ fn near() -> impl Strategy<Value = Event> {
             Event {
                 kind: Kind::Exec as i32,
                 process: Some(process),
-                parent: Some(Parent { exe: parent_exe, argv, ..Parent::default() }),
+                parent: Some(Parent {
+                    exe: parent_exe,
+                    argv,
+                    ..Parent::default()
+                }),
                 ..Event::default()
             }
-        },
-    )
+        })
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -385,11 +451,12 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn indexed(event: &Event, scratch: &mut audit_detect::Scratch) -> Vec<String> {
     let mut matched = Vec::new();
     CORPUS.set.evaluate(event, scratch, &mut matched);
-    let ours = |at: &&usize| {
-        CORPUS.set.info(**at).bucket == audit_detect::Bucket::ProcessCreation
-    };
-    let mut ids: Vec<_> =
-        matched.iter().filter(ours).map(|at| CORPUS.set.rule(*at).id.clone()).collect();
+    let ours = |at: &&usize| CORPUS.set.info(**at).bucket == audit_detect::Bucket::ProcessCreation;
+    let mut ids: Vec<_> = matched
+        .iter()
+        .filter(ours)
+        .map(|at| CORPUS.set.rule(*at).id.clone())
+        .collect();
     ids.sort();
     ids
 }
@@ -415,9 +482,17 @@ fn random_events_do_match() {
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..3000 {
         let tree = any_event().new_tree(&mut runner).expect("event");
-        seen.extend(indexed(&proptest::strategy::ValueTree::current(&tree), &mut scratch));
+        seen.extend(indexed(
+            &proptest::strategy::ValueTree::current(&tree),
+            &mut scratch,
+        ));
     }
-    assert!(seen.len() * 2 > CORPUS.rules.len(), "{} of {}", seen.len(), CORPUS.rules.len());
+    assert!(
+        seen.len() * 2 > CORPUS.rules.len(),
+        "{} of {}",
+        seen.len(),
+        CORPUS.rules.len()
+    );
 }
 
 #[test]
@@ -425,8 +500,15 @@ fn other_kinds_match_no_process_rule() {
     let mut scratch = CORPUS.set.scratch();
     let event = Event {
         kind: Kind::Open as i32,
-        process: Some(Process { argv: vec!["curl -O XMRig".into()], ..Process::default() }),
-        file: Some(File { path: "/x".into(), access: "read".into(), ..File::default() }),
+        process: Some(Process {
+            argv: vec!["curl -O XMRig".into()],
+            ..Process::default()
+        }),
+        file: Some(File {
+            path: "/x".into(),
+            access: "read".into(),
+            ..File::default()
+        }),
         ..Event::default()
     };
     assert_eq!(indexed(&event, &mut scratch), Vec::<String>::new());

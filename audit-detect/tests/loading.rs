@@ -1,6 +1,9 @@
 //! What the report says about rules that are wrong or cannot fire, and that nothing else suffers.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use audit_detect::{Report, RuleSet, Source};
 
@@ -8,16 +11,27 @@ const GOOD: &str = "title: good\nlogsource: {product: linux, category: process_c
                     detection: {s: {Image: /x}, condition: s}\n";
 
 fn load(text: &str) -> Report {
-    let source = |file: &str, text: &str| Source { file: PathBuf::from(file), text: text.to_owned() };
+    let source = |file: &str, text: &str| Source {
+        file: PathBuf::from(file),
+        text: text.to_owned(),
+    };
     let (rules, report) = RuleSet::compile(&[source("bad.yml", text), source("good.yml", GOOD)]);
-    assert!(rules.iter().any(|info| info.rule.title == "good"), "the good rule must survive");
+    assert!(
+        rules.iter().any(|info| info.rule.title == "good"),
+        "the good rule must survive"
+    );
     report
 }
 
 #[track_caller]
 fn broken(text: &str, line: usize, problem: &str, fix: &str) {
     let report = load(text);
-    let found = report.broken.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let found = report
+        .broken
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n");
     let start = format!("bad.yml:{line}: ");
     assert!(found.starts_with(&start), "{start:?}: {found}");
     assert!(found.contains(problem) && found.contains(fix), "{found}");
@@ -27,33 +41,65 @@ fn broken(text: &str, line: usize, problem: &str, fix: &str) {
 fn errors_name_file_line_and_remedy() {
     let head = "title: t\nlogsource: {product: linux, category: process_creation}\ndetection:\n";
     broken("title: t\n  bad: [\n", 2, "YAML", "repair the YAML there");
-    broken("# licence\n---\nid: x\nlogsource: {}\n", 3, "'title'", "add it");
-    broken("title: t\nlogsource: {product: linux}\n", 1, "'detection'", "add it");
-    broken(&format!("{head}  s: {{Image: a}}\n"), 1, "'condition'", "add it");
+    broken(
+        "# licence\n---\nid: x\nlogsource: {}\n",
+        3,
+        "'title'",
+        "add it",
+    );
+    broken(
+        "title: t\nlogsource: {product: linux}\n",
+        1,
+        "'detection'",
+        "add it",
+    );
+    broken(
+        &format!("{head}  s: {{Image: a}}\n"),
+        1,
+        "'condition'",
+        "add it",
+    );
     broken(
         &format!("{head}  s:\n    Image|contians: a\n  condition: s\n"),
-        5, "Unknown modifier 'contians'", "use contains",
+        5,
+        "Unknown modifier 'contians'",
+        "use contains",
     );
     broken(
         &format!("{head}  s: {{Image: a}}\n  condition: s and filter\n"),
-        5, "names \"filter\"", "use one of: s",
+        5,
+        "names \"filter\"",
+        "use one of: s",
     );
-    broken(&format!("{head}  s: {{Image: a}}\n  condition: s and and\n"), 5, "", "combine names");
+    broken(
+        &format!("{head}  s: {{Image: a}}\n  condition: s and and\n"),
+        5,
+        "",
+        "combine names",
+    );
     broken(
         &format!("{head}  s:\n    Image|re: 'a(b'\n  condition: s\n"),
-        5, "regular expression \"a(b\" cannot be used: error: unclosed group", "repair it",
+        5,
+        "regular expression \"a(b\" cannot be used: error: unclosed group",
+        "repair it",
     );
     broken(
         &format!("{head}  s:\n    Image|cidr: 10.0.0.0\n  condition: s\n"),
-        5, "not a network", "10.0.0.0/8",
+        5,
+        "not a network",
+        "10.0.0.0/8",
     );
     broken(
         &format!("{head}  s:\n    Image|gt: many\n  condition: s\n"),
-        5, "not a number", "need a number",
+        5,
+        "not a number",
+        "need a number",
     );
     broken(
         &format!("{head}  s: {{Image: a}}\n  f: {{Nothing: null}}\n  condition: s or f\n"),
-        1, "matches every event", "name a field",
+        1,
+        "matches every event",
+        "name a field",
     );
     broken("- a list\n", 1, "not a YAML mapping", "specification");
 }
@@ -62,7 +108,11 @@ fn errors_name_file_line_and_remedy() {
 fn a_wrong_level_is_told_and_the_rule_still_works() {
     let report = load(&format!("{GOOD}level: hihg\n").replace("good", "odd"));
     assert_eq!(report.loaded, 2);
-    assert!(report.broken[0].to_string().starts_with("bad.yml:4: invalid level: 'hihg'"));
+    assert!(
+        report.broken[0]
+            .to_string()
+            .starts_with("bad.yml:4: invalid level: 'hihg'")
+    );
 }
 
 #[test]
@@ -70,7 +120,11 @@ fn a_second_rule_with_the_same_id_is_refused() {
     let one = GOOD.replace("good", "one") + "id: 5f2e6a0e-3f0a-4d58-9d35-0a3f0b8e7c11\n";
     let report = load(&format!("{one}---\n{one}"));
     assert_eq!(report.loaded, 2);
-    assert!(report.broken[0].to_string().contains("give it an id of its own"));
+    assert!(
+        report.broken[0]
+            .to_string()
+            .contains("give it an id of its own")
+    );
 }
 
 #[track_caller]
@@ -78,7 +132,10 @@ fn idle(text: &str, why: &str) {
     let report = load(text);
     assert!(report.is_sound(), "{:?}", report.broken);
     let found: Vec<_> = report.idle.iter().map(ToString::to_string).collect();
-    assert!(found.len() == 1 && found[0].contains(why), "{why}: {found:?}");
+    assert!(
+        found.len() == 1 && found[0].contains(why),
+        "{why}: {found:?}"
+    );
 }
 
 #[test]
@@ -87,10 +144,22 @@ fn rules_that_cannot_fire_say_why() {
         format!("title: t\nlogsource: {{{source}}}\ndetection: {{s: {detection}, condition: s}}\n")
     };
     let exec = "product: linux, category: process_creation";
-    idle(&rule("product: windows, category: process_creation", "{Image: a}"), "product=windows");
-    idle(&rule("product: linux, service: auditd", "{Image: a}"), "service=auditd is not collected");
-    idle(&rule(exec, "{Hashes: a, Image: b}"), "no event here has the field Hashes");
-    idle(&rule(exec, "{Image|expand: '%a%'}"), "modifier expand is not supported");
+    idle(
+        &rule("product: windows, category: process_creation", "{Image: a}"),
+        "product=windows",
+    );
+    idle(
+        &rule("product: linux, service: auditd", "{Image: a}"),
+        "service=auditd is not collected",
+    );
+    idle(
+        &rule(exec, "{Hashes: a, Image: b}"),
+        "no event here has the field Hashes",
+    );
+    idle(
+        &rule(exec, "{Image|expand: '%a%'}"),
+        "modifier expand is not supported",
+    );
     idle(
         "title: c\ncorrelation: {type: event_count, rules: [a], group-by: [User], timespan: 5m, \
          condition: {gte: 10}}\n",
@@ -120,7 +189,12 @@ fn paths_that_cannot_be_read_are_told() {
     fs::write(dir.join("huge.yml"), vec![b'#'; (1 << 20) + 1]).expect("write");
     std::os::unix::fs::symlink(&dir, dir.join("loop")).expect("link");
     let (_, report) = RuleSet::load(&[dir.as_path(), Path::new("/nonexistent/rules")]);
-    let told = report.broken.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let told = report
+        .broken
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n");
     for wanted in [
         "binary.yml: cannot be read",
         "huge.yml: cannot be read: 1048577 bytes",

@@ -16,7 +16,12 @@ fn rules_dir() -> PathBuf {
 fn every_rule_passes_its_samples() {
     let outcome = samples::run(&rules_dir());
     for result in outcome.failed() {
-        eprintln!("{}: {:?} fired {:?}", result.file.display(), result.name, result.fired);
+        eprintln!(
+            "{}: {:?} fired {:?}",
+            result.file.display(),
+            result.name,
+            result.fired
+        );
     }
     for broken in &outcome.report.broken {
         eprintln!("{broken}");
@@ -26,7 +31,11 @@ fn every_rule_passes_its_samples() {
     }
     eprintln!("{:#?}", outcome.problems);
     assert!(outcome.passed());
-    assert!(outcome.report.inert.is_empty(), "{:#?}", outcome.report.inert);
+    assert!(
+        outcome.report.inert.is_empty(),
+        "{:#?}",
+        outcome.report.inert
+    );
     assert!(outcome.report.loaded >= 18, "{}", outcome.report.loaded);
 }
 
@@ -38,13 +47,29 @@ fn every_rule_says_what_an_alert_needs() {
         let rule = &info.rule;
         let name = info.file.display();
         assert_eq!(rule.author, "hostaudit", "{name}");
-        assert!(ids.insert(rule.id.clone()) && rule.id.len() == 36, "{name}: id {:?}", rule.id);
+        assert!(
+            ids.insert(rule.id.clone()) && rule.id.len() == 36,
+            "{name}: id {:?}",
+            rule.id
+        );
         assert_eq!(rule.id.as_bytes()[14], b'4', "{name}: not a random UUID");
-        assert!(rule.tags.iter().any(|tag| tag.starts_with("attack.t")), "{name}: no technique");
-        assert!(!rule.level.is_empty() && !rule.description.is_empty(), "{name}");
-        assert!(!info.false_positives.is_empty(), "{name}: no falsepositives");
+        assert!(
+            rule.tags.iter().any(|tag| tag.starts_with("attack.t")),
+            "{name}: no technique"
+        );
+        assert!(
+            !rule.level.is_empty() && !rule.description.is_empty(),
+            "{name}"
+        );
+        assert!(
+            !info.false_positives.is_empty(),
+            "{name}: no falsepositives"
+        );
         let text = fs::read_to_string(&info.file).expect("rule");
-        assert!(text.starts_with("# SPDX-License-Identifier:"), "{name}: no licence line");
+        assert!(
+            text.starts_with("# SPDX-License-Identifier:"),
+            "{name}: no licence line"
+        );
     }
 }
 
@@ -86,7 +111,12 @@ fn the_test_of_every_rule_can_fail() {
     });
     for file in &files {
         let stem = file.file_stem();
-        let own = || outcome.results.iter().filter(|r| r.file.file_stem() == stem);
+        let own = || {
+            outcome
+                .results
+                .iter()
+                .filter(|r| r.file.file_stem() == stem)
+        };
         assert!(own().count() >= 2, "{}", file.display());
         assert!(own().all(|result| !result.passed()), "{}", file.display());
     }
@@ -95,7 +125,11 @@ fn the_test_of_every_rule_can_fail() {
 #[test]
 fn a_changed_positive_sample_is_red() {
     let outcome = spoiled("changed", |dir| {
-        replace(&dir.join("tests/fileless_exec.yml"), "memfd: true", "memfd: false");
+        replace(
+            &dir.join("tests/fileless_exec.yml"),
+            "memfd: true",
+            "memfd: false",
+        );
     });
     assert_eq!(outcome.failed().count(), 1);
 }
@@ -106,9 +140,21 @@ fn what_is_missing_or_wrong_is_named() {
         let tests = dir.join("tests");
         fs::remove_file(tests.join("fileless_exec.yml")).expect("remove");
         fs::write(tests.join("nobody.yml"), "samples: []\n").expect("write");
-        replace(&tests.join("crypto_miner.yml"), "expect: no-match", "expect: match");
-        replace(&tests.join("sudoers_written.yml"), "file_path:", "file_paht:");
-        replace(&tests.join("persistence_cron.yml"), "kind: open", "kind: opne");
+        replace(
+            &tests.join("crypto_miner.yml"),
+            "expect: no-match",
+            "expect: match",
+        );
+        replace(
+            &tests.join("sudoers_written.yml"),
+            "file_path:",
+            "file_paht:",
+        );
+        replace(
+            &tests.join("persistence_cron.yml"),
+            "kind: open",
+            "kind: opne",
+        );
     });
     let text = outcome.problems.join("\n");
     for wanted in [
@@ -128,5 +174,8 @@ fn a_rule_that_fires_on_daily_work_is_red() {
     let outcome = spoiled("noisy", |dir| {
         replace(&dir.join("crypto_miner.yml"), "- /xmrig", "- /curl");
     });
-    assert!(outcome.failed().any(|r| r.file.ends_with("ordinary.yml")), "curl is daily work");
+    assert!(
+        outcome.failed().any(|r| r.file.ends_with("ordinary.yml")),
+        "curl is daily work"
+    );
 }
