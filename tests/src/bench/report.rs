@@ -17,8 +17,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     for row in iter::once(&header).chain(rows) {
         let mut line = format!("  {:<1$}", row[0], widths[0]);
-        for column in 1..columns {
-            line += &format!("  {:>1$}", row[column], widths[column]);
+        for (cell, width) in row.iter().zip(&widths).skip(1) {
+            line += &format!("  {cell:>width$}");
         }
         text += line.trim_end();
         text.push('\n');

@@ -43,6 +43,8 @@ fn rules() -> Vec<String> {
 /// outside audit (`never,task`), so that an audit once enabled does not tax the other modes.
 pub struct Quiet {
     before: Vec<(&'static str, String)>,
+    /// The host itself keeps tasks outside audit.
+    never_task: bool,
 }
 
 impl Quiet {
@@ -64,8 +66,9 @@ impl Quiet {
             "an audit daemon runs on this host; stop it for the bench: service auditd stop"
         );
         let listed = auditctl(&["-l"])?;
+        let never_task = listed.trim() == "-a never,task";
         ensure!(
-            listed.trim() == "No rules" || listed.contains("never,task"),
+            listed.trim() == "No rules" || never_task,
             "audit rules are in force on this host; remove them for the bench: auditctl -D"
         );
         let mut before = Vec::new();
@@ -79,17 +82,19 @@ impl Quiet {
                 value(name).with_context(|| format!("auditctl -s tells no {name}"))?,
             ));
         }
-        let quiet = Self { before };
-        quiet.silence()?;
+        // From here on dropping it restores.
+        let quiet = Self { before, never_task };
+        silence()?;
         Ok(Some(quiet))
     }
+}
 
-    fn silence(&self) -> Result<()> {
-        auditctl(&["-D"])?;
-        auditctl(&["-e", "0"])?;
-        auditctl(&["-a", "never,task"])?;
-        Ok(())
+/// No rules, and tasks outside audit.
+fn silence() -> Result<()> {
+    for command in [&["-D"][..], &["-e", "0"], &["-a", "never,task"]] {
+        auditctl(command)?;
     }
+    Ok(())
 }
 
 impl Drop for Quiet {
@@ -100,6 +105,9 @@ impl Drop for Quiet {
                 .iter()
                 .map(|(option, value)| vec![*option, value.as_str()]),
         );
+        if self.never_task {
+            commands.push(vec!["-a", "never,task"]);
+        }
         for command in commands {
             if let Err(error) = auditctl(&command) {
                 eprintln!(
@@ -178,10 +186,8 @@ impl Auditd {
 impl Drop for Auditd {
     fn drop(&mut self) {
         // First stop the flow, then the daemon, by SIGTERM: it signs off from the kernel.
-        for command in [&["-D"][..], &["-e", "0"], &["-a", "never,task"]] {
-            if let Err(error) = auditctl(command) {
-                eprintln!("bench: stopping audit: {error:#}");
-            }
+        if let Err(error) = silence() {
+            eprintln!("bench: stopping audit: {error:#}");
         }
         if let Some(Err(error)) = self.daemon.take().map(|daemon| daemon.stop(STOP_TIMEOUT)) {
             eprintln!("bench: stopping auditd: {error:#}");

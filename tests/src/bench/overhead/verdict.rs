@@ -112,12 +112,14 @@ mod tests {
 
     #[test]
     fn bars_are_ratios_of_what_is_added_to_bare() {
-        let mut measured = Measured::default();
-        measured.samples = vec![
-            sample(Mode::Bare, 3_000.0, 0.0),
-            sample(Mode::Hostaudit, 5_000.0, 3_000.0),
-            sample(Mode::Auditd, 23_000.0, 12_000.0),
-        ];
+        let measured = Measured {
+            samples: vec![
+                sample(Mode::Bare, 3_000.0, 0.0),
+                sample(Mode::Hostaudit, 5_000.0, 3_000.0),
+                sample(Mode::Auditd, 23_000.0, 12_000.0),
+            ],
+            ..Measured::default()
+        };
         let verdicts = all(&measured, &[Storm::Open, Storm::Exec]);
         let met: Vec<_> = verdicts.iter().map(|v| (v.measure, v.met)).collect();
         // 3 of 12 us of CPU is more than a fifth; 2 of 20 us of wall time is a tenth.
