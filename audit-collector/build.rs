@@ -19,7 +19,10 @@ fn main() -> io::Result<()> {
     let mut text = String::from("pub static RULES: &[(&str, &str)] = &[\n");
     for path in &paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        text += &format!("    ({name:?}, include_str!({:?})),\n", path.display().to_string());
+        text += &format!(
+            "    ({name:?}, include_str!({:?})),\n",
+            path.display().to_string()
+        );
     }
     text += "];\n";
     fs::write(out.join("rules.rs"), text)

@@ -9,22 +9,24 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use crate::wal::{Log, Options, WalError};
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, new_null_array},
     compute::cast,
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
-use audit_proto::{Message as _, columns::COLUMNS, v1::{Alert, Event}};
-use crate::wal::{Log, Options, WalError};
+use audit_proto::{
+    Message as _,
+    columns::COLUMNS,
+    v1::{Alert, Event},
+};
 use datafusion::{
     catalog::{Session, TableProvider, streaming::StreamingTable},
     common::{DataFusionError, Result as SqlResult},
     datasource::TableType,
     execution::{SendableRecordBatchStream, TaskContext},
     logical_expr::Expr,
-    physical_plan::{
-        ExecutionPlan, stream::RecordBatchReceiverStream, streaming::PartitionStream,
-    },
+    physical_plan::{ExecutionPlan, stream::RecordBatchReceiverStream, streaming::PartitionStream},
 };
 use tokio::sync::watch;
 
@@ -41,7 +43,10 @@ pub enum AlertsError {
     #[error("alert log: {0}")]
     Wal(#[from] WalError),
     #[error("alert {number} in the log is not readable: {source}")]
-    Decode { number: u64, source: prost::DecodeError },
+    Decode {
+        number: u64,
+        source: prost::DecodeError,
+    },
 }
 
 pub struct AlertLog {
@@ -51,20 +56,33 @@ pub struct AlertLog {
 
 impl std::fmt::Debug for AlertLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AlertLog").field("last", &*self.last.borrow()).finish()
+        f.debug_struct("AlertLog")
+            .field("last", &*self.last.borrow())
+            .finish()
     }
 }
 
 impl AlertLog {
     pub fn open(data_dir: &Path) -> Result<(Arc<Self>, crate::wal::Recovery), AlertsError> {
-        let options = Options { segment_bytes: SEGMENT_BYTES, max_record_bytes: MAX_ALERT_BYTES };
+        let options = Options {
+            segment_bytes: SEGMENT_BYTES,
+            max_record_bytes: MAX_ALERT_BYTES,
+        };
         let (log, recovery) = Log::open(&data_dir.join("alerts"), options)?;
         let last = watch::Sender::new(log.next_index().saturating_sub(1));
-        Ok((Arc::new(Self { log: Mutex::new(log), last }), recovery))
+        Ok((
+            Arc::new(Self {
+                log: Mutex::new(log),
+                last,
+            }),
+            recovery,
+        ))
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(|e| e.into_inner())
+        self.log
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Numbers, stores and syncs; then readers see them.
@@ -107,7 +125,11 @@ impl AlertLog {
         let mut raised = HashSet::new();
         for alert in self.after(0)? {
             let alert = alert?;
-            if alert.cursor.parse::<i64>().is_ok_and(|cursor| cursor > position) {
+            if alert
+                .cursor
+                .parse::<i64>()
+                .is_ok_and(|cursor| cursor > position)
+            {
                 raised.insert(identity(&alert));
             }
         }
@@ -117,8 +139,16 @@ impl AlertLog {
 
 /// What makes an alert the same alert.
 pub fn identity(alert: &Alert) -> (String, String) {
-    let event = alert.event.as_ref().map(|e| e.id.clone()).unwrap_or_default();
-    let rule = alert.rule.as_ref().map(|r| r.id.clone()).unwrap_or_default();
+    let event = alert
+        .event
+        .as_ref()
+        .map(|e| e.id.clone())
+        .unwrap_or_default();
+    let rule = alert
+        .rule
+        .as_ref()
+        .map(|r| r.id.clone())
+        .unwrap_or_default();
     (event, rule)
 }
 
@@ -182,9 +212,9 @@ pub fn alerts_schema() -> SchemaRef {
 fn to_batch(alerts: &[Alert], schema: &SchemaRef) -> Result<RecordBatch, arrow::error::ArrowError> {
     use arrow::array::{ListBuilder, StringBuilder, StringViewArray};
     let rule = |get: fn(&audit_proto::v1::Rule) -> &str| -> ArrayRef {
-        let values = alerts.iter().map(|a| {
-            a.rule.as_ref().map(get).filter(|text| !text.is_empty())
-        });
+        let values = alerts
+            .iter()
+            .map(|a| a.rule.as_ref().map(get).filter(|text| !text.is_empty()));
         Arc::new(StringViewArray::from_iter(values))
     };
     let mut tags = ListBuilder::new(StringBuilder::new());
@@ -193,7 +223,9 @@ fn to_batch(alerts: &[Alert], schema: &SchemaRef) -> Result<RecordBatch, arrow::
     }
     let times = TimestampMicrosecondArray::from_iter_values(alerts.iter().map(|a| a.time));
     let mut arrays: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from_iter_values(alerts.iter().map(|a| a.number))),
+        Arc::new(Int64Array::from_iter_values(
+            alerts.iter().map(|a| a.number),
+        )),
         Arc::new(times.with_timezone("+00:00")),
         rule(|r| &r.id),
         rule(|r| &r.title),
@@ -202,13 +234,21 @@ fn to_batch(alerts: &[Alert], schema: &SchemaRef) -> Result<RecordBatch, arrow::
         Arc::new(tags.finish()),
         rule(|r| &r.link),
         rule(|r| &r.description),
-        Arc::new(Int64Array::from_iter(alerts.iter().map(|a| a.cursor.parse::<i64>().ok()))),
+        Arc::new(Int64Array::from_iter(
+            alerts.iter().map(|a| a.cursor.parse::<i64>().ok()),
+        )),
     ];
-    let events: Vec<Event> = alerts.iter().map(|a| a.event.clone().unwrap_or_default()).collect();
+    let events: Vec<Event> = alerts
+        .iter()
+        .map(|a| a.event.clone().unwrap_or_default())
+        .collect();
     let mut builder = RowsBuilder::new(events.len());
     builder.push(&events);
     let columns = builder.finish();
-    let of_event = columns.into_iter().zip(COLUMNS.iter()).filter(|(_, c)| c.name != "time");
+    let of_event = columns
+        .into_iter()
+        .zip(COLUMNS.iter())
+        .filter(|(_, c)| c.name != "time");
     for (column, _) in of_event {
         let ty = schema.field(arrays.len()).data_type();
         arrays.push(match column {
@@ -228,7 +268,10 @@ pub struct AlertsTable {
 
 impl AlertsTable {
     pub fn new(alerts: Arc<AlertLog>) -> Self {
-        Self { schema: alerts_schema(), alerts }
+        Self {
+            schema: alerts_schema(),
+            alerts,
+        }
     }
 }
 
@@ -250,8 +293,11 @@ impl PartitionStream for AlertRows {
             let external = |error: AlertsError| DataFusionError::External(Box::new(error));
             let mut rest = alerts.after(0).map_err(external)?;
             loop {
-                let part: Vec<Alert> =
-                    rest.by_ref().take(ROWS).collect::<Result<_, _>>().map_err(external)?;
+                let part: Vec<Alert> = rest
+                    .by_ref()
+                    .take(ROWS)
+                    .collect::<Result<_, _>>()
+                    .map_err(external)?;
                 if part.is_empty() || sender.blocking_send(Ok(to_batch(&part, &schema)?)).is_err() {
                     return Ok(());
                 }
@@ -278,7 +324,10 @@ impl TableProvider for AlertsTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> SqlResult<Arc<dyn ExecutionPlan>> {
-        let rows = AlertRows { schema: self.schema.clone(), alerts: self.alerts.clone() };
+        let rows = AlertRows {
+            schema: self.schema.clone(),
+            alerts: self.alerts.clone(),
+        };
         let table = StreamingTable::try_new(self.schema.clone(), vec![Arc::new(rows)])?;
         table.scan(state, projection, filters, limit).await
     }

@@ -10,17 +10,34 @@ pub fn check(config: &Config) -> Result<Vec<String>, CollectorError> {
     let rules = Rules::load(&config.detect);
     let mut lines = vec![
         "configuration: valid".to_owned(),
-        format!("data directory: {} ({})", config.data_dir.display(), directory(&config.data_dir)?),
+        format!(
+            "data directory: {} ({})",
+            config.data_dir.display(),
+            directory(&config.data_dir)?
+        ),
     ];
     for (name, value) in [
         ("unix socket", config.listen.unix.display().to_string()),
         ("TCP", config.listen.tcp.clone()),
     ] {
-        lines.push(format!("{name}: {}", if value.is_empty() { "none" } else { &value }));
+        lines.push(format!(
+            "{name}: {}",
+            if value.is_empty() { "none" } else { &value }
+        ));
     }
     lines.push(format!("rules: {} loaded", rules.loaded()));
-    lines.extend(rules.broken().iter().map(|reason| format!("  to repair: {reason}")));
-    lines.extend(rules.idle().iter().map(|reason| format!("  cannot fire: {reason}")));
+    lines.extend(
+        rules
+            .broken()
+            .iter()
+            .map(|reason| format!("  to repair: {reason}")),
+    );
+    lines.extend(
+        rules
+            .idle()
+            .iter()
+            .map(|reason| format!("  cannot fire: {reason}")),
+    );
     Ok(lines)
 }
 
@@ -37,7 +54,13 @@ fn directory(path: &Path) -> Result<&'static str, CollectorError> {
                 let message = format!("{} is read-only", parent.display());
                 return Err(std::io::Error::other(message).into());
             }
-            Ok(_) => return Ok(if depth == 0 { "exists" } else { "will be created" }),
+            Ok(_) => {
+                return Ok(if depth == 0 {
+                    "exists"
+                } else {
+                    "will be created"
+                });
+            }
             Err(_) => {}
         }
     }

@@ -248,13 +248,33 @@ impl Config {
         }
         let least = [
             ("ingest.max_sessions", self.ingest.max_sessions as u64, 1),
-            ("ingest.in_flight_batches", self.ingest.in_flight_batches as u64, 1),
-            ("ingest.in_flight_bytes", self.ingest.in_flight_bytes as u64, 32 << 20),
-            ("ingest.wal_segment_bytes", self.ingest.wal_segment_bytes, 1 << 20),
-            ("table.fresh_max_bytes", self.table.fresh_max_bytes as u64, 16 << 20),
+            (
+                "ingest.in_flight_batches",
+                self.ingest.in_flight_batches as u64,
+                1,
+            ),
+            (
+                "ingest.in_flight_bytes",
+                self.ingest.in_flight_bytes as u64,
+                32 << 20,
+            ),
+            (
+                "ingest.wal_segment_bytes",
+                self.ingest.wal_segment_bytes,
+                1 << 20,
+            ),
+            (
+                "table.fresh_max_bytes",
+                self.table.fresh_max_bytes as u64,
+                16 << 20,
+            ),
             ("table.compact_rows", self.table.compact_rows as u64, 1),
             ("table.compact_after_s", self.table.compact_after_s, 1),
-            ("query.memory_bytes", self.query.memory_bytes as u64, 16 << 20),
+            (
+                "query.memory_bytes",
+                self.query.memory_bytes as u64,
+                16 << 20,
+            ),
             ("query.max_rows", self.query.max_rows as u64, 1),
             ("query.timeout_s", self.query.timeout_s, 1),
             ("query.concurrent", self.query.concurrent as u64, 1),
@@ -262,7 +282,10 @@ impl Config {
         ];
         for (key, value, least) in least {
             if value < least {
-                return Err(invalid(key, format!("{value} is too small; at least {least}")));
+                return Err(invalid(
+                    key,
+                    format!("{value} is too small; at least {least}"),
+                ));
             }
         }
         for (at, hook) in self.sinks.webhooks.iter().enumerate() {
@@ -279,7 +302,10 @@ impl Config {
         let address: SocketAddr = self.listen.tcp.parse().map_err(|_| {
             invalid(
                 "listen.tcp",
-                format!("{:?} is not ADDRESS:PORT, for example 127.0.0.1:4620", self.listen.tcp),
+                format!(
+                    "{:?} is not ADDRESS:PORT, for example 127.0.0.1:4620",
+                    self.listen.tcp
+                ),
             )
         })?;
         if !address.ip().is_loopback() && !self.listen.allow_insecure {
@@ -305,14 +331,20 @@ impl Webhook {
             return Err(invalid(key("name"), reason));
         }
         if earlier.iter().any(|other| other.name == self.name) {
-            return Err(invalid(key("name"), format!("{:?} is taken by an earlier one", self.name)));
+            return Err(invalid(
+                key("name"),
+                format!("{:?} is taken by an earlier one", self.name),
+            ));
         }
         if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
             let reason = format!("{:?} does not begin with http:// or https://", self.url);
             return Err(invalid(key("url"), reason));
         }
         if self.timeout_s == 0 || self.max_attempts == 0 {
-            return Err(invalid(key("timeout_s"), "timeout_s and max_attempts must be at least 1"));
+            return Err(invalid(
+                key("timeout_s"),
+                "timeout_s and max_attempts must be at least 1",
+            ));
         }
         Ok(())
     }
@@ -336,8 +368,13 @@ mod tests {
 
     #[test]
     fn a_reachable_address_needs_consent() {
-        let error = with_tcp("0.0.0.0:4620", false).validate().expect_err("refused");
-        assert!(error.to_string().contains("listen.allow_insecure: true"), "{error}");
+        let error = with_tcp("0.0.0.0:4620", false)
+            .validate()
+            .expect_err("refused");
+        assert!(
+            error.to_string().contains("listen.allow_insecure: true"),
+            "{error}"
+        );
         with_tcp("0.0.0.0:4620", true).validate().expect("allowed");
         with_tcp("[::1]:0", false).validate().expect("loopback");
         assert!(with_tcp("localhost", false).validate().is_err());

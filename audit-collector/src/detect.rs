@@ -186,7 +186,10 @@ impl Detector {
             Err(error) => {
                 self.problems.set(
                     "detection cursor",
-                    format!("{}: {error}; the WAL is kept meanwhile", self.cursor_path.display()),
+                    format!(
+                        "{}: {error}; the WAL is kept meanwhile",
+                        self.cursor_path.display()
+                    ),
                 );
             }
         }

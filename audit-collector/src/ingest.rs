@@ -73,10 +73,20 @@ impl Sessions {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (end, ended) = watch::channel(false);
         let (done, finished) = watch::channel(());
-        let live = Live { id, end, done: finished, hello: hello.clone() };
+        let live = Live {
+            id,
+            end,
+            done: finished,
+            hello: hello.clone(),
+        };
         let older = self.lock().insert(key.clone(), live);
-        let registered =
-            Registered { sessions: self.clone(), key: key.clone(), id, end: ended, _done: done };
+        let registered = Registered {
+            sessions: self.clone(),
+            key: key.clone(),
+            id,
+            end: ended,
+            _done: done,
+        };
         if let Some(mut older) = older {
             older.end.send_replace(true);
             while older.done.changed().await.is_ok() {}
@@ -85,7 +95,9 @@ impl Sessions {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<StreamKey, Live>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub fn hello(&self, key: &StreamKey) -> Option<Hello> {
@@ -93,7 +105,10 @@ impl Sessions {
     }
 
     pub fn connected(&self) -> Vec<(StreamKey, Hello)> {
-        self.lock().iter().map(|(key, live)| (key.clone(), live.hello.clone())).collect()
+        self.lock()
+            .iter()
+            .map(|(key, live)| (key.clone(), live.hello.clone()))
+            .collect()
     }
 }
 
@@ -140,7 +155,10 @@ impl Ingest for IngestService {
         let service = self.clone();
         tokio::spawn(async move {
             let _slot = slot;
-            if let Err(status) = service.session(request.into_inner(), writer, &answers).await {
+            if let Err(status) = service
+                .session(request.into_inner(), writer, &answers)
+                .await
+            {
                 let _ = answers.send(Err(status)).await;
             }
         });
@@ -176,11 +194,14 @@ impl IngestService {
             last: state.last_batch,
             last_hash: state.last_hash,
         };
-        answer(answers, deliver_response::Message::Welcome(Welcome {
-            last_batch: at.stored,
-            host_id: self.host_id.clone(),
-            pid: i64::from(std::process::id()),
-        }))
+        answer(
+            answers,
+            deliver_response::Message::Welcome(Welcome {
+                last_batch: at.stored,
+                host_id: self.host_id.clone(),
+                pid: i64::from(std::process::id()),
+            }),
+        )
         .await?;
         tracing::info!(
             host = hello.host_name,
@@ -190,15 +211,27 @@ impl IngestService {
             "agent connected"
         );
         let mut waiting = Waiting::new();
-        let mut outcome =
-            self.receive(&mut inbound, &writer, answers, &registered, &mut at, &mut waiting).await;
+        let mut outcome = self
+            .receive(
+                &mut inbound,
+                &writer,
+                answers,
+                &registered,
+                &mut at,
+                &mut waiting,
+            )
+            .await;
         while let Some(reply) = waiting.next().await {
             if let Err(status) = self.acknowledge(reply, answers, &mut at).await {
                 outcome = outcome.and(Err(status));
             }
         }
         match &outcome {
-            Ok(()) => tracing::info!(host = hello.host_name, run = hello.run, "agent disconnected"),
+            Ok(()) => tracing::info!(
+                host = hello.host_name,
+                run = hello.run,
+                "agent disconnected"
+            ),
             Err(status) => tracing::warn!(
                 host = hello.host_name,
                 run = hello.run,
@@ -255,7 +288,10 @@ impl IngestService {
         at: &mut Position,
         waiting: &mut Waiting,
     ) -> Result<(), Status> {
-        let header = batch.header.as_ref().ok_or_else(|| self.refuse("a batch without header"))?;
+        let header = batch
+            .header
+            .as_ref()
+            .ok_or_else(|| self.refuse("a batch without header"))?;
         let number = header.batch;
         if StreamKey::of_header(header) != at.key {
             return Err(self.refuse(format!(
@@ -266,7 +302,11 @@ impl IngestService {
         if number <= at.last {
             self.counters.duplicate.fetch_add(1, Ordering::Relaxed);
             if at.stored >= number {
-                answer(answers, deliver_response::Message::Ack(Ack { batch: at.stored })).await?;
+                answer(
+                    answers,
+                    deliver_response::Message::Ack(Ack { batch: at.stored }),
+                )
+                .await?;
             }
             return Ok(());
         }
@@ -293,13 +333,20 @@ impl IngestService {
             let record = batch.encode_to_vec();
             prepare(&record).map(|prepared| (record, prepared))
         });
-        let prepared = work.await.map_err(|_| Status::internal("verification stopped"))?;
+        let prepared = work
+            .await
+            .map_err(|_| Status::internal("verification stopped"))?;
         let (record, prepared) =
             prepared.map_err(|error| self.refuse(format!("batch {number}: {error}")))?;
         at.last = number;
         at.last_hash.clone_from(&prepared.hash);
         let (reply, stored) = oneshot::channel();
-        let submission = Submission { record, prepared, reply, _permit: permit };
+        let submission = Submission {
+            record,
+            prepared,
+            reply,
+            _permit: permit,
+        };
         writer
             .send(submission)
             .await
@@ -336,7 +383,9 @@ pub async fn raised(flag: &mut watch::Receiver<bool>) {
 }
 
 async fn answer(answers: &Answers, message: deliver_response::Message) -> Result<(), Status> {
-    let response = DeliverResponse { message: Some(message) };
+    let response = DeliverResponse {
+        message: Some(message),
+    };
     let gone = |_| Status::cancelled("the agent went away");
     answers.send(Ok(response)).await.map_err(gone)
 }
@@ -344,10 +393,17 @@ async fn answer(answers: &Answers, message: deliver_response::Message) -> Result
 async fn read_hello(inbound: &mut Streaming<DeliverRequest>) -> Result<Hello, Status> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("no Hello within 30 s"))??;
-    let Some(DeliverRequest { message: Some(deliver_request::Message::Hello(hello)) }) = first else {
+    let Some(DeliverRequest {
+        message: Some(deliver_request::Message::Hello(hello)),
+    }) = first
+    else {
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
-    for (name, value) in [("host_id", &hello.host_id), ("boot_id", &hello.boot_id), ("run", &hello.run)] {
+    for (name, value) in [
+        ("host_id", &hello.host_id),
+        ("boot_id", &hello.boot_id),
+        ("run", &hello.run),
+    ] {
         if value.is_empty() || value.len() > MAX_ID_BYTES {
             return Err(Status::invalid_argument(format!(
                 "Hello.{name} must be 1 to {MAX_ID_BYTES} bytes, not {}",

@@ -70,9 +70,13 @@ pub fn open(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
     if !(0..=MAX_EVENT_BYTES).contains(&said) {
         return Err(BatchError::Bytes(said));
     }
-    let raw = zstd::bulk::decompress(&batch.events, said as usize).map_err(BatchError::Compression)?;
+    let raw =
+        zstd::bulk::decompress(&batch.events, said as usize).map_err(BatchError::Compression)?;
     if raw.len() as i64 != said {
-        return Err(BatchError::Length { found: raw.len(), said });
+        return Err(BatchError::Length {
+            found: raw.len(),
+            said,
+        });
     }
     let mut rest = &raw[..];
     let mut events = Vec::with_capacity(header.event_count.clamp(0, 1 << 16) as usize);
@@ -85,7 +89,10 @@ pub fn open(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
         rest = &after[length..];
     }
     if i32::try_from(events.len()) != Ok(header.event_count) {
-        return Err(BatchError::Count { found: events.len(), said: header.event_count });
+        return Err(BatchError::Count {
+            found: events.len(),
+            said: header.event_count,
+        });
     }
     if root(&events)[..] != header.root[..] {
         return Err(BatchError::Root);

@@ -18,13 +18,16 @@ use tracing_subscriber::EnvFilter;
 /// Agents deliver over gRPC and get their acknowledgement after fsync. `hostaudit query`, `tail`,
 /// `alerts` and `status` ask this program.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   audit-collector --dry-run                              check configuration, rules and directories
   audit-collector -o data_dir=/tmp/x -o listen.unix=/tmp/x/collector.sock -o listen.tcp=
   RUST_LOG=audit_collector=debug audit-collector         with more log than `log.level` says
 
 Configuration: defaults, then --config, then collector.d/*.yaml beside it in name order, then -o.
-Stop it with SIGTERM or Ctrl-C: it takes no more connections, writes what it has, and exits 0.")]
+Stop it with SIGTERM or Ctrl-C: it takes no more connections, writes what it has, and exits 0."
+)]
 struct Arguments {
     /// Configuration file [default: /etc/hostaudit/collector.yaml where it exists].
     #[arg(long, short, value_name = "FILE")]
@@ -50,8 +53,7 @@ fn main() -> ExitCode {
 fn start() -> Result<()> {
     let arguments = Arguments::parse();
     let (main, drop_ins) = layers(arguments.config);
-    let config: Config =
-        audit_config::load(main.as_deref(), Some(&drop_ins), &arguments.options)?;
+    let config: Config = audit_config::load(main.as_deref(), Some(&drop_ins), &arguments.options)?;
     config.validate()?;
     if arguments.dry_run {
         for line in audit_collector::check(&config)? {
@@ -76,7 +78,10 @@ fn layers(given: Option<PathBuf>) -> (Option<PathBuf>, PathBuf) {
         }
         None => {
             let path = PathBuf::from(DEFAULT_PATH);
-            (path.exists().then_some(path), PathBuf::from(DEFAULT_DROP_INS))
+            (
+                path.exists().then_some(path),
+                PathBuf::from(DEFAULT_DROP_INS),
+            )
         }
     }
 }
@@ -87,7 +92,9 @@ fn log(config: &Config) -> Result<()> {
         Err(_) => EnvFilter::try_new(&config.log.level)
             .context("configuration key `log.level`: use error, warn, info, debug or trace")?,
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => subscriber.json().init(),
         LogFormat::Text => subscriber.init(),

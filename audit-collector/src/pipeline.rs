@@ -113,7 +113,12 @@ struct Opened {
 
 fn open(config: &Config, problems: &Arc<Problems>) -> Result<Opened, CollectorError> {
     let wal = config.ingest.wal_segment_bytes;
-    let store = Store::open(&config.data_dir, config.table.clone(), wal, problems.clone())?;
+    let store = Store::open(
+        &config.data_dir,
+        config.table.clone(),
+        wal,
+        problems.clone(),
+    )?;
     let (alerts, recovery) = AlertLog::open(&config.data_dir)?;
     crate::store::report_recovery("alert log", &recovery, problems);
     let rules = Arc::new(Rules::load(&config.detect));
@@ -131,7 +136,12 @@ fn open(config: &Config, problems: &Arc<Problems>) -> Result<Opened, CollectorEr
             None
         }
     };
-    Ok(Opened { store, alerts, rules, detector })
+    Ok(Opened {
+        store,
+        alerts,
+        rules,
+        detector,
+    })
 }
 
 async fn wire(
@@ -140,10 +150,21 @@ async fn wire(
     listeners: Listeners,
     addresses: Addresses,
     problems: Arc<Problems>,
-    Opened { store, alerts, rules, detector }: Opened,
+    Opened {
+        store,
+        alerts,
+        rules,
+        detector,
+    }: Opened,
 ) -> Result<Running, CollectorError> {
     let threads_stop = Arc::new(AtomicBool::new(false));
-    let mut threads = sinks::start(&config.sinks, store.dir(), &alerts, &problems, &threads_stop)?;
+    let mut threads = sinks::start(
+        &config.sinks,
+        store.dir(),
+        &alerts,
+        &problems,
+        &threads_stop,
+    )?;
     let (writer_sender, queue) = mpsc::channel(writer::QUEUE);
     let writer_thread = {
         let (store, stop) = (store.clone(), threads_stop.clone());
@@ -158,12 +179,20 @@ async fn wire(
     }
     let query_threads = tokio::runtime::Builder::new_multi_thread()
         .thread_name("query")
-        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
+        .worker_threads(
+            std::thread::available_parallelism()
+                .map_or(2, usize::from)
+                .max(2),
+        )
         .enable_all()
         .build()?;
     let handle = query_threads.handle().clone();
-    let engine =
-        Arc::new(Engine::new(config.query.clone(), handle, store.clone(), alerts.clone())?);
+    let engine = Arc::new(Engine::new(
+        config.query.clone(),
+        handle,
+        store.clone(),
+        alerts.clone(),
+    )?);
     let (sessions, counters) = (Arc::new(Sessions::default()), Arc::new(Counters::default()));
     let status = StatusSource {
         store: store.clone(),
@@ -182,7 +211,10 @@ async fn wire(
         sessions,
         counters,
         writer: writer_sender.downgrade(),
-        host_id: std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned(),
+        host_id: std::fs::read_to_string("/etc/machine-id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
         stop: stop.clone(),
     };
     let collector = CollectorService {
@@ -209,11 +241,15 @@ async fn wire(
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work)
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
 }
 
 fn now_us() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -234,14 +270,20 @@ impl Running {
             while self.servers.join_next().await.is_some() {}
         });
         if drained.await.is_err() {
-            tracing::warn!("requests still ran after {} s and were cut off", DRAIN.as_secs());
+            tracing::warn!(
+                "requests still ran after {} s and were cut off",
+                DRAIN.as_secs()
+            );
             self.servers.abort_all();
         }
         drop(self.writer_sender);
         self.threads_stop.store(true, Ordering::Release);
         let (writer, threads) = (self.writer_thread, self.threads);
         let joined = tokio::task::spawn_blocking(move || {
-            let failed = std::iter::once(writer).chain(threads).filter_map(|t| t.join().err()).count();
+            let failed = std::iter::once(writer)
+                .chain(threads)
+                .filter_map(|t| t.join().err())
+                .count();
             if failed > 0 {
                 tracing::error!(failed, "threads had panicked");
             }

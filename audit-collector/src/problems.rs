@@ -11,7 +11,10 @@ impl Problems {
     /// States a problem; logged when it is new.
     pub fn set(&self, name: &str, message: impl Into<String>) {
         let message = message.into();
-        let mut map = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut map = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if map.get(name) != Some(&message) {
             tracing::error!(problem = name, "{message}");
             map.insert(name.to_owned(), message);
@@ -19,14 +22,22 @@ impl Problems {
     }
 
     pub fn clear(&self, name: &str) {
-        let mut map = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut map = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if map.remove(name).is_some() {
             tracing::info!(problem = name, "problem is over");
         }
     }
 
     pub fn list(&self) -> Vec<String> {
-        let map = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        map.iter().map(|(name, message)| format!("{name}: {message}")).collect()
+        let map = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        map.iter()
+            .map(|(name, message)| format!("{name}: {message}"))
+            .collect()
     }
 }

@@ -13,8 +13,10 @@ use datafusion::{
     common::{DataFusionError, SchemaError},
     error::Result as SqlResult,
     execution::{
-        SendableRecordBatchStream, disk_manager::{DiskManagerBuilder, DiskManagerMode},
-        memory_pool::FairSpillPool, runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+        SendableRecordBatchStream,
+        disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        memory_pool::FairSpillPool,
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
     logical_expr::LogicalPlan,
     prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext},
@@ -79,14 +81,18 @@ impl Engine {
             .set_bool("datafusion.execution.parquet.pushdown_filters", false);
         let session = SessionContext::new_with_config_rt(config, self.runtime_env.clone());
         let snapshot = self.store.snapshot();
-        let events = if raw { EventsTable::with_raw(snapshot) } else { EventsTable::new(snapshot) };
+        let events = if raw {
+            EventsTable::with_raw(snapshot)
+        } else {
+            EventsTable::new(snapshot)
+        };
         session.register_table("events", Arc::new(events))?;
         session.register_table("alerts", Arc::new(AlertsTable::new(self.alerts.clone())))?;
         Ok(session)
     }
 
     /// Starts a query; the receiver ends with its last piece or an error.
-    pub async fn run(
+    pub fn run(
         &self,
         sql: String,
         limit: i64,
@@ -94,14 +100,20 @@ impl Engine {
         let rows = match usize::try_from(limit) {
             Ok(0) => self.config.max_rows,
             Ok(limit) => limit.min(self.config.max_rows),
-            Err(_) => return Err(Status::invalid_argument(format!("limit {limit} is negative"))),
+            Err(_) => {
+                return Err(Status::invalid_argument(format!(
+                    "limit {limit} is negative"
+                )));
+            }
         };
         let session = self.session(false).map_err(|error| status(&error))?;
         let slots = self.slots.clone();
         let timeout_s = self.config.timeout_s;
         let (sender, receiver) = mpsc::channel(PIECES);
         self.threads.spawn(async move {
-            let Ok(_slot) = slots.acquire_owned().await else { return };
+            let Ok(_slot) = slots.acquire_owned().await else {
+                return;
+            };
             let work = answer(&session, &sql, rows, &sender);
             let outcome = tokio::select! {
                 outcome = tokio::time::timeout(Duration::from_secs(timeout_s), work) => outcome,
@@ -137,7 +149,11 @@ fn only_reading() -> DataFusionError {
 /// Plans a statement that only reads.
 pub async fn plan(session: &SessionContext, sql: &str) -> SqlResult<DataFrame> {
     // Told before planning, which would complain about something else first.
-    let first = sql.split_whitespace().next().unwrap_or_default().to_lowercase();
+    let first = sql
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_lowercase();
     if WRITING.contains(&first.as_str()) {
         return Err(only_reading());
     }
@@ -193,7 +209,10 @@ async fn send(
     writer.finish()?;
     let bytes = std::mem::take(writer.get_mut());
     if pieces(bytes, sender).await {
-        let last = QueryResponse { arrow_ipc: Default::default(), limited };
+        let last = QueryResponse {
+            arrow_ipc: Default::default(),
+            limited,
+        };
         let _ = sender.send(Ok(last)).await;
     }
     Ok(())
@@ -204,7 +223,10 @@ async fn pieces(bytes: Vec<u8>, sender: &mpsc::Sender<Result<QueryResponse, Stat
     let bytes = Bytes::from(bytes);
     for start in (0..bytes.len()).step_by(PIECE_BYTES) {
         let piece = bytes.slice(start..bytes.len().min(start + PIECE_BYTES));
-        let response = QueryResponse { arrow_ipc: piece.to_vec(), limited: false };
+        let response = QueryResponse {
+            arrow_ipc: piece.to_vec(),
+            limited: false,
+        };
         if sender.send(Ok(response)).await.is_err() {
             return false;
         }
@@ -217,7 +239,11 @@ pub fn status(error: &DataFusionError) -> Status {
     let root = error.find_root();
     match root {
         DataFusionError::SchemaError(schema_error, _) => {
-            if let SchemaError::FieldNotFound { field, valid_fields } = &**schema_error {
+            if let SchemaError::FieldNotFound {
+                field,
+                valid_fields,
+            } = &**schema_error
+            {
                 let names: Vec<&str> = valid_fields.iter().map(|f| f.name.as_str()).collect();
                 return Status::invalid_argument(unknown("column", &field.name, &names));
             }
@@ -227,7 +253,9 @@ pub fn status(error: &DataFusionError) -> Status {
             "the query needs more memory than `query.memory_bytes` allows; narrow it or aggregate: \
              {message}"
         )),
-        DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::Internal(_) => {
+        DataFusionError::IoError(_)
+        | DataFusionError::ObjectStore(_)
+        | DataFusionError::Internal(_) => {
             tracing::warn!(%error, "query failed");
             Status::internal(root.strip_backtrace())
         }

@@ -30,7 +30,10 @@ pub enum ListenError {
     )]
     PortInUse { address: SocketAddr },
     #[error("cannot listen on {address}: {source}")]
-    Tcp { address: SocketAddr, source: io::Error },
+    Tcp {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error(
         "{}: another collector answers on this socket; stop it, or set another `listen.unix`",
         .0.display()
@@ -73,7 +76,10 @@ async fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Li
 /// Binds beside the path and renames, so that the socket appears with its mode.
 fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
     use std::os::unix::fs::FileTypeExt as _;
-    let failed = |source| ListenError::Unix { path: path.to_path_buf(), source };
+    let failed = |source| ListenError::Unix {
+        path: path.to_path_buf(),
+        source,
+    };
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(failed)?;
     }
@@ -99,7 +105,10 @@ fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
 pub struct ReflectionError(#[from] tonic_reflection::server::Error);
 
 /// All services; the same for every listener.
-pub async fn routes(ingest: IngestService, collector: CollectorService) -> Result<Routes, ReflectionError> {
+pub async fn routes(
+    ingest: IngestService,
+    collector: CollectorService,
+) -> Result<Routes, ReflectionError> {
     let ingest = IngestServer::new(ingest)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Zstd);
@@ -109,13 +118,19 @@ pub async fn routes(ingest: IngestService, collector: CollectorService) -> Resul
         .send_compressed(CompressionEncoding::Zstd);
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<IngestServer<IngestService>>().await;
-    reporter.set_serving::<CollectorServer<CollectorService>>().await;
+    reporter
+        .set_serving::<CollectorServer<CollectorService>>()
+        .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let mut routes = Routes::builder();
-    routes.add_service(ingest).add_service(collector).add_service(health).add_service(reflection);
+    routes
+        .add_service(ingest)
+        .add_service(collector)
+        .add_service(health)
+        .add_service(reflection);
     Ok(routes.routes())
 }
 

@@ -10,7 +10,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::{alerts::AlertLog, ingest::raised, query::Engine, status::StatusSource, store::Store, tail};
+use crate::{
+    alerts::AlertLog, ingest::raised, query::Engine, status::StatusSource, store::Store, tail,
+};
 
 /// Alerts waiting for a slow reader.
 const ALERTS: usize = 16;
@@ -41,7 +43,10 @@ impl Collector for CollectorService {
     type QueryStream = ReceiverStream<Result<QueryResponse, Status>>;
     type AlertsStream = Answers<AlertsResponse>;
 
-    async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+    async fn tail(
+        &self,
+        request: Request<TailRequest>,
+    ) -> Result<Response<Self::TailStream>, Status> {
         let permit = self.reader()?;
         let (engine, store) = (self.engine.clone(), self.store.clone());
         let responses = tail::start(request.into_inner(), engine, store, self.stop.clone()).await?;
@@ -52,22 +57,29 @@ impl Collector for CollectorService {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn query(&self, request: Request<QueryRequest>) -> Result<Response<Self::QueryStream>, Status> {
+    async fn query(
+        &self,
+        request: Request<QueryRequest>,
+    ) -> Result<Response<Self::QueryStream>, Status> {
         let QueryRequest { sql, limit } = request.into_inner();
         if sql.trim().is_empty() {
             return Err(Status::invalid_argument(
                 "empty statement; for example: select kind, count(*) from events group by kind",
             ));
         }
-        let responses = self.engine.run(sql, limit).await?;
+        let responses = self.engine.run(sql, limit)?;
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
-    async fn alerts(&self, request: Request<AlertsRequest>) -> Result<Response<Self::AlertsStream>, Status> {
+    async fn alerts(
+        &self,
+        request: Request<AlertsRequest>,
+    ) -> Result<Response<Self::AlertsStream>, Status> {
         let permit = self.reader()?;
         let request = request.into_inner();
-        let after = u64::try_from(request.after)
-            .map_err(|_| Status::invalid_argument(format!("after = {} is negative", request.after)))?;
+        let after = u64::try_from(request.after).map_err(|_| {
+            Status::invalid_argument(format!("after = {} is negative", request.after))
+        })?;
         let (sender, receiver) = mpsc::channel(ALERTS);
         let (alerts, mut stop) = (self.alerts.clone(), self.stop.clone());
         tokio::spawn(async move {
@@ -101,13 +113,19 @@ async fn send_alerts(
         let since = request.since_time.unwrap_or(i64::MIN);
         let page = tokio::task::spawn_blocking(move || {
             let mut reached = after;
-            for alert in log.after(after).map_err(|e| Status::internal(e.to_string()))? {
+            for alert in log
+                .after(after)
+                .map_err(|e| Status::internal(e.to_string()))?
+            {
                 let alert = alert.map_err(|e| Status::data_loss(e.to_string()))?;
                 reached = alert.number as u64;
                 if alert.time < since {
                     continue;
                 }
-                if out.blocking_send(Ok(AlertsResponse { alert: Some(alert) })).is_err() {
+                if out
+                    .blocking_send(Ok(AlertsResponse { alert: Some(alert) }))
+                    .is_err()
+                {
                     return Err(Status::cancelled("the reader went away"));
                 }
             }

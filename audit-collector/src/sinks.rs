@@ -50,6 +50,9 @@ struct Runner {
     stop: Arc<AtomicBool>,
 }
 
+/// Name, sink, where its cursor is kept, attempts for one alert.
+type Configured = (String, Box<dyn Sink>, Option<&'static str>, u32);
+
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How soon a sleeping sink notices new alerts and the stop.
@@ -63,13 +66,18 @@ pub fn start(
     problems: &Arc<Problems>,
     stop: &Arc<AtomicBool>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let mut sinks: Vec<(String, Box<dyn Sink>, Option<&str>, u32)> = Vec::new();
+    let mut sinks: Vec<Configured> = Vec::new();
     if config.stdout {
         sinks.push(("stdout".to_owned(), Box::new(stdout::Stdout), None, 1));
     }
     if !config.file.as_os_str().is_empty() {
         let file = file::JsonLines::new(config.file.clone());
-        sinks.push(("file".to_owned(), Box::new(file), Some("sink-file"), u32::MAX));
+        sinks.push((
+            "file".to_owned(),
+            Box::new(file),
+            Some("sink-file"),
+            u32::MAX,
+        ));
     }
     for hook in &config.webhooks {
         let sink = Box::new(webhook::Webhook::new(hook));
@@ -78,12 +86,21 @@ pub fn start(
     let mut threads = Vec::new();
     for (name, sink, cursor, max_attempts) in sinks {
         let cursor_path = cursor.map(|prefix| {
-            let file = if prefix.ends_with('-') { format!("{prefix}{name}") } else { prefix.to_owned() };
+            let file = if prefix.ends_with('-') {
+                format!("{prefix}{name}")
+            } else {
+                prefix.to_owned()
+            };
             data_dir.join("cursors").join(file)
         });
-        let saved = cursor_path.as_ref().and_then(|p| std::fs::read_to_string(p).ok());
+        let saved = cursor_path
+            .as_ref()
+            .and_then(|p| std::fs::read_to_string(p).ok());
         let now = *alerts.last().borrow();
-        let cursor = saved.and_then(|text| text.trim().parse().ok()).unwrap_or(now).min(now);
+        let cursor = saved
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(now)
+            .min(now);
         let mut runner = Runner {
             name: name.clone(),
             sink,
@@ -159,7 +176,10 @@ impl Runner {
                 ));
                 return true;
             }
-            self.problem(format!("alert {} waits, attempt {attempt}: {error}", alert.number));
+            self.problem(format!(
+                "alert {} waits, attempt {attempt}: {error}",
+                alert.number
+            ));
             if !self.pause(wait) {
                 return false;
             }
@@ -172,7 +192,10 @@ impl Runner {
         if let Some(path) = &self.cursor_path
             && let Err(error) = replace_file(path, self.cursor.to_string().as_bytes())
         {
-            self.problem(format!("{}: {error}; alerts may be sent again", path.display()));
+            self.problem(format!(
+                "{}: {error}; alerts may be sent again",
+                path.display()
+            ));
         }
     }
 

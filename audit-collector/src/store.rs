@@ -34,7 +34,9 @@ pub use compact::Compactor;
 pub use fresh::Chunk;
 pub use manifest::{Manifest, TableFile, replace_file};
 pub use record::{Prepared, Refused, decode_events, prepare, report_recovery};
-pub use rows::{NotAnEvent, POSITION, POSITION_INDEX, RAW_INDEX, RowsBuilder, events, table_schema};
+pub use rows::{
+    NotAnEvent, POSITION, POSITION_INDEX, RAW_INDEX, RowsBuilder, events, table_schema,
+};
 pub use table::{EventsTable, fresh_columns};
 
 use fresh::Fresh;
@@ -64,14 +66,21 @@ pub enum OpenError {
     #[error(transparent)]
     Manifest(#[from] manifest::ManifestError),
     #[error("write-ahead log in {}: {source}", path.display())]
-    Wal { path: PathBuf, source: crate::wal::WalError },
+    Wal {
+        path: PathBuf,
+        source: crate::wal::WalError,
+    },
     #[error(
         "write-ahead log in {}: next record would be {next}, but records up to {through} are in the \
          table already: the log was removed or replaced. Restore it, or move the whole data \
          directory away",
         path.display()
     )]
-    WalBehind { path: PathBuf, next: u64, through: u64 },
+    WalBehind {
+        path: PathBuf,
+        next: u64,
+        through: u64,
+    },
     #[error("write-ahead log record {index}: {reason}")]
     Record { index: u64, reason: String },
 }
@@ -123,7 +132,9 @@ pub struct Totals {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Store {
@@ -136,10 +147,12 @@ impl Store {
     ) -> Result<Arc<Self>, OpenError> {
         let lock_file = prepare_dir(dir)?;
         let manifest = Manifest::load(dir)?;
-        let orphans = manifest.delete_orphans(dir).map_err(|source| OpenError::Io {
-            path: dir.join("events"),
-            source,
-        })?;
+        let orphans = manifest
+            .delete_orphans(dir)
+            .map_err(|source| OpenError::Io {
+                path: dir.join("events"),
+                source,
+            })?;
         for path in &orphans {
             tracing::warn!(path = %path.display(), "deleted what an unfinished compaction left");
         }
@@ -170,7 +183,10 @@ impl Store {
 
     fn recover(self: &Arc<Self>) -> Result<(), OpenError> {
         let from = self.compacted_through() + 1;
-        let wal_error = |source| OpenError::Wal { path: self.dir.join("wal"), source };
+        let wal_error = |source| OpenError::Wal {
+            path: self.dir.join("wal"),
+            source,
+        };
         let reader = self.read_from(from).map_err(wal_error)?;
         let mut records = 0u64;
         for item in reader {
@@ -179,7 +195,9 @@ impl Store {
                 index,
                 reason: error.to_string(),
             })?;
-            let stored = self.stream(&prepared.key).map_or(0, |stream| stream.last_batch);
+            let stored = self
+                .stream(&prepared.key)
+                .map_or(0, |stream| stream.last_batch);
             if prepared.batch <= stored {
                 // Written by a sync that reported failure, so the agent sent it again.
                 continue;
@@ -242,7 +260,8 @@ impl Store {
         state.batches += 1;
         if let Err(error) = state.fresh.push(Chunk::new(prepared.unplaced, index)) {
             // Joining is an optimisation: the rows are there, in more pieces.
-            self.problems.set("store", format!("fresh rows cannot be joined: {error}"));
+            self.problems
+                .set("store", format!("fresh rows cannot be joined: {error}"));
         }
         drop(state);
         self.arrived.notify_all();
@@ -307,7 +326,9 @@ impl Store {
 
     /// Deletes WAL segments that the table replaces and detection has seen.
     fn drop_wal(&self) -> Result<(), crate::wal::WalError> {
-        let through = self.compacted_through().min(self.detected_through.load(Ordering::Acquire));
+        let through = self
+            .compacted_through()
+            .min(self.detected_through.load(Ordering::Acquire));
         lock(&self.log).drop_before(through + 1)
     }
 }
@@ -332,7 +353,9 @@ fn prepare_dir(dir: &Path) -> Result<File, OpenError> {
     }
     // Spilled by queries that a crash ended.
     let tmp = dir.join("tmp");
-    fs::remove_dir_all(&tmp).and_then(|()| fs::create_dir(&tmp)).map_err(failed(tmp.clone()))?;
+    fs::remove_dir_all(&tmp)
+        .and_then(|()| fs::create_dir(&tmp))
+        .map_err(failed(tmp.clone()))?;
     Ok(file)
 }
 
@@ -347,8 +370,10 @@ fn open_wal(
         segment_bytes: segment_bytes.max(u64::from(MAX_RECORD_BYTES) + (1 << 20)),
         max_record_bytes: MAX_RECORD_BYTES,
     };
-    let (log, recovery) = Log::open(&path, options)
-        .map_err(|source| OpenError::Wal { path: path.clone(), source })?;
+    let (log, recovery) = Log::open(&path, options).map_err(|source| OpenError::Wal {
+        path: path.clone(),
+        source,
+    })?;
     report_recovery("write-ahead log", &recovery, problems);
     if log.next_index() <= manifest.compacted_through {
         return Err(OpenError::WalBehind {

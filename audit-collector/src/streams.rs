@@ -87,10 +87,17 @@ impl Streams {
     pub fn entry(&mut self, key: &StreamKey) -> &mut StreamState {
         if self.0.len() >= MAX_STREAMS
             && !self.0.contains_key(key)
-            && let Some(oldest) =
-                self.0.iter().min_by_key(|(_, s)| s.last_time).map(|(k, _)| k.clone())
+            && let Some(oldest) = self
+                .0
+                .iter()
+                .min_by_key(|(_, s)| s.last_time)
+                .map(|(k, _)| k.clone())
         {
-            tracing::warn!(host = oldest.host_id, run = oldest.run, "stream forgotten: too many");
+            tracing::warn!(
+                host = oldest.host_id,
+                run = oldest.run,
+                "stream forgotten: too many"
+            );
             self.0.remove(&oldest);
         }
         self.0.entry(key.clone()).or_insert_with(|| StreamState {

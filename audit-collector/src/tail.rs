@@ -19,7 +19,6 @@ use datafusion::{
     common::{DFSchema, DataFusionError},
     logical_expr::{Expr, ExprSchemable as _, col, lit},
     physical_plan::PhysicalExpr,
-
     scalar::ScalarValue,
 };
 use tokio::sync::{mpsc, watch};
@@ -100,12 +99,17 @@ pub async fn start(
             None => (now, None),
         }
     } else {
-        let cursor = request.cursor.parse::<i64>().ok().filter(|c| *c >= 0).ok_or_else(|| {
-            Status::invalid_argument(format!(
-                "{:?} is not a cursor; pass one from a TailResponse, or an empty one",
-                request.cursor
-            ))
-        })?;
+        let cursor = request
+            .cursor
+            .parse::<i64>()
+            .ok()
+            .filter(|c| *c >= 0)
+            .ok_or_else(|| {
+                Status::invalid_argument(format!(
+                    "{:?} is not a cursor; pass one from a TailResponse, or an empty one",
+                    request.cursor
+                ))
+            })?;
         if cursor > now {
             return Err(Status::out_of_range(format!(
                 "cursor {cursor} is beyond the last stored event ({now}): it is of another collector"
@@ -114,9 +118,18 @@ pub async fn start(
         (cursor, None)
     };
     let filter = Filter::new(&request.r#where, since, &engine).map_err(|e| query::status(&e))?;
-    let seen = seen_at(&engine, &snapshot, cursor, now).await.map_err(|e| query::status(&e))?;
+    let seen = seen_at(&engine, &snapshot, cursor, now)
+        .await
+        .map_err(|e| query::status(&e))?;
     let (sender, receiver) = mpsc::channel(PAGES);
-    let mut tail = Tail { engine: engine.clone(), store, filter, cursor, seen, sender };
+    let mut tail = Tail {
+        engine: engine.clone(),
+        store,
+        filter,
+        cursor,
+        seen,
+        sender,
+    };
     let until = request.until_now.then_some(now);
     engine.threads().spawn(async move {
         let end = tokio::select! {
@@ -134,7 +147,11 @@ pub async fn start(
 
 /// A cursor before every event that is not older than `since`.
 fn start_of(snapshot: &Snapshot, since: i64, now: i64) -> i64 {
-    let files = snapshot.manifest.files.iter().filter(|f| f.last_time >= since);
+    let files = snapshot
+        .manifest
+        .files
+        .iter()
+        .filter(|f| f.last_time >= since);
     let chunks = snapshot.chunks.iter().filter(|c| c.last_time >= since);
     files
         .map(|f| f.first_position - 1)
@@ -153,11 +170,18 @@ async fn seen_at(
         return Ok(snapshot.events);
     }
     let frame = engine.session(false)?.table("events").await?;
-    Ok(frame.filter(col(POSITION).lt_eq(lit(cursor)))?.count().await? as i64)
+    Ok(frame
+        .filter(col(POSITION).lt_eq(lit(cursor)))?
+        .count()
+        .await? as i64)
 }
 
 impl Filter {
-    fn new(sql: &str, since: Option<i64>, engine: &Engine) -> Result<Option<Self>, DataFusionError> {
+    fn new(
+        sql: &str,
+        since: Option<i64>,
+        engine: &Engine,
+    ) -> Result<Option<Self>, DataFusionError> {
         let session = engine.session(false)?;
         let schema = table_schema();
         let df_schema = DFSchema::try_from(schema.clone())?;
@@ -187,7 +211,11 @@ impl Filter {
         columns.sort_unstable();
         let part = DFSchema::try_from(schema.project(&columns)?)?;
         let physical = session.create_physical_expr(expr.clone(), &part)?;
-        Ok(Some(Self { expr, columns, physical }))
+        Ok(Some(Self {
+            expr,
+            columns,
+            physical,
+        }))
     }
 
     /// Of the rows from `first` on, those that pass.
@@ -199,7 +227,9 @@ impl Filter {
         let batch = RecordBatch::try_new_with_options(part, arrays, &options)?;
         let passed = self.physical.evaluate(&batch)?.into_array(chunk.rows)?;
         let passed = passed.as_boolean();
-        Ok((first..chunk.rows).filter(|&row| passed.is_valid(row) && passed.value(row)).collect())
+        Ok((first..chunk.rows)
+            .filter(|&row| passed.is_valid(row) && passed.value(row))
+            .collect())
     }
 }
 
@@ -233,8 +263,9 @@ impl Tail {
             }
             let cursor = self.cursor;
             let chunks = snapshot.chunks.iter();
-            let later: Vec<&Arc<Chunk>> =
-                chunks.filter(|c| end_position(c.last_index()) > cursor).collect();
+            let later: Vec<&Arc<Chunk>> = chunks
+                .filter(|c| end_position(c.last_index()) > cursor)
+                .collect();
             if later.is_empty() {
                 if let Some(until) = until {
                     self.cursor = self.cursor.max(until);
@@ -249,22 +280,30 @@ impl Tail {
 
     /// The next positions to read from files: (after, through).
     fn next_window(&self, snapshot: &Snapshot) -> Option<(i64, i64)> {
-        let later = snapshot.manifest.files.iter().filter(|f| f.last_position > self.cursor);
+        let later = snapshot
+            .manifest
+            .files
+            .iter()
+            .filter(|f| f.last_position > self.cursor);
         let next = later.min_by_key(|f| f.first_position.max(self.cursor))?;
         let after = self.cursor.max(next.first_position - 1);
         let batches = next.batches.max(1) as i64;
         let mean = (next.rows as i64 / batches).max(1);
         let span = (WINDOW_ROWS / mean).max(1);
         let first_index = (after + 1) >> 20;
-        Some((after, end_position((first_index + span - 1) as u64).min(
-            end_position(snapshot.manifest.compacted_through),
-        )))
+        Some((
+            after,
+            end_position((first_index + span - 1) as u64)
+                .min(end_position(snapshot.manifest.compacted_through)),
+        ))
     }
 
     async fn read_files(&mut self, (after, through): (i64, i64), stop: i64) -> Result<(), End> {
         let through = through.min(stop);
         let session = self.engine.session(true)?;
-        let range = col(POSITION).gt(lit(after)).and(col(POSITION).lt_eq(lit(through)));
+        let range = col(POSITION)
+            .gt(lit(after))
+            .and(col(POSITION).lt_eq(lit(through)));
         let table = session.table("events").await?.filter(range)?;
         let all = match &self.filter {
             Some(_) => Some(table.clone().count().await? as i64),
@@ -274,12 +313,23 @@ impl Tail {
             Some(filter) => table.filter(filter.expr.clone())?,
             None => table,
         };
-        let batches = table.sort(vec![col(POSITION).sort(true, false)])?.collect().await?;
+        let batches = table
+            .sort(vec![col(POSITION).sort(true, false)])?
+            .collect()
+            .await?;
         let rows: i64 = batches.iter().map(|b| b.num_rows() as i64).sum();
         self.seen += all.unwrap_or(rows);
         for batch in &batches {
-            let positions = batch.column(POSITION_INDEX).as_primitive::<Int64Type>().values();
-            self.send(file_events(batch)?.into_iter().zip(positions.iter().copied())).await?;
+            let positions = batch
+                .column(POSITION_INDEX)
+                .as_primitive::<Int64Type>()
+                .values();
+            self.send(
+                file_events(batch)?
+                    .into_iter()
+                    .zip(positions.iter().copied()),
+            )
+            .await?;
         }
         self.cursor = self.cursor.max(through);
         Ok(())
@@ -309,13 +359,20 @@ impl Tail {
         let mut bytes = 0;
         for (event, position) in events {
             bytes += event.encoded_len();
-            page.push(TailEvent { event: Some(event), cursor: position.to_string() });
+            page.push(TailEvent {
+                event: Some(event),
+                cursor: position.to_string(),
+            });
             if page.len() >= PAGE_EVENTS || bytes >= PAGE_BYTES {
                 self.send_page(std::mem::take(&mut page)).await?;
                 bytes = 0;
             }
         }
-        if page.is_empty() { Ok(()) } else { self.send_page(page).await }
+        if page.is_empty() {
+            Ok(())
+        } else {
+            self.send_page(page).await
+        }
     }
 
     async fn send_page(&self, events: Vec<TailEvent>) -> Result<(), End> {
@@ -333,10 +390,13 @@ fn file_events(batch: &RecordBatch) -> Result<Vec<Event>, End> {
     let rows: Vec<usize> = (0..batch.num_rows()).collect();
     let mut events = store::events(&columns, &rows)?;
     let raw = batch.column(RAW_INDEX).as_binary::<i32>();
-    for (row, event) in events.iter_mut().enumerate().filter(|(row, _)| raw.is_valid(*row)) {
+    for (row, event) in events
+        .iter_mut()
+        .enumerate()
+        .filter(|(row, _)| raw.is_valid(*row))
+    {
         *event = Event::decode(raw.value(row))
             .map_err(|error| End::Failed(Status::data_loss(error.to_string())))?;
     }
     Ok(events)
 }
-

@@ -76,7 +76,10 @@ pub struct Reader {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> WalError + '_ {
-    move |source| WalError::Io { path: path.to_path_buf(), source }
+    move |source| WalError::Io {
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 fn checksum(index: u64, record: &[u8]) -> u32 {
@@ -114,7 +117,9 @@ impl Log {
         let mut names: Vec<(u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(dir).map_err(at(dir))? {
             let path = entry.map_err(at(dir))?.path();
-            let first = path.file_stem().and_then(|s| u64::from_str_radix(s.to_str()?, 16).ok());
+            let first = path
+                .file_stem()
+                .and_then(|s| u64::from_str_radix(s.to_str()?, 16).ok());
             if let (Some(first), true) = (first, path.extension().is_some_and(|e| e == "seg")) {
                 names.push((first, path));
             }
@@ -142,7 +147,10 @@ impl Log {
         match log.segments.last() {
             Some(segment) => {
                 let path = segment.path.clone();
-                log.file = File::options().write(true).open(&*path).map_err(at(&path))?;
+                log.file = File::options()
+                    .write(true)
+                    .open(&*path)
+                    .map_err(at(&path))?;
                 log.synced = (segment.bytes, next);
             }
             None => log.roll()?,
@@ -153,9 +161,15 @@ impl Log {
     fn roll(&mut self) -> Result<(), WalError> {
         let path = self.dir.join(format!("{:016x}.seg", self.next));
         // A segment left empty by a crash at this very point has the same name.
-        let file = File::options().create(true).truncate(true).write(true).open(&path);
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(&path);
         self.file = file.map_err(at(&path))?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at(&self.dir))?;
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(at(&self.dir))?;
         self.segments.push(Segment {
             path: Arc::new(path),
             first: self.next,
@@ -169,7 +183,9 @@ impl Log {
     /// Writes a record; durable only after `sync`. After an error nothing since the last sync is kept.
     pub fn append(&mut self, record: &[u8]) -> Result<u64, WalError> {
         let max = self.options.max_record_bytes;
-        let length = u32::try_from(record.len()).ok().filter(|l| (1..=max).contains(l));
+        let length = u32::try_from(record.len())
+            .ok()
+            .filter(|l| (1..=max).contains(l));
         let length = length.ok_or(WalError::Size(record.len(), max))?;
         let bytes = self.segments.last().map_or(0, |s| s.bytes);
         if bytes > 0 && bytes + (HEAD + record.len()) as u64 > self.options.segment_bytes {
@@ -178,7 +194,8 @@ impl Log {
         }
         self.frame.clear();
         self.frame.extend_from_slice(&length.to_le_bytes());
-        self.frame.extend_from_slice(&checksum(self.next, record).to_le_bytes());
+        self.frame
+            .extend_from_slice(&checksum(self.next, record).to_le_bytes());
         self.frame.extend_from_slice(&self.next.to_le_bytes());
         self.frame.extend_from_slice(record);
         let Some(segment) = self.segments.last_mut() else {
@@ -198,7 +215,11 @@ impl Log {
     /// Everything appended is durable; the last index.
     pub fn sync(&mut self) -> Result<u64, WalError> {
         if let Err(source) = self.file.sync_data() {
-            let path = self.segments.last().map(|s| s.path.to_path_buf()).unwrap_or_default();
+            let path = self
+                .segments
+                .last()
+                .map(|s| s.path.to_path_buf())
+                .unwrap_or_default();
             self.roll_back();
             return Err(WalError::Io { path, source });
         }
@@ -233,7 +254,10 @@ impl Log {
 
     /// Records from `index` on, to the end of now.
     pub fn read_from(&self, index: u64) -> Result<Reader, WalError> {
-        let skip = self.segments.partition_point(|s| s.first <= index).saturating_sub(1);
+        let skip = self
+            .segments
+            .partition_point(|s| s.first <= index)
+            .saturating_sub(1);
         let segments: Vec<Segment> = self.segments.get(skip..).unwrap_or_default().to_vec();
         Ok(Reader {
             segments: segments.into_iter(),
@@ -258,7 +282,11 @@ impl Log {
 
 impl Segment {
     fn mark(&mut self, index: u64, offset: u64) {
-        if self.marks.last().is_none_or(|(_, last)| offset - last >= MARK_BYTES) {
+        if self
+            .marks
+            .last()
+            .is_none_or(|(_, last)| offset - last >= MARK_BYTES)
+        {
             self.marks.push((index, offset));
         }
     }
@@ -273,7 +301,12 @@ fn scan(
     options: &Options,
     recovery: &mut Recovery,
 ) -> Result<Segment, WalError> {
-    let mut segment = Segment { path: Arc::new(path.clone()), first, bytes: 0, marks: Vec::new() };
+    let mut segment = Segment {
+        path: Arc::new(path.clone()),
+        first,
+        bytes: 0,
+        marks: Vec::new(),
+    };
     let mut file = io::BufReader::new(File::open(&path).map_err(at(&path))?);
     while let Some((index, record)) =
         read_frame(&mut file, options.max_record_bytes).map_err(at(&path))?
@@ -293,11 +326,15 @@ fn scan(
     }
     if last {
         let mut cut = Vec::new();
-        file.seek(SeekFrom::Start(segment.bytes)).map_err(at(&path))?;
+        file.seek(SeekFrom::Start(segment.bytes))
+            .map_err(at(&path))?;
         file.read_to_end(&mut cut).map_err(at(&path))?;
         fs::write(path.with_extension("cut"), cut).map_err(at(&path))?;
         let writable = File::options().write(true).open(&path).map_err(at(&path))?;
-        writable.set_len(segment.bytes).and_then(|()| writable.sync_all()).map_err(at(&path))?;
+        writable
+            .set_len(segment.bytes)
+            .and_then(|()| writable.sync_all())
+            .map_err(at(&path))?;
         recovery.truncated_bytes += rest;
     } else {
         recovery.damaged = Some(format!(
@@ -312,9 +349,12 @@ fn scan(
 impl Reader {
     fn open(&mut self, segment: &Segment) -> Result<(), WalError> {
         let mut file = File::open(&*segment.path).map_err(at(&segment.path))?;
-        let mark = segment.marks.partition_point(|(index, _)| *index <= self.from);
+        let mark = segment
+            .marks
+            .partition_point(|(index, _)| *index <= self.from);
         let offset = mark.checked_sub(1).map_or(0, |mark| segment.marks[mark].1);
-        file.seek(SeekFrom::Start(offset)).map_err(at(&segment.path))?;
+        file.seek(SeekFrom::Start(offset))
+            .map_err(at(&segment.path))?;
         self.file = Some(io::BufReader::with_capacity(64 << 10, file));
         Ok(())
     }
@@ -334,12 +374,17 @@ impl Iterator for Reader {
             };
             match read_frame(file, self.max_record_bytes) {
                 Ok(Some((index, _))) if index >= self.until => return None,
-                Ok(Some((index, record))) if index >= self.from => return Some(Ok((index, record))),
+                Ok(Some((index, record))) if index >= self.from => {
+                    return Some(Ok((index, record)));
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => self.file = None,
                 Err(source) => {
                     self.file = None;
-                    return Some(Err(WalError::Io { path: PathBuf::new(), source }));
+                    return Some(Err(WalError::Io {
+                        path: PathBuf::new(),
+                        source,
+                    }));
                 }
             }
         }
@@ -350,14 +395,20 @@ impl Iterator for Reader {
 mod tests {
     use super::*;
 
-    const OPTIONS: Options = Options { segment_bytes: 1000, max_record_bytes: 500 };
+    const OPTIONS: Options = Options {
+        segment_bytes: 1000,
+        max_record_bytes: 500,
+    };
 
     fn record(index: u64) -> Vec<u8> {
         format!("record {index} {}", "x".repeat(index as usize % 90)).into_bytes()
     }
 
     fn all(log: &Log, from: u64) -> Vec<(u64, Vec<u8>)> {
-        log.read_from(from).expect("reader").collect::<Result<_, _>>().expect("reads")
+        log.read_from(from)
+            .expect("reader")
+            .collect::<Result<_, _>>()
+            .expect("reads")
     }
 
     #[test]
@@ -380,13 +431,19 @@ mod tests {
         log.sync().expect("sync");
         assert_eq!(all(&log, 0).first().map(|r| r.0), Some(first));
         assert_eq!(all(&log, 101), [(101, record(101))]);
-        assert!(matches!(log.append(&[0; 501]), Err(WalError::Size(501, 500))));
+        assert!(matches!(
+            log.append(&[0; 501]),
+            Err(WalError::Size(501, 500))
+        ));
     }
 
     #[test]
     fn any_cut_of_the_end_loses_only_what_was_cut() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let big = Options { segment_bytes: 1 << 20, max_record_bytes: 500 };
+        let big = Options {
+            segment_bytes: 1 << 20,
+            max_record_bytes: 500,
+        };
         let (mut log, _) = Log::open(dir.path(), big.clone()).expect("opens");
         for index in 1..=5 {
             log.append(&record(index)).expect("append");
@@ -414,7 +471,10 @@ mod tests {
         }
         log.sync().expect("sync");
         let second = log.segments[1].clone();
-        let file = File::options().write(true).open(&*second.path).expect("open");
+        let file = File::options()
+            .write(true)
+            .open(&*second.path)
+            .expect("open");
         file.write_all_at(&[0xff; 8], 4).expect("write");
         let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
         let damage = recovery.damaged.expect("damage");

@@ -65,7 +65,10 @@ fn refuse_gaps(store: &Store, group: &mut Vec<Submission>) {
     });
     *group = next;
     for submission in gaps {
-        let reason = format!("the batch before {} is not stored", submission.prepared.batch);
+        let reason = format!(
+            "the batch before {} is not stored",
+            submission.prepared.batch
+        );
         let _ = submission.reply.send(Err(reason));
     }
 }

@@ -132,7 +132,9 @@ fn read_layer<T: DeserializeOwned>(path: &Path, defaults: &Value) -> Result<Valu
     if bytes > MAX_FILE_BYTES {
         return Err(ConfigError::Value {
             origin: path.display().to_string(),
-            message: format!("{bytes} bytes long, more than {MAX_FILE_BYTES}; is it the right file?"),
+            message: format!(
+                "{bytes} bytes long, more than {MAX_FILE_BYTES}; is it the right file?"
+            ),
         });
     }
     let text = fs::read_to_string(path).map_err(failed)?;
@@ -193,7 +195,10 @@ fn check_keys(origin: &str, at: &str, layer: &Value, known: &Value) -> Result<()
     if known.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = known.keys().filter_map(|k| k.as_str().map(str::to_owned)).collect();
+    let names: Vec<String> = known
+        .keys()
+        .filter_map(|k| k.as_str().map(str::to_owned))
+        .collect();
     let map = match layer {
         Value::Mapping(map) => map,
         Value::Null => return Ok(()),
@@ -206,11 +211,21 @@ fn check_keys(origin: &str, at: &str, layer: &Value, known: &Value) -> Result<()
         }
     };
     for (key, value) in map {
-        let name = key.as_str().map_or_else(|| format!("{key:?}"), str::to_owned);
-        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+        let name = key
+            .as_str()
+            .map_or_else(|| format!("{key:?}"), str::to_owned);
+        let path = if at.is_empty() {
+            name.clone()
+        } else {
+            format!("{at}.{name}")
+        };
         let Some(below) = known.get(key) else {
             let nearest = nearest(&name, names.iter().map(String::as_str)).map(|near| {
-                if at.is_empty() { near.to_owned() } else { format!("{at}.{near}") }
+                if at.is_empty() {
+                    near.to_owned()
+                } else {
+                    format!("{at}.{near}")
+                }
             });
             return Err(ConfigError::UnknownKey {
                 origin: origin.to_owned(),

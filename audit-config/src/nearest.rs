@@ -15,8 +15,12 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 fn shares_a_part(name: &str, candidate: &str) -> bool {
     let joined = |long: &str, short: &str| {
         !short.is_empty()
-            && (long.strip_suffix(short).is_some_and(|rest| rest.ends_with('_'))
-                || long.strip_prefix(short).is_some_and(|rest| rest.starts_with('_')))
+            && (long
+                .strip_suffix(short)
+                .is_some_and(|rest| rest.ends_with('_'))
+                || long
+                    .strip_prefix(short)
+                    .is_some_and(|rest| rest.starts_with('_')))
     };
     joined(candidate, name) || joined(name, candidate)
 }

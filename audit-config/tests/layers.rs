@@ -45,7 +45,10 @@ impl Default for Config {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { tcp: "127.0.0.1".into(), port: 4620 }
+        Self {
+            tcp: "127.0.0.1".into(),
+            port: 4620,
+        }
     }
 }
 
@@ -63,8 +66,14 @@ fn message(result: Result<Config, ConfigError>) -> String {
 
 #[test]
 fn nothing_given_is_the_defaults() {
-    assert_eq!(load::<Config>(None, None, &[]).expect("loads"), Config::default());
-    assert_eq!(with("# only a comment\n", &[]).expect("loads"), Config::default());
+    assert_eq!(
+        load::<Config>(None, None, &[]).expect("loads"),
+        Config::default()
+    );
+    assert_eq!(
+        with("# only a comment\n", &[]).expect("loads"),
+        Config::default()
+    );
 }
 
 #[test]
@@ -79,7 +88,13 @@ fn later_layers_win_key_by_key() {
     fs::write(drop_ins.join(".20.yaml.swp"), "garbage: [").expect("write");
     let config: Config =
         load(Some(&main), Some(&drop_ins), &["data_dir=/else".to_owned()]).expect("loads");
-    assert_eq!(config.listen, Listen { tcp: "::1".into(), port: 3 });
+    assert_eq!(
+        config.listen,
+        Listen {
+            tcp: "::1".into(),
+            port: 3
+        }
+    );
     assert_eq!(config.rules_dirs, ["b", "c"]);
     assert_eq!(config.data_dir, "/else");
 }
@@ -91,9 +106,15 @@ fn an_unknown_key_names_file_path_and_nearest() {
     assert!(text.contains("`listen.prot`"), "{text}");
     assert!(text.contains("did you mean `listen.port`"), "{text}");
     let text = message(with("", &["data_dri=x"]));
-    assert!(text.contains("override `data_dri=x`") && text.contains("`data_dir`"), "{text}");
+    assert!(
+        text.contains("override `data_dri=x`") && text.contains("`data_dir`"),
+        "{text}"
+    );
     let text = message(with("webhooks: [{urll: x}]", &[]));
-    assert!(text.contains("urll") && text.contains("did you mean `url`"), "{text}");
+    assert!(
+        text.contains("urll") && text.contains("did you mean `url`"),
+        "{text}"
+    );
     let text = message(with("zzzzzzzz: 1", &[]));
     assert!(text.contains("known here: data_dir, listen"), "{text}");
 }
@@ -101,15 +122,29 @@ fn an_unknown_key_names_file_path_and_nearest() {
 #[test]
 fn a_wrong_type_names_the_key_and_line() {
     let text = message(with("listen:\n  port: many\n", &[]));
-    assert!(text.contains("listen.port") && text.contains("line 2"), "{text}");
+    assert!(
+        text.contains("listen.port") && text.contains("line 2"),
+        "{text}"
+    );
     let text = message(with("listen: 7\n", &[]));
-    assert!(text.contains("listen must be a mapping with keys tcp, port"), "{text}");
+    assert!(
+        text.contains("listen must be a mapping with keys tcp, port"),
+        "{text}"
+    );
     assert!(message(with("a: [", &[])).contains("not readable as YAML"));
 }
 
 #[test]
 fn overrides_take_yaml_and_fall_back_to_text() {
-    let config = with("", &["listen.port=7", "rules_dirs=[x, y]", "user=123", "labels.a=b=c"]);
+    let config = with(
+        "",
+        &[
+            "listen.port=7",
+            "rules_dirs=[x, y]",
+            "user=123",
+            "labels.a=b=c",
+        ],
+    );
     let config = config.expect("loads");
     assert_eq!(config.listen.port, 7);
     assert_eq!(config.rules_dirs, ["x", "y"]);
@@ -121,12 +156,18 @@ fn overrides_take_yaml_and_fall_back_to_text() {
 
 #[test]
 fn a_key_without_value_changes_nothing() {
-    assert_eq!(with("listen:\nrules_dirs:\n", &[]).expect("loads"), Config::default());
+    assert_eq!(
+        with("listen:\nrules_dirs:\n", &[]).expect("loads"),
+        Config::default()
+    );
 }
 
 #[test]
 fn a_missing_file_is_named() {
     let error = load::<Config>(Some(Path::new("/nonexistent/x.yaml")), None, &[]);
     let text = error.expect_err("must fail").to_string();
-    assert!(text.contains("/nonexistent/x.yaml") && text.contains("create it"), "{text}");
+    assert!(
+        text.contains("/nonexistent/x.yaml") && text.contains("create it"),
+        "{text}"
+    );
 }

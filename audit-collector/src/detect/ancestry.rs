@@ -25,11 +25,17 @@ pub struct Ancestry {
 
 impl Ancestry {
     pub fn new(bound: usize) -> Self {
-        Self { entries: HashMap::new(), order: VecDeque::new(), bound }
+        Self {
+            entries: HashMap::new(),
+            order: VecDeque::new(),
+            bound,
+        }
     }
 
     pub fn learn(&mut self, event: &Event) {
-        let Some(process) = &event.process else { return };
+        let Some(process) = &event.process else {
+            return;
+        };
         if process.exec_id.is_empty() {
             return;
         }
@@ -55,7 +61,10 @@ impl Ancestry {
             self.insert(parent.exec_id.clone(), entry);
         }
         if event.kind == Kind::Fork as i32
-            && let Some(child) = event.target_process.as_ref().filter(|c| !c.exec_id.is_empty())
+            && let Some(child) = event
+                .target_process
+                .as_ref()
+                .filter(|c| !c.exec_id.is_empty())
         {
             let entry = Entry {
                 pid: child.pid.unwrap_or_default(),
@@ -81,7 +90,11 @@ impl Ancestry {
     /// The acting process first.
     pub fn of(&self, event: &Event) -> Vec<Ancestor> {
         let mut chain = Vec::new();
-        let mut next = event.process.as_ref().map(|p| p.exec_id.clone()).unwrap_or_default();
+        let mut next = event
+            .process
+            .as_ref()
+            .map(|p| p.exec_id.clone())
+            .unwrap_or_default();
         while let Some(entry) = self.entries.get(&next)
             && chain.len() < MAX_DEPTH
         {
@@ -105,8 +118,15 @@ mod tests {
     fn exec(id: &str, exe: &str, parent: &str) -> Event {
         Event {
             kind: Kind::Exec.into(),
-            process: Some(Process { exec_id: id.into(), exe: exe.into(), ..Process::default() }),
-            parent: Some(Parent { exec_id: parent.into(), ..Parent::default() }),
+            process: Some(Process {
+                exec_id: id.into(),
+                exe: exe.into(),
+                ..Process::default()
+            }),
+            parent: Some(Parent {
+                exec_id: parent.into(),
+                ..Parent::default()
+            }),
             ..Event::default()
         }
     }
@@ -116,8 +136,11 @@ mod tests {
         let mut ancestry = Ancestry::new(3);
         ancestry.learn(&exec("b", "/b", "a"));
         ancestry.learn(&exec("c", "/c", "b"));
-        let chain: Vec<String> =
-            ancestry.of(&exec("c", "", "")).into_iter().map(|a| a.exec_id).collect();
+        let chain: Vec<String> = ancestry
+            .of(&exec("c", "", ""))
+            .into_iter()
+            .map(|a| a.exec_id)
+            .collect();
         assert_eq!(chain, ["c", "b", "a"]);
         ancestry.learn(&exec("d", "/d", "c"));
         assert_eq!(ancestry.entries.len(), 3);

@@ -48,13 +48,19 @@ impl Rules {
 
     fn add(&mut self, (set, report): (RuleSet, Report)) {
         self.sets.push(set);
-        self.idle.extend(report.idle.iter().map(ToString::to_string));
-        self.broken.extend(report.broken.iter().map(ToString::to_string));
+        self.idle
+            .extend(report.idle.iter().map(ToString::to_string));
+        self.broken
+            .extend(report.broken.iter().map(ToString::to_string));
     }
 
     /// Tells an operator what has to be repaired.
     pub fn report(&self, problems: &Problems) {
-        tracing::info!(rules = self.loaded(), idle = self.idle.len(), "rules loaded");
+        tracing::info!(
+            rules = self.loaded(),
+            idle = self.idle.len(),
+            "rules loaded"
+        );
         for broken in &self.broken {
             tracing::warn!("{broken}");
         }

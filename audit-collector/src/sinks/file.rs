@@ -26,7 +26,10 @@ impl Sink for JsonLines {
             .append(true)
             .mode(0o600)
             .open(&self.path)
-            .and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_data()))
+            .and_then(|mut file| {
+                file.write_all(line.as_bytes())
+                    .and_then(|()| file.sync_data())
+            })
             .map_err(|error| SinkError::Retry(format!("{}: {error}", self.path.display())))
     }
 }

@@ -31,7 +31,10 @@ impl Webhook {
 
 impl Sink for Webhook {
     fn deliver(&mut self, alert: &Alert) -> Result<(), SinkError> {
-        let mut request = self.agent.post(&self.url).header("content-type", "application/json");
+        let mut request = self
+            .agent
+            .post(&self.url)
+            .header("content-type", "application/json");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }

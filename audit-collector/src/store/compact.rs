@@ -98,14 +98,21 @@ impl Compactor {
                 }
             }
             let state = lock(&self.store.state);
-            let _unused = self.store.arrived.wait_timeout(state, Duration::from_millis(250));
+            let _unused = self
+                .store
+                .arrived
+                .wait_timeout(state, Duration::from_millis(250));
         }
     }
 
     fn due(&self) -> bool {
         let state = lock(&self.store.state);
         let config = &self.store.config;
-        let age = state.fresh.oldest().map(|t| t.elapsed()).unwrap_or_default();
+        let age = state
+            .fresh
+            .oldest()
+            .map(|t| t.elapsed())
+            .unwrap_or_default();
         state.fresh.rows() >= config.compact_rows
             || state.fresh.bytes() >= config.fresh_max_bytes / 2
             || age >= Duration::from_secs(config.compact_after_s)
@@ -145,10 +152,12 @@ impl Compactor {
             manifest.files.push(file);
         }
         manifest.compacted_through = through;
-        manifest.save(&self.store.dir).map_err(|source| CompactError::Io {
-            path: self.store.dir.join(super::manifest::FILE_NAME),
-            source,
-        })?;
+        manifest
+            .save(&self.store.dir)
+            .map_err(|source| CompactError::Io {
+                path: self.store.dir.join(super::manifest::FILE_NAME),
+                source,
+            })?;
         let files = manifest.files.len();
         {
             let mut state = lock(&self.store.state);
@@ -165,26 +174,42 @@ impl Compactor {
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
             return Err(CompactError::Record(0));
         };
-        let name = format!("events/day={day}/{:016x}-{:016x}.parquet", first.wal_index, last.wal_index);
+        let name = format!(
+            "events/day={day}/{:016x}-{:016x}.parquet",
+            first.wal_index, last.wal_index
+        );
         let path = self.store.dir.join(&name);
         let new = path.with_extension("new");
-        let io_error = |source| CompactError::Io { path: path.clone(), source };
+        let io_error = |source| CompactError::Io {
+            path: path.clone(),
+            source,
+        };
         fs::create_dir_all(path.parent().unwrap_or(&self.store.dir)).map_err(io_error)?;
 
         write_parquet(&new, batches, &Raw::new())?;
         let wrong = verify(&new, batches)?;
         if !wrong.is_empty() {
-            tracing::warn!(batches = wrong.len(), "batches keep their original bytes beside columns");
+            tracing::warn!(
+                batches = wrong.len(),
+                "batches keep their original bytes beside columns"
+            );
             let raw = self.original_bytes(&wrong, batches)?;
             write_parquet(&new, batches, &raw)?;
             if let [first, ..] = verify(&new, batches)?[..] {
-                return Err(CompactError::Mismatch { count: wrong.len(), first });
+                return Err(CompactError::Mismatch {
+                    count: wrong.len(),
+                    first,
+                });
             }
         }
         write_headers(&path.with_extension("headers"), batches).map_err(io_error)?;
         let bytes = fs::metadata(&new).map_err(io_error)?.len();
-        fs::rename(&new, &path).and_then(|()| sync_parent(&path)).map_err(io_error)?;
-        let headers = batches.iter().filter_map(|b| BatchHeader::decode(&b.header[..]).ok());
+        fs::rename(&new, &path)
+            .and_then(|()| sync_parent(&path))
+            .map_err(io_error)?;
+        let headers = batches
+            .iter()
+            .filter_map(|b| BatchHeader::decode(&b.header[..]).ok());
         let times: Vec<(i64, i64)> = headers.map(|h| (h.first_time, h.last_time)).collect();
         Ok(TableFile {
             path: name,
@@ -203,8 +228,11 @@ impl Compactor {
         let mut raw = Raw::new();
         for placed in batches.iter().filter(|b| wrong.contains(&b.wal_index)) {
             let index = placed.wal_index;
-            let (_, bytes) =
-                self.store.read_from(index)?.next().ok_or(CompactError::Record(index))??;
+            let (_, bytes) = self
+                .store
+                .read_from(index)?
+                .next()
+                .ok_or(CompactError::Record(index))??;
             let originals = record::event_bytes(&bytes).map_err(|_| CompactError::Record(index))?;
             let rows: Vec<usize> = (placed.start..placed.start + placed.events).collect();
             let rebuilt = rows::events(&placed.chunk.columns, &rows)?;
@@ -269,14 +297,23 @@ fn properties() -> Result<WriterProperties, CompactError> {
 }
 
 fn write_parquet(path: &Path, batches: &[Placed], raw: &Raw) -> Result<(), CompactError> {
-    let io_error = |source| CompactError::Io { path: path.to_path_buf(), source };
+    let io_error = |source| CompactError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
     let schema = rows::file_schema();
     let file = File::create(path).map_err(io_error)?;
     let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties()?))?;
     for (start, run) in runs(batches, raw) {
         let rows = run.iter().map(|b| b.events).sum();
         if rows > 0 {
-            writer.write(&record_batch(&schema, &run[0].chunk, start, rows, raw.get(&run[0].wal_index))?)?;
+            writer.write(&record_batch(
+                &schema,
+                &run[0].chunk,
+                start,
+                rows,
+                raw.get(&run[0].wal_index),
+            )?)?;
         }
     }
     let file = writer.into_inner()?;
@@ -315,7 +352,9 @@ fn record_batch(
     arrays.push(chunk.positions.slice(start, rows));
     let mut originals = BinaryBuilder::new();
     match raw {
-        Some(raw) => raw.iter().for_each(|bytes| originals.append_option(bytes.as_deref())),
+        Some(raw) => raw
+            .iter()
+            .for_each(|bytes| originals.append_option(bytes.as_deref())),
         None => originals.append_nulls(rows),
     }
     arrays.push(Arc::new(originals.finish()));
@@ -324,9 +363,13 @@ fn record_batch(
 
 /// WAL indexes of the batches whose root the file does not give.
 fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
-    let file = File::open(path)
-        .map_err(|source| CompactError::Io { path: path.to_path_buf(), source })?;
-    let mut reader = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(8192).build()?;
+    let file = File::open(path).map_err(|source| CompactError::Io {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let mut reader = ParquetRecordBatchReaderBuilder::try_new(file)?
+        .with_batch_size(8192)
+        .build()?;
     let mut pending: std::collections::VecDeque<Vec<u8>> = std::collections::VecDeque::new();
     let mut wrong = Vec::new();
     for placed in batches {

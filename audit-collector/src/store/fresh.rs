@@ -6,9 +6,15 @@
 
 use std::{sync::Arc, time::Instant};
 
-use arrow::{array::{Array, ArrayRef, Int64Array}, error::ArrowError};
+use arrow::{
+    array::{Array, ArrayRef, Int64Array},
+    error::ArrowError,
+};
 
-use super::{position, rows::{Columns, concat_columns}};
+use super::{
+    position,
+    rows::{Columns, concat_columns},
+};
 
 /// One batch inside a chunk.
 #[derive(Debug, Clone)]
@@ -44,9 +50,8 @@ pub struct Unplaced {
 
 impl Chunk {
     pub fn new(unplaced: Unplaced, wal_index: u64) -> Self {
-        let positions = Int64Array::from_iter_values(
-            (0..unplaced.rows).map(|at| position(wal_index, at)),
-        );
+        let positions =
+            Int64Array::from_iter_values((0..unplaced.rows).map(|at| position(wal_index, at)));
         let batch = BatchEntry {
             wal_index,
             events: unplaced.rows,
@@ -69,8 +74,13 @@ impl Chunk {
 
     fn measure(&self) -> usize {
         let arrays = self.columns.iter().flatten().chain([&self.positions]);
-        let columns: usize = arrays.map(|a| a.get_array_memory_size()).sum();
-        columns + self.batches.iter().map(|b| b.header.len() + 64).sum::<usize>()
+        let columns: usize = arrays.map(Array::get_array_memory_size).sum();
+        columns
+            + self
+                .batches
+                .iter()
+                .map(|b| b.header.len() + 64)
+                .sum::<usize>()
     }
 
     pub fn first_index(&self) -> u64 {
@@ -82,18 +92,24 @@ impl Chunk {
     }
 
     fn join(parts: &[Arc<Chunk>]) -> Result<Self, ArrowError> {
-        let columns: Vec<(&Columns, usize)> =
-            parts.iter().map(|c| (&c.columns, c.rows)).collect();
+        let columns: Vec<(&Columns, usize)> = parts.iter().map(|c| (&c.columns, c.rows)).collect();
         let positions: Vec<&dyn Array> = parts.iter().map(|c| c.positions.as_ref()).collect();
         let mut chunk = Self {
             columns: concat_columns(&columns)?,
             positions: arrow::compute::concat(&positions)?,
             rows: parts.iter().map(|c| c.rows).sum(),
-            batches: parts.iter().flat_map(|c| c.batches.iter().cloned()).collect(),
+            batches: parts
+                .iter()
+                .flat_map(|c| c.batches.iter().cloned())
+                .collect(),
             first_time: parts.iter().map(|c| c.first_time).min().unwrap_or_default(),
             last_time: parts.iter().map(|c| c.last_time).max().unwrap_or_default(),
             bytes: 0,
-            since: parts.iter().map(|c| c.since).min().unwrap_or_else(Instant::now),
+            since: parts
+                .iter()
+                .map(|c| c.since)
+                .min()
+                .unwrap_or_else(Instant::now),
         };
         chunk.bytes = chunk.measure();
         Ok(chunk)
@@ -134,14 +150,23 @@ impl Fresh {
     }
 
     fn join_tail(&self) -> Result<Option<Chunk>, ArrowError> {
-        let Some(tail) = self.chunks.len().checked_sub(JOIN).map(|at| &self.chunks[at..]) else {
+        let Some(tail) = self
+            .chunks
+            .len()
+            .checked_sub(JOIN)
+            .map(|at| &self.chunks[at..])
+        else {
             return Ok(None);
         };
         let class = size_class(tail[JOIN - 1].rows);
         let alike = tail.iter().all(|c| {
             c.rows < LARGE_ROWS && size_class(c.rows) <= class && c.first_index() > self.border
         });
-        if alike { Chunk::join(tail).map(Some) } else { Ok(None) }
+        if alike {
+            Chunk::join(tail).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     pub fn chunks(&self) -> &[Arc<Chunk>] {
@@ -182,7 +207,13 @@ mod tests {
 
     fn chunk(wal_index: u64, events: usize) -> Chunk {
         let mut builder = RowsBuilder::new(events);
-        builder.push(&vec![Event { time: wal_index as i64, ..Event::default() }; events]);
+        builder.push(&vec![
+            Event {
+                time: wal_index as i64,
+                ..Event::default()
+            };
+            events
+        ]);
         let unplaced = Unplaced {
             rows: builder.rows(),
             columns: builder.finish(),
@@ -208,7 +239,10 @@ mod tests {
             .collect();
         assert_eq!(positions.len(), 3000);
         assert!(positions.is_sorted());
-        assert_eq!(fresh.bytes(), fresh.chunks().iter().map(|c| c.bytes).sum::<usize>());
+        assert_eq!(
+            fresh.bytes(),
+            fresh.chunks().iter().map(|c| c.bytes).sum::<usize>()
+        );
     }
 
     #[test]

@@ -79,11 +79,17 @@ impl Manifest {
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { version: VERSION, ..Self::default() });
+                return Ok(Self {
+                    version: VERSION,
+                    ..Self::default()
+                });
             }
             Err(source) => return Err(ManifestError::Io { path, source }),
         };
-        let damaged = |reason: String| ManifestError::Damaged { path: path.clone(), reason };
+        let damaged = |reason: String| ManifestError::Damaged {
+            path: path.clone(),
+            reason,
+        };
         let manifest: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if manifest.version != VERSION {

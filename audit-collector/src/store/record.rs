@@ -38,7 +38,10 @@ pub enum Refused {
     #[error("{0} events are more than the {MAX_EVENTS} that a batch may hold")]
     TooMany(usize),
     #[error("event {at} is not an encoded Event: {source}")]
-    Event { at: usize, source: prost::DecodeError },
+    Event {
+        at: usize,
+        source: prost::DecodeError,
+    },
 }
 
 /// The encoded events of a record.
@@ -77,8 +80,7 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
     let mut builder = RowsBuilder::new(count);
     let mut block: Vec<Event> = Vec::with_capacity(BLOCK_EVENTS.min(count));
     for (at, bytes) in open.iter().enumerate() {
-        let event =
-            Event::decode(&bytes[..]).map_err(|source| Refused::Event { at, source })?;
+        let event = Event::decode(&bytes[..]).map_err(|source| Refused::Event { at, source })?;
         times = (times.0.min(event.time), times.1.max(event.time));
         if let Some(Value::Int(n)) = lost_column.and_then(|c| columns::get(&event, c)) {
             lost = lost.saturating_add(n);
@@ -125,7 +127,10 @@ pub fn report_recovery(name: &str, recovery: &crate::wal::Recovery, problems: &P
     if let Some(damage) = &recovery.damaged {
         problems.set(
             name,
-            format!("damaged: {damage:?}; {} records before it are served", recovery.records),
+            format!(
+                "damaged: {damage:?}; {} records before it are served",
+                recovery.records
+            ),
         );
     }
 }

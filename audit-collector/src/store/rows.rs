@@ -13,7 +13,9 @@ use arrow::{
         TimestampMicrosecondBuilder, new_null_array,
     },
     compute::concat,
-    datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType},
+    datatypes::{
+        DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
+    },
     error::ArrowError,
 };
 use audit_proto::{
@@ -84,9 +86,9 @@ impl Builder {
     fn new(ty: ColumnType, capacity: usize) -> Self {
         match ty {
             ColumnType::Int => Self::Int(Int64Builder::with_capacity(capacity)),
-            ColumnType::Time => Self::Time(
-                TimestampMicrosecondBuilder::with_capacity(capacity).with_timezone(UTC),
-            ),
+            ColumnType::Time => {
+                Self::Time(TimestampMicrosecondBuilder::with_capacity(capacity).with_timezone(UTC))
+            }
             ColumnType::Bool => Self::Bool(BooleanBuilder::with_capacity(capacity)),
             ColumnType::Text | ColumnType::Enum => {
                 Self::Text(StringBuilder::with_capacity(capacity, capacity * 16))
@@ -201,7 +203,9 @@ impl RowsBuilder {
 pub fn concat_columns(parts: &[(&Columns, usize)]) -> Result<Columns, ArrowError> {
     (0..COLUMNS.len())
         .map(|at| {
-            let Some(ty) = parts.iter().find_map(|(c, _)| Some(c[at].as_ref()?.data_type().clone()))
+            let Some(ty) = parts
+                .iter()
+                .find_map(|(c, _)| Some(c[at].as_ref()?.data_type().clone()))
             else {
                 return Ok(None);
             };
@@ -346,6 +350,13 @@ mod tests {
         let single = single.finish();
         let joined = concat_columns(&[(&single, 1), (&columns, 100)]).expect("joins");
         let back = events(&joined, &[0, 1, 100]).expect("events");
-        assert_eq!(back, [events_in[0].clone(), events_in[0].clone(), events_in[99].clone()]);
+        assert_eq!(
+            back,
+            [
+                events_in[0].clone(),
+                events_in[0].clone(),
+                events_in[99].clone()
+            ]
+        );
     }
 }

@@ -23,9 +23,7 @@ use datafusion::{
         physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource},
         source::DataSourceExec,
     },
-    logical_expr::{
-        BinaryExpr, Expr, Operator, TableProviderFilterPushDown, utils::conjunction,
-    },
+    logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, utils::conjunction},
     object_store::{ObjectMeta, path::Path as ObjectPath},
     physical_plan::{ExecutionPlan, union::UnionExec},
 };
@@ -44,14 +42,20 @@ pub struct EventsTable {
 impl EventsTable {
     /// As SQL sees it.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { schema: rows::table_schema(), snapshot }
+        Self {
+            schema: rows::table_schema(),
+            snapshot,
+        }
     }
 
     /// With the column `raw`, from which alone some events come back exactly.
     pub fn with_raw(snapshot: Snapshot) -> Self {
         let mut fields = rows::table_schema().fields().to_vec();
         fields.push(rows::file_schema().fields()[RAW_INDEX].clone());
-        Self { schema: Arc::new(arrow::datatypes::Schema::new(fields)), snapshot }
+        Self {
+            schema: Arc::new(arrow::datatypes::Schema::new(fields)),
+            snapshot,
+        }
     }
 
     fn files(
@@ -62,8 +66,13 @@ impl EventsTable {
         limit: Option<usize>,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let bounds = Bounds::of(filters);
-        let files: Vec<&TableFile> =
-            self.snapshot.manifest.files.iter().filter(|f| bounds.touch_file(f)).collect();
+        let files: Vec<&TableFile> = self
+            .snapshot
+            .manifest
+            .files
+            .iter()
+            .filter(|f| bounds.touch_file(f))
+            .collect();
         if files.is_empty() {
             return Ok(None);
         }
@@ -79,16 +88,21 @@ impl EventsTable {
         for (at, file) in files.into_iter().enumerate() {
             groups[at % count].push(partitioned_file(&self.snapshot.dir, file)?);
         }
-        let mut builder = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
-            .with_projection_indices(projection.cloned())?
-            .with_limit(limit.filter(|_| filters.is_empty()));
+        let mut builder =
+            FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
+                .with_projection_indices(projection.cloned())?
+                .with_limit(limit.filter(|_| filters.is_empty()));
         for group in groups {
             builder = builder.with_file_group(FileGroup::new(group));
         }
         Ok(Some(DataSourceExec::from_data_source(builder.build())))
     }
 
-    fn fresh(&self, projection: Option<&Vec<usize>>, filters: &[Expr]) -> Result<Arc<dyn ExecutionPlan>> {
+    fn fresh(
+        &self,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let all: Vec<usize> = (0..self.schema.fields().len()).collect();
         let projection = projection.unwrap_or(&all);
         let schema = Arc::new(self.schema.project(projection)?);
@@ -107,8 +121,6 @@ impl EventsTable {
         Ok(MemorySourceConfig::try_new_exec(&[batches], schema, None)?)
     }
 }
-
-
 
 fn partitioned_file(dir: &Path, file: &TableFile) -> Result<PartitionedFile> {
     let location = ObjectPath::from_absolute_path(std::path::absolute(dir.join(&file.path))?)
@@ -154,7 +166,10 @@ struct Bounds {
 
 impl Bounds {
     fn of(filters: &[Expr]) -> Self {
-        let mut bounds = Self { time: i64::MIN..=i64::MAX, position: i64::MIN..=i64::MAX };
+        let mut bounds = Self {
+            time: i64::MIN..=i64::MAX,
+            position: i64::MIN..=i64::MAX,
+        };
         for filter in filters {
             bounds.narrow(filter);
         }
@@ -163,7 +178,11 @@ impl Bounds {
 
     fn narrow(&mut self, filter: &Expr) {
         match filter {
-            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+            Expr::BinaryExpr(BinaryExpr {
+                left,
+                op: Operator::And,
+                right,
+            }) => {
                 self.narrow(left);
                 self.narrow(right);
             }
@@ -216,11 +235,17 @@ impl Bounds {
     }
 
     fn touch_file(&self, file: &TableFile) -> bool {
-        self.touch((file.first_time, file.last_time), (file.first_position, file.last_position))
+        self.touch(
+            (file.first_time, file.last_time),
+            (file.first_position, file.last_position),
+        )
     }
 
     fn touch_chunk(&self, chunk: &Chunk) -> bool {
-        let position = (super::position(chunk.first_index(), 0), super::end_position(chunk.last_index()));
+        let position = (
+            super::position(chunk.first_index(), 0),
+            super::end_position(chunk.last_index()),
+        );
         self.touch((chunk.first_time, chunk.last_time), position)
     }
 }
@@ -235,7 +260,10 @@ impl TableProvider for EventsTable {
         TableType::Base
     }
 
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
         Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
     }
 

@@ -36,9 +36,16 @@ fn with_rule(dir: &Path) -> Config {
 }
 
 async fn alerts(collector: &Collector) -> Vec<Alert> {
-    let stream = collector.client().alerts(AlertsRequest::default()).await.expect("alerts");
+    let stream = collector
+        .client()
+        .alerts(AlertsRequest::default())
+        .await
+        .expect("alerts");
     let answers: Vec<_> = stream.into_inner().collect().await;
-    answers.into_iter().map(|a| a.expect("alert").alert.expect("alert")).collect()
+    answers
+        .into_iter()
+        .map(|a| a.expect("alert").alert.expect("alert"))
+        .collect()
 }
 
 #[tokio::test]
@@ -57,17 +64,34 @@ async fn an_alert_is_raised_once_across_restart_and_has_its_ancestry() {
     events.push(evil.clone());
     let batches = [agent.seal(&events)];
     deliver(&collector.channel, &agent, &batches).await;
-    eventually("an alert", || async { status(&collector.channel).await.alerts == 1 }).await;
+    eventually("an alert", || async {
+        status(&collector.channel).await.alerts == 1
+    })
+    .await;
     let raised = alerts(&collector).await;
     assert_eq!(raised.len(), 1);
     assert_eq!(raised[0].number, 1);
     assert_eq!(raised[0].event.as_ref(), Some(&evil));
     let rule = raised[0].rule.as_ref().expect("rule");
-    assert_eq!((rule.title.as_str(), rule.level.as_str()), ("Evil program", "high"));
-    let chain: Vec<&str> = raised[0].ancestry.iter().map(|a| a.exec_id.as_str()).collect();
+    assert_eq!(
+        (rule.title.as_str(), rule.level.as_str()),
+        ("Evil program", "high")
+    );
+    let chain: Vec<&str> = raised[0]
+        .ancestry
+        .iter()
+        .map(|a| a.exec_id.as_str())
+        .collect();
     assert_eq!(chain, ["x-6", "x-2"]);
-    let row = table(&collector.channel, "select rule_title, process_exe, event_id from alerts").await;
-    assert!(row.contains("| Evil program | /tmp/evil   | run1-process-0-6 |"), "{row}");
+    let row = table(
+        &collector.channel,
+        "select rule_title, process_exe, event_id from alerts",
+    )
+    .await;
+    assert!(
+        row.contains("| Evil program | /tmp/evil   | run1-process-0-6 |"),
+        "{row}"
+    );
     let joined = "select count(*) from alerts a join events e on a.position = e.position";
     assert_eq!(number(&collector.channel, joined).await, 1);
     collector.stop().await;
@@ -77,7 +101,10 @@ async fn an_alert_is_raised_once_across_restart_and_has_its_ancestry() {
     let collector = Collector::start(settings).await;
     let more = [sealed(&mut agent, 1)];
     deliver(&collector.channel, &agent, &more).await;
-    eventually("the second alert", || async { status(&collector.channel).await.alerts >= 2 }).await;
+    eventually("the second alert", || async {
+        status(&collector.channel).await.alerts >= 2
+    })
+    .await;
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert_eq!(alerts(&collector).await.len(), 2);
     collector.stop().await;
@@ -109,9 +136,17 @@ fn receiver(failures: usize) -> (String, mpsc::Receiver<String>) {
             }
             let mut body = vec![0; length];
             stream.read_exact(&mut body).expect("body");
-            let status = if at < failures { "503 Busy" } else { "204 Taken" };
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            stream.get_mut().write_all(answer.as_bytes()).expect("answer");
+            let status = if at < failures {
+                "503 Busy"
+            } else {
+                "204 Taken"
+            };
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            stream
+                .get_mut()
+                .write_all(answer.as_bytes())
+                .expect("answer");
             if at >= failures && sender.send(String::from_utf8(body).expect("text")).is_err() {
                 return;
             }
@@ -126,20 +161,28 @@ async fn a_failing_webhook_is_retried_and_the_file_has_a_line_each() {
     let (url, bodies) = receiver(2);
     let mut settings = with_rule(dir.path());
     settings.sinks.file = dir.path().join("alerts.jsonl");
-    settings.sinks.webhooks =
-        vec![Webhook { name: "test".into(), url: url.clone(), ..Webhook::default() }];
+    settings.sinks.webhooks = vec![Webhook {
+        name: "test".into(),
+        url: url.clone(),
+        ..Webhook::default()
+    }];
     let collector = Collector::start(settings).await;
     let mut agent = Agent::new("run1");
     let batches = [sealed(&mut agent, 2)];
     deliver(&collector.channel, &agent, &batches).await;
     eventually("a problem that names the receiver", || async {
         let problems = status(&collector.channel).await.problems;
-        problems.iter().any(|p| p.contains("sink test") && p.contains("503") && p.contains(&url))
+        problems
+            .iter()
+            .any(|p| p.contains("sink test") && p.contains("503") && p.contains(&url))
     })
     .await;
     let received = tokio::task::spawn_blocking(move || {
         let wait = std::time::Duration::from_secs(20);
-        [bodies.recv_timeout(wait).expect("first"), bodies.recv_timeout(wait).expect("second")]
+        [
+            bodies.recv_timeout(wait).expect("first"),
+            bodies.recv_timeout(wait).expect("second"),
+        ]
     })
     .await
     .expect("join");

@@ -3,10 +3,8 @@
 
 use std::{
     fs,
-
     path::Path,
     process::{Child, Command, Stdio},
-
 };
 
 use audit_proto::{Message as _, v1::TailRequest};
@@ -30,7 +28,12 @@ fn spawn(dir: &Path, options: &[&str]) -> Child {
     }
     let config = dir.join("none.yaml");
     fs::write(&config, "").expect("write");
-    command.arg("--config").arg(config).stderr(Stdio::null()).spawn().expect("starts")
+    command
+        .arg("--config")
+        .arg(config)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts")
 }
 
 fn parquet_files(data: &Path) -> Vec<std::path::PathBuf> {
@@ -57,7 +60,11 @@ async fn kill_9_loses_and_repeats_nothing() {
         let mut child = spawn(dir.path(), &options);
         let channel = connect(&socket).await;
         let mut session = Session::open(&channel, &agent.hello).await;
-        assert!(session.welcome >= sent, "acknowledged {sent}, but stored {}", session.welcome);
+        assert!(
+            session.welcome >= sent,
+            "acknowledged {sent}, but stored {}",
+            session.welcome
+        );
         for batch in &batches[session.welcome as usize..(round + 1) * 40] {
             session.send(batch).await;
         }
@@ -79,7 +86,10 @@ async fn kill_9_loses_and_repeats_nothing() {
         session.acked(200).await;
     }
     let found = table(&channel, EXACT).await;
-    assert!(found.contains("| 8000 | 8000 | 8000      | 1     | 8000 |"), "{found}");
+    assert!(
+        found.contains("| 8000 | 8000 | 8000      | 1     | 8000 |"),
+        "{found}"
+    );
     child.kill().expect("SIGKILL");
     child.wait().expect("reaped");
 }
@@ -94,15 +104,25 @@ async fn compaction_changes_no_answer_and_survives_restart() {
     let mut batches = agent.batches(30, 100);
     // Bytes that columns cannot give back: an unknown field, as of a newer agent.
     let odd = agent.events(3);
-    let mut encoded: Vec<Vec<u8>> = odd.iter().map(|e| e.encode_to_vec()).collect();
+    let mut encoded: Vec<Vec<u8>> = odd
+        .iter()
+        .map(audit_proto::Message::encode_to_vec)
+        .collect();
     encoded[1].extend_from_slice(&[0xfa, 0x3f, 0x01, 0x07]);
     batches.push(agent.seal_bytes(&encoded, &odd));
     deliver(&collector.channel, &agent, &batches).await;
     let question = "select * from events order by position";
     let before = table(&collector.channel, question).await;
-    let walk = TailRequest { since_time: Some(0), until_now: true, ..TailRequest::default() };
-    let tailed_before: Vec<_> =
-        tail(&collector.channel, walk.clone()).await.into_iter().flat_map(|r| r.events).collect();
+    let walk = TailRequest {
+        since_time: Some(0),
+        until_now: true,
+        ..TailRequest::default()
+    };
+    let tailed_before: Vec<_> = tail(&collector.channel, walk.clone())
+        .await
+        .into_iter()
+        .flat_map(|r| r.events)
+        .collect();
     collector.stop().await;
 
     settings.table.compact_rows = 1;
@@ -114,8 +134,11 @@ async fn compaction_changes_no_answer_and_survives_restart() {
     let now = status(&collector.channel).await;
     assert!(now.table_files >= 1 && now.problems.is_empty(), "{now:?}");
     assert_eq!(table(&collector.channel, question).await, before);
-    let tailed: Vec<_> =
-        tail(&collector.channel, walk.clone()).await.into_iter().flat_map(|r| r.events).collect();
+    let tailed: Vec<_> = tail(&collector.channel, walk.clone())
+        .await
+        .into_iter()
+        .flat_map(|r| r.events)
+        .collect();
     assert_eq!(tailed.len(), tailed_before.len());
     assert_eq!(tailed, tailed_before);
     collector.stop().await;
@@ -123,7 +146,10 @@ async fn compaction_changes_no_answer_and_survives_restart() {
     let collector = Collector::start(settings).await;
     assert_eq!(table(&collector.channel, question).await, before);
     let session = Session::open(&collector.channel, &agent.hello).await;
-    assert_eq!(session.welcome, 31, "the cursor of the stream outlives its WAL records");
+    assert_eq!(
+        session.welcome, 31,
+        "the cursor of the stream outlives its WAL records"
+    );
     drop(session);
     collector.stop().await;
 }
@@ -149,7 +175,10 @@ async fn orphans_of_an_unfinished_compaction_are_deleted() {
     fs::copy(&known[0], &orphan).expect("copy");
     fs::write(orphan.with_extension("new"), b"half").expect("write");
     let collector = Collector::start(settings).await;
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 20);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        20
+    );
     assert_eq!(parquet_files(&data).len(), known.len());
     assert!(!orphan.with_extension("new").exists());
     collector.stop().await;
@@ -166,12 +195,21 @@ async fn a_corrupt_wal_tail_is_reported_and_the_rest_served() {
     collector.stop().await;
     damage_last_record(&data.join("wal"), &batches[4].encode_to_vec());
     let collector = Collector::start(config(dir.path())).await;
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 40);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        40
+    );
     let session = Session::open(&collector.channel, &agent.hello).await;
-    assert_eq!(session.welcome, 4, "the agent is asked for the lost batch again");
+    assert_eq!(
+        session.welcome, 4,
+        "the agent is asked for the lost batch again"
+    );
     drop(session);
     deliver(&collector.channel, &agent, &batches[4..]).await;
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 50);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        50
+    );
     collector.stop().await;
 }
 
@@ -184,7 +222,8 @@ fn damage_last_record(wal: &Path, record: &[u8]) {
         if let Some(at) = bytes.windows(record.len()).position(|w| w == record) {
             let file = fs::File::options().write(true).open(&path).expect("open");
             let middle = at + record.len() / 2;
-            file.write_all_at(&[bytes[middle] ^ 0x55], middle as u64).expect("write");
+            file.write_all_at(&[bytes[middle] ^ 0x55], middle as u64)
+                .expect("write");
             return;
         }
     }
@@ -203,12 +242,27 @@ async fn sigterm_drains_and_exits_0_and_two_cannot_share_a_directory() {
     let mut second = config(dir.path());
     second.listen.unix = dir.path().join("other.sock");
     let (_stop, stopped) = tokio::sync::watch::channel(false);
-    let error = audit_collector::start(second, stopped).await.err().expect("refused").to_string();
+    let error = audit_collector::start(second, stopped)
+        .await
+        .err()
+        .expect("refused")
+        .to_string();
     assert!(error.contains("in use by another collector"), "{error}");
 
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
-    let code = tokio::task::spawn_blocking(move || child.wait()).await.expect("join");
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("kill")
+            .success()
+    );
+    let code = tokio::task::spawn_blocking(move || child.wait())
+        .await
+        .expect("join");
     assert_eq!(code.expect("exit").code(), Some(0));
-    assert!(!dir.path().join("collector.sock").exists(), "the socket is removed");
+    assert!(
+        !dir.path().join("collector.sock").exists(),
+        "the socket is removed"
+    );
 }

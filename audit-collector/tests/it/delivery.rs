@@ -52,7 +52,10 @@ async fn a_duplicate_is_acknowledged_and_stored_once() {
     assert_eq!(again.welcome, 3);
     again.send(&batches[1]).await;
     assert_eq!(again.ack().await.expect("acknowledged"), 3);
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 15);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        15
+    );
     let status = status(&collector.channel).await;
     assert_eq!((status.duplicate_batches, status.rejected_batches), (1, 0));
     collector.stop().await;
@@ -72,7 +75,11 @@ async fn a_bad_batch_is_named_counted_and_costs_nothing_else() {
     wrong_payload.events = vec![1, 2, 3].into();
     let mut wrong_chain = batches[1].clone();
     wrong_chain.header.as_mut().expect("header").previous_hash[5] ^= 1;
-    for (bad, words) in [(wrong_root, "root"), (wrong_payload, "batch 2"), (wrong_chain, "chain")] {
+    for (bad, words) in [
+        (wrong_root, "root"),
+        (wrong_payload, "batch 2"),
+        (wrong_chain, "chain"),
+    ] {
         let mut session = Session::open(&collector.channel, &agent.hello).await;
         session.send(&bad).await;
         let error = session.ack().await.expect_err("refused");
@@ -83,10 +90,16 @@ async fn a_bad_batch_is_named_counted_and_costs_nothing_else() {
     session.send(&batches[2]).await;
     let error = session.ack().await.expect_err("a gap is refused");
     assert_eq!(error.code(), Code::FailedPrecondition);
-    assert!(error.message().contains("batches 2 to 2 are missing"), "{error}");
+    assert!(
+        error.message().contains("batches 2 to 2 are missing"),
+        "{error}"
+    );
 
     deliver(&collector.channel, &agent, &batches[1..]).await;
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 15);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        15
+    );
     assert_eq!(status(&collector.channel).await.rejected_batches, 3);
     collector.stop().await;
 }
@@ -105,7 +118,10 @@ async fn the_newest_session_of_a_stream_wins() {
     assert_eq!(old.ack().await.expect_err("ended").code(), Code::Aborted);
     new.send(&batches[1]).await;
     new.acked(2).await;
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 4);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        4
+    );
     collector.stop().await;
 }
 
@@ -128,8 +144,18 @@ async fn many_agents_at_once_lose_nothing() {
     }
     let counts = "select count(*) from (select distinct id from events)";
     assert_eq!(number(&collector.channel, counts).await, 8000);
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 8000);
-    assert_eq!(number(&collector.channel, "select count(distinct position) from events").await, 8000);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        8000
+    );
+    assert_eq!(
+        number(
+            &collector.channel,
+            "select count(distinct position) from events"
+        )
+        .await,
+        8000
+    );
     collector.stop().await;
 }
 
@@ -142,6 +168,9 @@ async fn an_empty_batch_is_a_batch() {
     let batches = [agent.seal(&none), agent.seal(&none)];
     deliver(&collector.channel, &agent, &batches).await;
     assert_eq!(status(&collector.channel).await.stored_batches, 2);
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 0);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        0
+    );
     collector.stop().await;
 }

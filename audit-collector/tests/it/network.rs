@@ -14,11 +14,13 @@ async fn garbage_on_the_port_hurts_nobody() {
     let address = collector.running().addresses.tcp.expect("tcp");
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
-        &[0xff; 100_000],
+        &vec![0xff; 100_000],
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\xff\xff\xff\xff\xff",
         b"",
     ] {
-        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("connects");
         let _ = stream.write_all(garbage).await;
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
@@ -28,16 +30,33 @@ async fn garbage_on_the_port_hurts_nobody() {
     let mut agent = Agent::new("run1");
     let batches = agent.batches(1, 4);
     deliver(&collector.channel, &agent, &batches).await;
-    assert_eq!(number(&collector.channel, "select count(*) from events").await, 4);
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        4
+    );
     let mut health = HealthClient::new(collector.channel.clone());
-    let request = HealthCheckRequest { service: "audit.v1.Ingest".to_owned() };
-    assert_eq!(health.check(request).await.expect("health").into_inner().status, 1);
+    let request = HealthCheckRequest {
+        service: "audit.v1.Ingest".to_owned(),
+    };
+    assert_eq!(
+        health
+            .check(request)
+            .await
+            .expect("health")
+            .into_inner()
+            .status,
+        1
+    );
     collector.stop().await;
 }
 
 async fn refusal(settings: audit_collector::Config) -> String {
     let (_stop, stopped) = tokio::sync::watch::channel(false);
-    audit_collector::start(settings, stopped).await.err().expect("refused").to_string()
+    audit_collector::start(settings, stopped)
+        .await
+        .err()
+        .expect("refused")
+        .to_string()
 }
 
 #[tokio::test]
@@ -48,7 +67,10 @@ async fn a_taken_port_or_socket_is_named_and_a_stale_socket_replaced() {
     let mut settings = config(dir.path());
     settings.listen.tcp = address.to_string();
     let message = refusal(settings).await;
-    assert!(message.contains(&address.to_string()) && message.contains("listen.tcp"), "{message}");
+    assert!(
+        message.contains(&address.to_string()) && message.contains("listen.tcp"),
+        "{message}"
+    );
 
     let settings = config(dir.path());
     drop(std::os::unix::net::UnixListener::bind(&settings.listen.unix).expect("bind"));
@@ -57,12 +79,18 @@ async fn a_taken_port_or_socket_is_named_and_a_stale_socket_replaced() {
     let message = refusal(settings.clone()).await;
     assert!(message.contains("another collector answers"), "{message}");
     use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::metadata(&settings.listen.unix).expect("socket").permissions().mode();
+    let mode = std::fs::metadata(&settings.listen.unix)
+        .expect("socket")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o660);
     collector.stop().await;
 
     std::fs::write(&settings.listen.unix, "precious").expect("write");
     let message = refusal(settings.clone()).await;
     assert!(message.contains("not a socket"), "{message}");
-    assert_eq!(std::fs::read_to_string(&settings.listen.unix).expect("kept"), "precious");
+    assert_eq!(
+        std::fs::read_to_string(&settings.listen.unix).expect("kept"),
+        "precious"
+    );
 }

@@ -26,7 +26,10 @@ pub struct Collector {
 }
 
 pub fn config(dir: &Path) -> Config {
-    let mut config = Config { data_dir: dir.join("data"), ..Config::default() };
+    let mut config = Config {
+        data_dir: dir.join("data"),
+        ..Config::default()
+    };
     config.listen.unix = dir.join("collector.sock");
     config.listen.tcp = String::new();
     config.detect.builtin_rules = false;
@@ -38,8 +41,15 @@ impl Collector {
         let (stop, stopped) = watch::channel(false);
         let dir = config.data_dir.clone();
         let socket = config.listen.unix.clone();
-        let running = audit_collector::start(config, stopped).await.expect("starts");
-        Self { dir, stop, running: Some(running), channel: connect(&socket).await }
+        let running = audit_collector::start(config, stopped)
+            .await
+            .expect("starts");
+        Self {
+            dir,
+            stop,
+            running: Some(running),
+            channel: connect(&socket).await,
+        }
     }
 
     pub fn running(&self) -> &Running {
@@ -52,7 +62,12 @@ impl Collector {
 
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        self.running.take().expect("running").wait().await.expect("stops cleanly");
+        self.running
+            .take()
+            .expect("running")
+            .wait()
+            .await
+            .expect("stops cleanly");
     }
 }
 
@@ -92,7 +107,12 @@ impl Agent {
             version: "test".into(),
             pid: 1,
         };
-        Self { hello, batch: 0, previous: Vec::new(), sequence: 0 }
+        Self {
+            hello,
+            batch: 0,
+            previous: Vec::new(),
+            sequence: 0,
+        }
     }
 
     pub fn event(&mut self, exe: &str) -> Event {
@@ -103,7 +123,10 @@ impl Agent {
             boot_time_ns: self.sequence,
             kind: Kind::Exec.into(),
             sequence: Some(self.sequence),
-            host: Some(Host { name: "testhost".into(), ..Host::default() }),
+            host: Some(Host {
+                name: "testhost".into(),
+                ..Host::default()
+            }),
             process: Some(Process {
                 exec_id: format!("x-{}", self.sequence),
                 pid: Some(self.sequence % 1000),
@@ -121,7 +144,13 @@ impl Agent {
     }
 
     pub fn seal(&mut self, events: &[Event]) -> Batch {
-        self.seal_bytes(&events.iter().map(|e| e.encode_to_vec()).collect::<Vec<_>>(), events)
+        self.seal_bytes(
+            &events
+                .iter()
+                .map(audit_proto::Message::encode_to_vec)
+                .collect::<Vec<_>>(),
+            events,
+        )
     }
 
     pub fn seal_bytes(&mut self, encoded: &[Vec<u8>], events: &[Event]) -> Batch {
@@ -145,7 +174,10 @@ impl Agent {
         };
         self.previous = Sha256::digest(header.encode_to_vec()).to_vec();
         let payload = zstd::bulk::compress(&raw, 1).expect("compress");
-        Batch { header: Some(header), events: payload.into() }
+        Batch {
+            header: Some(header),
+            events: payload.into(),
+        }
     }
 
     pub fn batches(&mut self, count: usize, events: usize) -> Vec<Batch> {
@@ -185,13 +217,20 @@ impl Session {
             .max_encoding_message_size(audit_proto::MAX_MESSAGE_BYTES);
         let message = Some(deliver_request::Message::Hello(hello.clone()));
         out.send(DeliverRequest { message }).await.expect("sends");
-        let mut answers =
-            client.deliver(ReceiverStream::new(requests)).await.expect("accepted").into_inner();
+        let mut answers = client
+            .deliver(ReceiverStream::new(requests))
+            .await
+            .expect("accepted")
+            .into_inner();
         let first = answers.message().await.expect("answer").expect("welcome");
         let Some(deliver_response::Message::Welcome(welcome)) = first.message else {
             panic!("no welcome: {first:?}");
         };
-        Self { out, answers, welcome: welcome.last_batch }
+        Self {
+            out,
+            answers,
+            welcome: welcome.last_batch,
+        }
     }
 
     pub async fn send(&self, batch: &Batch) {
@@ -217,12 +256,19 @@ pub async fn deliver(channel: &Channel, agent: &Agent, batches: &[Batch]) {
     for batch in batches {
         session.send(batch).await;
     }
-    let last = batches.last().and_then(|b| b.header.as_ref()).expect("batches").batch;
+    let last = batches
+        .last()
+        .and_then(|b| b.header.as_ref())
+        .expect("batches")
+        .batch;
     session.acked(last).await;
 }
 
 pub async fn query(channel: &Channel, sql: &str) -> Result<Vec<RecordBatch>, Status> {
-    let request = QueryRequest { sql: sql.into(), limit: 0 };
+    let request = QueryRequest {
+        sql: sql.into(),
+        limit: 0,
+    };
     let mut stream = client(channel).query(request).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(piece) = stream.message().await? {
@@ -235,7 +281,9 @@ pub async fn query(channel: &Channel, sql: &str) -> Result<Vec<RecordBatch>, Sta
 /// A result as text, for comparing.
 pub async fn table(channel: &Channel, sql: &str) -> String {
     let batches = query(channel, sql).await.expect("query");
-    arrow::util::pretty::pretty_format_batches(&batches).expect("formats").to_string()
+    arrow::util::pretty::pretty_format_batches(&batches)
+        .expect("formats")
+        .to_string()
 }
 
 pub async fn number(channel: &Channel, sql: &str) -> i64 {
@@ -245,12 +293,23 @@ pub async fn number(channel: &Channel, sql: &str) -> i64 {
 }
 
 pub async fn status(channel: &Channel) -> StatusResponse {
-    client(channel).status(StatusRequest {}).await.expect("status").into_inner()
+    client(channel)
+        .status(StatusRequest {})
+        .await
+        .expect("status")
+        .into_inner()
 }
 
 pub async fn tail(channel: &Channel, request: TailRequest) -> Vec<TailResponse> {
-    let stream = client(channel).tail(request).await.expect("tail").into_inner();
-    stream.collect::<Result<Vec<_>, _>>().await.expect("tail to its end")
+    let stream = client(channel)
+        .tail(request)
+        .await
+        .expect("tail")
+        .into_inner();
+    stream
+        .collect::<Result<Vec<_>, _>>()
+        .await
+        .expect("tail to its end")
 }
 
 /// Waits until `check` holds, at most 20 s.
