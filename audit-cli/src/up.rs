@@ -43,7 +43,10 @@ For a permanent installation run audit-agent and audit-collector as services ins
 /// From opening the store to answering; recovery of a long log is what takes time.
 const COLLECTOR_START: Duration = Duration::from_secs(120);
 /// From loading the kernel programs to the first batch stored.
-const AGENT_START: Duration = Duration::from_secs(60);
+/// The verifier of a busy small machine alone may take a minute.
+const AGENT_START: Duration = Duration::from_secs(240);
+/// A wait longer than this is told, so that nobody takes it for a hang.
+const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Record this host: agent and collector in one process, until Ctrl-C
@@ -421,6 +424,7 @@ async fn first_events(
     steps: &Steps,
 ) -> Result<()> {
     let start = Instant::now();
+    let mut told = start;
     let status = loop {
         if half.task.is_finished() {
             return Err(half.ended("agent").await);
@@ -428,6 +432,14 @@ async fn first_events(
         let status = ask(client).await?;
         if status.stored_events > before {
             break status;
+        }
+        if told.elapsed() > PATIENCE {
+            told = Instant::now();
+            let waited = start.elapsed().as_secs();
+            steps.say(
+                "agent",
+                &format!("still waiting for its first events ({waited} s)"),
+            );
         }
         if start.elapsed() > AGENT_START {
             bail!(
