@@ -81,7 +81,11 @@ def main() -> None:
     arguments = parser.parse_args()
     messages, services = load_client(PROTO)
     cursor = read_cursor(arguments.cursor_file)
-    options = [("grpc.max_receive_message_length", 16 << 20)]
+    # gRPC names a unix socket by its path, which is no valid HTTP authority.
+    options = [
+        ("grpc.max_receive_message_length", 16 << 20),
+        ("grpc.default_authority", "localhost"),
+    ]
     with grpc.insecure_channel(arguments.server, options=options) as channel:
         stub = services.CollectorStub(channel)
         while True:
