@@ -213,7 +213,12 @@ fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
 fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
     let names = filter::watch_names(&config.capture.watch_reads)
         .map_err(|error| ProbeError::Watch(error.to_string()))?;
-    let mut watched: HashMap<_, [u8; WATCHED_NAME_BYTES], u8> = take(ebpf, "WATCHED")?;
+    // Borrowed, not taken: the programs that use it are loaded later.
+    let map = ebpf
+        .map_mut("WATCHED")
+        .ok_or_else(|| ProbeError::Load("the object has no map WATCHED".to_owned()))?;
+    let mut watched: HashMap<_, [u8; WATCHED_NAME_BYTES], u8> = HashMap::try_from(map)
+        .map_err(|error| ProbeError::Load(format!("map WATCHED: {error}")))?;
     for name in names {
         let mut key = [0; WATCHED_NAME_BYTES];
         let room = key.get_mut(..name.len()).filter(|_| name.len() < WATCHED_NAME_BYTES);

@@ -22,9 +22,12 @@ use crate::{
     syscall, task,
 };
 
+/// A NUL-padded name, in words: it is zeroed for every open, and bytes would become a loop.
+type WatchedName = [u64; limits::WATCHED_NAME_BYTES / 8];
+
 /// Names of files, or of the directories they are in, whose reads are reported.
 #[map]
-static WATCHED: HashMap<[u8; limits::WATCHED_NAME_BYTES], u8> =
+static WATCHED: HashMap<WatchedName, u8> =
     HashMap::with_max_entries(limits::WATCHED_NAMES, 0);
 
 const FMODE_WRITE: u32 = 2;
@@ -143,10 +146,14 @@ fn watched(path: &Path) -> bool {
 
 #[inline(always)]
 fn watched_name(name: u64) -> bool {
-    let mut key = [0u8; limits::WATCHED_NAME_BYTES];
+    let mut key: WatchedName = [0; limits::WATCHED_NAME_BYTES / 8];
     // SAFETY: the helper writes at most the key's size and ends it with NUL; the rest stays zero.
     unsafe {
-        bpf_probe_read_kernel_str(key.as_mut_ptr().cast(), key.len() as u32, name as *const _);
+        bpf_probe_read_kernel_str(
+            key.as_mut_ptr().cast(),
+            limits::WATCHED_NAME_BYTES as u32,
+            name as *const _,
+        );
         WATCHED.get(key).is_some()
     }
 }

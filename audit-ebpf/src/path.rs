@@ -9,12 +9,7 @@ use audit_common::{
     record::section_flags,
 };
 
-use crate::{
-    kernel,
-    record::{Open, Writer},
-    settings::offset,
-    task,
-};
+use crate::{kernel, record::Writer, settings::offset, task};
 
 /// `struct path`: a dentry in a mount.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,71 +64,99 @@ impl Path {
 }
 
 /// Writes the section `tag` with the components of `path`.
-// Its own function: the verifier checks a BPF function's body once for each call, and programs
-// call it up to three times, but the instructions are there once.
 #[inline(always)]
 pub fn section(writer: &mut Writer, tag: u8, path: Path) {
     let mut open = writer.section(tag);
-    walk(writer, &mut open, path);
+    let root = Path::root();
+    let mut climb = Climb {
+        class: writer.class().into(),
+        start: writer.end(),
+        at: path,
+        mount_root: kernel::pointer(path.mount, offset!(vfsmount_root)),
+        root,
+        root_at: BELOW_ROOT,
+        flags: section_flags::TRUNCATED.into(),
+    };
+    writer.suspend();
+    kernel::repeat(PATH_COMPONENTS, &mut climb, step);
+    writer.reload();
+    open.flags = climb.flags as u8;
+    if deleted(path.dentry) {
+        open.flags |= section_flags::DELETED;
+    }
+    if climb.root_at == BELOW_ROOT {
+        climb.root_at = writer.end() - climb.start;
+        open.flags |= section_flags::UNREACHABLE;
+    }
+    open.root_at = climb.root_at as u16;
     writer.close(open);
 }
 
-#[inline(always)]
-fn walk(writer: &mut Writer, open: &mut Open, path: Path) {
-    let root = Path::root();
-    let Path {
-        mount: mut vfsmount,
-        mut dentry,
-    } = path;
-    let mut mount_root = kernel::pointer(vfsmount, offset!(vfsmount_root));
-    let mut below_root = true;
-    let mut last = true;
-    for _ in 0..PATH_COMPONENTS {
-        if below_root && dentry == root.dentry && vfsmount == root.mount {
-            below_root = false;
-            open.root_at = writer.length(open) as u16;
-        }
-        if dentry == mount_root {
-            let mount = vfsmount - offset!(mount_mnt) as u64;
-            let above = kernel::pointer(mount, offset!(mount_parent));
-            if above == mount {
-                finish(writer, open, below_root);
-                return;
-            }
-            dentry = kernel::pointer(mount, offset!(mount_mountpoint));
-            vfsmount = above + offset!(mount_mnt) as u64;
-            mount_root = kernel::pointer(vfsmount, offset!(vfsmount_root));
-            continue;
-        }
-        let link: Link = kernel::read(dentry, offset!(dentry_parent));
-        if last {
-            last = false;
-            // As d_unlinked() has it: not in the hash, and not a root.
-            let unhashed = kernel::pointer(dentry, offset!(dentry_hash_pprev)) == 0;
-            if unhashed && link.parent != dentry {
-                open.flags |= section_flags::DELETED;
-            }
-        }
-        if link.parent == dentry {
-            // A root that is not where it is mounted: memfd, pipe, or a detached tree.
-            open.flags |= section_flags::PSEUDO;
-            writer.kernel_text::<{ NAME_BYTES as u32 }>(link.name);
-            finish(writer, open, below_root);
-            return;
-        }
-        if writer.kernel_text::<{ NAME_BYTES as u32 }>(link.name) == 0 || !writer.has_room() {
-            break;
-        }
-        dentry = link.parent;
-    }
-    open.truncated();
-    finish(writer, open, below_root);
+/// `Climb::root_at` until the process's root is met.
+const BELOW_ROOT: u64 = u64::MAX;
+
+/// How far a walk has come.
+struct Climb {
+    class: u64,
+    start: u64,
+    at: Path,
+    /// The dentry at which the mount `at.mount` begins.
+    mount_root: u64,
+    root: Path,
+    root_at: u64,
+    /// TRUNCATED until the walk has ended.
+    flags: u64,
 }
 
-#[inline(always)]
-fn finish(writer: &Writer, open: &mut Open, below_root: bool) {
-    if below_root {
-        open.root_at = writer.length(open) as u16;
-        open.flags |= section_flags::UNREACHABLE;
+const CONTINUE: u64 = 0;
+const STOP: u64 = 1;
+
+/// One component, or one crossing of a mount.
+extern "C" fn step(_: u64, climb: *mut Climb) -> u64 {
+    // SAFETY: bpf_loop passes on the pointer that `section` gave it.
+    let climb = unsafe { &mut *climb };
+    let Some(mut writer) = Writer::resume(climb.class as u8) else {
+        return STOP;
+    };
+    if climb.root_at == BELOW_ROOT && climb.at == climb.root {
+        climb.root_at = writer.end() - climb.start;
     }
+    if climb.at.dentry == climb.mount_root {
+        return cross(climb);
+    }
+    let link: Link = kernel::read(climb.at.dentry, offset!(dentry_parent));
+    let read = writer.kernel_text::<{ NAME_BYTES as u32 }>(link.name);
+    writer.suspend();
+    if link.parent == climb.at.dentry {
+        // A root that is not where it is mounted: memfd, pipe, or a detached tree.
+        climb.flags = section_flags::PSEUDO.into();
+        return STOP;
+    }
+    if read == 0 || !writer.has_room() {
+        return STOP;
+    }
+    climb.at.dentry = link.parent;
+    CONTINUE
+}
+
+/// From the root of a mount to the directory that it is mounted on.
+#[inline(always)]
+fn cross(climb: &mut Climb) -> u64 {
+    let mount = climb.at.mount - offset!(mount_mnt) as u64;
+    let above = kernel::pointer(mount, offset!(mount_parent));
+    if above == mount {
+        climb.flags = 0;
+        return STOP;
+    }
+    climb.at.dentry = kernel::pointer(mount, offset!(mount_mountpoint));
+    climb.at.mount = above + offset!(mount_mnt) as u64;
+    climb.mount_root = kernel::pointer(climb.at.mount, offset!(vfsmount_root));
+    CONTINUE
+}
+
+/// As d_unlinked() has it: not in the hash, and not a root.
+#[inline(always)]
+fn deleted(dentry: u64) -> bool {
+    let unhashed = kernel::pointer(dentry, offset!(dentry_hash_pprev)) == 0;
+    unhashed && kernel::pointer(dentry, offset!(dentry_parent)) != dentry
 }

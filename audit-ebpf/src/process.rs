@@ -55,22 +55,46 @@ fn try_exec(bprm: u64) -> Option<()> {
     if writer.has_room() {
         path::section(&mut writer, section::CWD, Path::working_directory());
     }
-    let mut sent = arguments(&mut writer, start, total);
-    let exec_sequence = writer.header().sequence;
+    let sent = arguments(&mut writer, start, total);
+    let mut rest = Rest {
+        exec_sequence: writer.header().sequence,
+        start,
+        sent,
+        total,
+    };
     writer.send();
-
-    for _ in 0..limits::ARGS_CHUNKS {
-        if sent >= total {
-            break;
-        }
-        let (mut writer, payload) =
-            Writer::begin::<ExecArgs>(class::PROCESS, kind::EXEC_ARGS, BTF_TRACEPOINT)?;
-        payload.exec_sequence = exec_sequence;
-        payload.offset_bytes = sent;
-        sent += arguments(&mut writer, start + sent, total - sent);
-        writer.send();
+    if sent < total {
+        kernel::repeat(limits::ARGS_CHUNKS, &mut rest, continue_arguments);
     }
     Some(())
+}
+
+/// An argv of which a part is sent.
+struct Rest {
+    exec_sequence: u64,
+    start: u64,
+    sent: u64,
+    total: u64,
+}
+
+// Each pass works out its own place: a sum carried on would be a new state to the verifier.
+extern "C" fn continue_arguments(index: u64, rest: *mut Rest) -> u64 {
+    // SAFETY: bpf_loop passes on the pointer that `try_exec` gave it.
+    let rest = unsafe { &*rest };
+    let sent = rest.sent + index * limits::ARGS_CHUNK_BYTES as u64;
+    if sent >= rest.total {
+        return 1;
+    }
+    let Some((mut writer, payload)) =
+        Writer::begin::<ExecArgs>(class::PROCESS, kind::EXEC_ARGS, BTF_TRACEPOINT)
+    else {
+        return 1;
+    };
+    payload.exec_sequence = rest.exec_sequence;
+    payload.offset_bytes = sent;
+    arguments(&mut writer, rest.start + sent, rest.total - sent);
+    writer.send();
+    0
 }
 
 /// Writes what fits of an argv; returns how many bytes that were (never 0, so that loops end).
@@ -122,34 +146,58 @@ fn try_exec_failed(result: i64, directory: Option<i32>, given: u64, argv: u64) -
     file::base_section(&mut writer, section::BASE, directory, given);
 
     let mut open = writer.section(section::ARGV);
-    let mut at = argv;
-    let mut complete = false;
-    for _ in 0..limits::FAILED_ARGS {
-        let Some(text) = kernel::read_user::<u64>(at) else {
-            break;
-        };
-        if text == 0 {
-            complete = true;
-            break;
-        }
-        let read = writer.user_text::<{ limits::FAILED_ARG_BYTES as u32 }>(text);
-        if read == 0 {
-            payload.unread_arguments += 1;
-        }
-        if read == limits::FAILED_ARG_BYTES as u64 {
-            open.truncated();
-        }
-        if !writer.has_room() {
-            break;
-        }
-        at += 8;
-    }
-    if !complete {
+    let mut scattered = Scattered {
+        argv,
+        unread: 0,
+        truncated: 1,
+    };
+    writer.suspend();
+    kernel::repeat(limits::FAILED_ARGS, &mut scattered, gather);
+    writer.reload();
+    payload.unread_arguments = scattered.unread as u32;
+    if scattered.truncated != 0 {
         open.truncated();
     }
     writer.close(open);
     writer.send();
     Some(())
+}
+
+/// The caller's array of arguments, read one by one.
+struct Scattered {
+    argv: u64,
+    unread: u64,
+    /// Until the array's end is met, and ever after a text was cut.
+    truncated: u64,
+}
+
+extern "C" fn gather(index: u64, scattered: *mut Scattered) -> u64 {
+    /// Some text was cut.
+    const CUT: u64 = 2;
+    // SAFETY: bpf_loop passes on the pointer that `try_exec_failed` gave it.
+    let scattered = unsafe { &mut *scattered };
+    let Some(text) = kernel::read_user::<u64>(scattered.argv + index * 8) else {
+        return 1;
+    };
+    if text == 0 {
+        scattered.truncated &= CUT;
+        return 1;
+    }
+    let Some(mut writer) = Writer::resume(class::PROCESS) else {
+        return 1;
+    };
+    if !writer.has_room() {
+        return 1;
+    }
+    let read = writer.user_text::<{ limits::FAILED_ARG_BYTES as u32 }>(text);
+    if read == 0 {
+        scattered.unread += 1;
+    }
+    if read == limits::FAILED_ARG_BYTES as u64 {
+        scattered.truncated |= CUT;
+    }
+    writer.suspend();
+    0
 }
 
 /// `sched_process_fork(parent, child)`

@@ -136,7 +136,7 @@ impl Writer {
             header.reserved = 0;
             header.reserved2 = 0;
             let payload = base.add(size_of::<Header>()).cast::<T>();
-            payload.write_bytes(0, 1);
+            zero(payload);
             Some((writer, &mut *payload))
         }
     }
@@ -187,10 +187,43 @@ impl Writer {
         self.end < HALF
     }
 
-    /// Bytes since `open` began.
+    /// Leaves the record for [`Self::resume`]. Its end goes through map memory, of which the
+    /// verifier knows nothing: a value that it knew would grow with every pass of a loop, and each
+    /// pass would be a new state to check.
     #[inline(always)]
-    pub fn length(&self, open: &Open) -> u64 {
-        self.end - open.at - size_of::<SectionHeader>() as u64
+    pub fn suspend(&self) {
+        // SAFETY: the header is in the buffer. Volatile, or the compiler would keep the value.
+        unsafe { (&raw mut self.header().size).write_volatile(self.end as u32) };
+    }
+
+    /// The suspended record of `class` on this CPU.
+    #[inline(always)]
+    pub fn resume(class: u8) -> Option<Self> {
+        let base: *mut u8 = SCRATCH.get_ptr_mut(class.into())?.cast();
+        let mut writer = Self {
+            base,
+            end: 0,
+            class,
+        };
+        writer.reload();
+        Some(writer)
+    }
+
+    /// Goes on where others have left the record.
+    #[inline(always)]
+    pub fn reload(&mut self) {
+        // SAFETY: as in `suspend`.
+        self.end = unsafe { (&raw const self.header().size).read_volatile() }.into();
+    }
+
+    #[inline(always)]
+    pub fn class(&self) -> u8 {
+        self.class
+    }
+
+    #[inline(always)]
+    pub fn end(&self) -> u64 {
+        self.end
     }
 
     /// Appends the kernel's NUL-terminated string at `source`, at most `LIMIT` bytes with the NUL.
@@ -293,6 +326,19 @@ impl Writer {
             *woken = now;
             WAKE
         }
+    }
+}
+
+/// Zeroes word by word: a call of memset is a loop over bytes to the verifier.
+#[inline(always)]
+unsafe fn zero<T>(value: *mut T) {
+    const { assert!(size_of::<T>() % 8 == 0) };
+    let words = value.cast::<u64>();
+    let mut at = 0;
+    while at < size_of::<T>() / 8 {
+        // SAFETY: within the value; volatile, so that it does not become memset again.
+        unsafe { words.add(at).write_volatile(0) };
+        at += 1;
     }
 }
 
