@@ -20,8 +20,15 @@ fn main() -> Result<()> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("set by cargo")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").context("set by cargo")?);
     let source = here.with_file_name("audit-ebpf");
-    for watched in ["audit-ebpf/src", "audit-ebpf/Cargo.toml", "audit-common/src"] {
-        println!("cargo::rerun-if-changed={}", here.with_file_name(watched).display());
+    for watched in [
+        "audit-ebpf/src",
+        "audit-ebpf/Cargo.toml",
+        "audit-common/src",
+    ] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            here.with_file_name(watched).display()
+        );
     }
 
     let mut build = toolchain()?;
@@ -56,7 +63,9 @@ fn toolchain() -> Result<Command> {
     let debian = Path::new("/usr/lib/rustlib").join(TARGET);
     let mut command = if debian.exists() {
         let mut command = Command::new("/usr/bin/cargo");
-        command.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+        command
+            .env("RUSTC", "/usr/bin/rustc")
+            .env("RUSTC_BOOTSTRAP", "1");
         command
     } else {
         let mut command = Command::new("rustup");
@@ -65,7 +74,13 @@ fn toolchain() -> Result<Command> {
         command
     };
     // What the outer cargo set is for the outer target.
-    for name in ["RUSTFLAGS", "CARGO", "RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+    for name in [
+        "RUSTFLAGS",
+        "CARGO",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+    ] {
         command.env_remove(name);
     }
     Ok(command)

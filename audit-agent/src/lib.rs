@@ -43,7 +43,6 @@ pub mod errno;
 pub mod filter;
 pub mod glob;
 pub mod identity;
-mod ledger_interim;
 pub mod own;
 pub mod pipeline;
 pub mod probe;
@@ -80,7 +79,11 @@ pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
     let hooks = reader.hooks();
     for hook in hooks.iter().filter(|hook| hook.attached.is_none()) {
         let reason = hook.tried.last().map_or("", |(_, reason)| reason);
-        tracing::warn!(hook = hook.name, reason, "not attached: its events will be missing");
+        tracing::warn!(
+            hook = hook.name,
+            reason,
+            "not attached: its events will be missing"
+        );
     }
     let attached = hooks.iter().filter(|hook| hook.attached.is_some()).count();
     tracing::info!(attached, of = hooks.len(), "kernel hooks attached");

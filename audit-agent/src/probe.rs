@@ -22,8 +22,8 @@ use aya::{
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 pub use btf::BtfError;
-pub use hooks::{Hook, HookStatus, Rung};
 use hooks::{CORE, HOOKS, Point};
+pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};
 
@@ -32,7 +32,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    #[error("loading kernel programs needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE): run as root")]
+    #[error(
+        "loading kernel programs needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE): run as root"
+    )]
     NotPermitted,
     #[error(transparent)]
     Types(#[from] BtfError),
@@ -61,7 +63,10 @@ pub struct Probe {
 #[repr(transparent)]
 pub(crate) struct KernelCounters(pub(crate) Counters);
 
-#[expect(unsafe_code, reason = "aya asks for the promise that every byte pattern is a value")]
+#[expect(
+    unsafe_code,
+    reason = "aya asks for the promise that every byte pattern is a value"
+)]
 // SAFETY: repr(transparent) over a struct of u64, which zerocopy has checked.
 unsafe impl aya::Pod for KernelCounters {}
 
@@ -129,7 +134,10 @@ impl Probe {
 
     /// The counters of `class` on each CPU.
     pub(crate) fn counters(&self, class: u8) -> io::Result<Vec<Counters>> {
-        let values = self.counters.get(&class.into(), 0).map_err(io::Error::other)?;
+        let values = self
+            .counters
+            .get(&class.into(), 0)
+            .map_err(io::Error::other)?;
         Ok(values.iter().map(|value| value.0).collect())
     }
 }
@@ -186,7 +194,11 @@ where
 /// An eighth of the smallest ring: the reader is called in time, and seldom.
 fn wakeup_bytes(config: &Config) -> u32 {
     let rings = &config.rings;
-    rings.process_bytes.min(rings.network_bytes).min(rings.file_bytes) / 8
+    rings
+        .process_bytes
+        .min(rings.network_bytes)
+        .min(rings.file_bytes)
+        / 8
 }
 
 /// The kernel's offsets, and the paths of the fields that it does not have.
@@ -221,7 +233,9 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
         .map_err(|error| ProbeError::Load(format!("map WATCHED: {error}")))?;
     for name in names {
         let mut key = [0; WATCHED_NAME_BYTES];
-        let room = key.get_mut(..name.len()).filter(|_| name.len() < WATCHED_NAME_BYTES);
+        let room = key
+            .get_mut(..name.len())
+            .filter(|_| name.len() < WATCHED_NAME_BYTES);
         let Some(room) = room else {
             return Err(ProbeError::Watch(format!(
                 "the name {:?} is longer than {} bytes",
@@ -237,12 +251,7 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
     Ok(())
 }
 
-fn attach_hook(
-    ebpf: &mut Ebpf,
-    hook: &Hook,
-    kernel: &Btf,
-    missing: &[&'static str],
-) -> HookStatus {
+fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, kernel: &Btf, missing: &[&'static str]) -> HookStatus {
     let not_built = "this version has no program for it";
     let mut status = HookStatus {
         name: hook.name,
@@ -305,7 +314,8 @@ fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<(), String> {
         }),
         Point::Exit { call, .. } => <&mut TracePoint>::try_from(program).and_then(|p| {
             loaded(p.load())?;
-            p.attach("syscalls", &format!("sys_exit_{call}")).map(mem::drop)
+            p.attach("syscalls", &format!("sys_exit_{call}"))
+                .map(mem::drop)
         }),
     };
     result.map_err(|error| format!("{name}: {}", chain(&error)))

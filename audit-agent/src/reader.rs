@@ -12,11 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use audit_common::{
-    class,
-    config::Counters,
-    record::Header,
-};
+use audit_common::{class, config::Counters, record::Header};
 use rustix::{
     event::{Timespec, epoll},
     time::{ClockId, clock_gettime},
@@ -88,7 +84,11 @@ impl Reader {
         }
         let timeout = Timespec::try_from(timeout.min(REST)).map_err(io::Error::other)?;
         let mut events = Vec::with_capacity(self.probe.rings.len());
-        epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
+        epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&timeout),
+        )?;
         Ok(())
     }
 
@@ -100,7 +100,9 @@ impl Reader {
             let start = fresh.bytes();
             while let Some(record) = ring.next() {
                 // What is no header is passed on, for decode to count.
-                let header = Header::read_from_prefix(&record).ok().map(|(header, _)| header);
+                let header = Header::read_from_prefix(&record)
+                    .ok()
+                    .map(|(header, _)| header);
                 let time_ns = header.map_or(0, |header| header.time_ns);
                 if let Some(header) = header {
                     account(&mut self.streams, &header, &mut fresh);
@@ -125,7 +127,9 @@ impl Reader {
             if now.duration_since(*since) < OVERDUE || self.unfinished {
                 return Ok(());
             }
-            for ((class, stream), counters) in class::ALL.into_iter().zip(&mut self.streams).zip(counted) {
+            for ((class, stream), counters) in
+                class::ALL.into_iter().zip(&mut self.streams).zip(counted)
+            {
                 for (cpu, counters) in (0..).zip(counters) {
                     stream.reach(class, cpu, counters.sequence + 1, round);
                 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::ledger_interim::Sealer;
+use audit_ledger::Sealer;
 use audit_proto::{
     Message as _,
     v1::{Batch, Event},

@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use crate::wal::{Log, Options, WalError};
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, new_null_array},
     compute::cast,
@@ -20,6 +19,7 @@ use audit_proto::{
     columns::COLUMNS,
     v1::{Alert, Event},
 };
+use audit_wal::{Log, Options, WalError};
 use datafusion::{
     catalog::{Session, TableProvider, streaming::StreamingTable},
     common::{DataFusionError, Result as SqlResult},
@@ -63,7 +63,7 @@ impl std::fmt::Debug for AlertLog {
 }
 
 impl AlertLog {
-    pub fn open(data_dir: &Path) -> Result<(Arc<Self>, crate::wal::Recovery), AlertsError> {
+    pub fn open(data_dir: &Path) -> Result<(Arc<Self>, audit_wal::Recovery), AlertsError> {
         let options = Options {
             segment_bytes: SEGMENT_BYTES,
             max_record_bytes: MAX_ALERT_BYTES,

@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum DetectError {
     #[error("write-ahead log: {0}")]
-    Wal(#[from] crate::wal::WalError),
+    Wal(#[from] audit_wal::WalError),
     #[error("record {index}: {source}")]
     Record { index: u64, source: Refused },
     #[error(transparent)]

@@ -11,7 +11,6 @@ mod check;
 pub mod config;
 mod detect;
 mod ingest;
-mod ledger;
 mod pipeline;
 mod problems;
 mod query;
@@ -22,7 +21,6 @@ mod status;
 mod store;
 mod streams;
 mod tail;
-mod wal;
 mod writer;
 
 pub use check::check;

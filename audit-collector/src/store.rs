@@ -22,7 +22,7 @@ use std::{
     },
 };
 
-use crate::wal::{Log, Options};
+use audit_wal::{Log, Options};
 use tokio::sync::watch;
 
 use crate::{
@@ -68,7 +68,7 @@ pub enum OpenError {
     #[error("write-ahead log in {}: {source}", path.display())]
     Wal {
         path: PathBuf,
-        source: crate::wal::WalError,
+        source: audit_wal::WalError,
     },
     #[error(
         "write-ahead log in {}: next record would be {next}, but records up to {through} are in the \
@@ -228,14 +228,14 @@ impl Store {
         self.present.subscribe()
     }
 
-    pub fn read_from(&self, index: u64) -> Result<crate::wal::Reader, crate::wal::WalError> {
+    pub fn read_from(&self, index: u64) -> Result<audit_wal::Reader, audit_wal::WalError> {
         let log = lock(&self.log);
         let index = index.max(log.first_index());
         log.read_from(index)
     }
 
     /// Appends records and syncs once; returns their indexes.
-    pub fn append(&self, records: &[&[u8]]) -> Result<Vec<u64>, crate::wal::WalError> {
+    pub fn append(&self, records: &[&[u8]]) -> Result<Vec<u64>, audit_wal::WalError> {
         let mut log = lock(&self.log);
         let indexes: Result<Vec<u64>, _> = records.iter().map(|r| log.append(r)).collect();
         let indexes = indexes?;
@@ -325,7 +325,7 @@ impl Store {
     }
 
     /// Deletes WAL segments that the table replaces and detection has seen.
-    fn drop_wal(&self) -> Result<(), crate::wal::WalError> {
+    fn drop_wal(&self) -> Result<(), audit_wal::WalError> {
         let through = self
             .compacted_through()
             .min(self.detected_through.load(Ordering::Acquire));

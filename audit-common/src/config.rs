@@ -24,7 +24,9 @@ pub const ARGUMENT_OFFSETS: [u32; 4] = [272, 8, 16, 24];
 
 /// Value of the per-CPU map `COUNTERS`, one per class.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Counters {
     /// The last sequence number given out: every record that should have been sent.
     pub sequence: u64,

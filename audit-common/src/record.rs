@@ -302,7 +302,9 @@ impl<'a> Record<'a> {
 
     /// The payload as `T`; a longer payload (of a newer kernel program) is cut.
     pub fn payload<T: FromBytes>(&self) -> Option<T> {
-        T::read_from_prefix(self.payload).ok().map(|(value, _)| value)
+        T::read_from_prefix(self.payload)
+            .ok()
+            .map(|(value, _)| value)
     }
 
     pub fn sections(&self) -> Sections<'a> {

@@ -27,8 +27,7 @@ type WatchedName = [u64; limits::WATCHED_NAME_BYTES / 8];
 
 /// Names of files, or of the directories they are in, whose reads are reported.
 #[map]
-static WATCHED: HashMap<WatchedName, u8> =
-    HashMap::with_max_entries(limits::WATCHED_NAMES, 0);
+static WATCHED: HashMap<WatchedName, u8> = HashMap::with_max_entries(limits::WATCHED_NAMES, 0);
 
 const FMODE_WRITE: u32 = 2;
 const FMODE_PATH: u32 = 1 << 14;
@@ -108,7 +107,10 @@ fn try_open(result: i64, flags: impl Fn(u64) -> u32) -> Option<()> {
         return None;
     }
     let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, TRACEPOINT)?;
-    file_object(&mut payload.file, kernel::pointer(file, offset!(file_inode)));
+    file_object(
+        &mut payload.file,
+        kernel::pointer(file, offset!(file_inode)),
+    );
     payload.result = result;
     payload.flags = flags(syscall::registers());
     payload.outcome = outcome(payload.flags, writes, created);
@@ -161,7 +163,12 @@ fn watched_name(name: u64) -> bool {
 #[tracepoint]
 pub fn exit_unlink(ctx: TracePointContext) -> u32 {
     let registers = syscall::registers();
-    try_unlink(syscall::result(&ctx), None, syscall::argument::<0>(registers), 0);
+    try_unlink(
+        syscall::result(&ctx),
+        None,
+        syscall::argument::<0>(registers),
+        0,
+    );
     0
 }
 

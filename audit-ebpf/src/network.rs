@@ -139,8 +139,7 @@ fn expect_outcome(sock: u64, inode: u64) {
 
 #[inline(always)]
 fn outcome(class: u8, via: u8, sock: u64, state: u64, pending: &Pending) -> Option<()> {
-    let (writer, payload) =
-        Writer::begin_as::<Socket>(class, kind::CONNECT, via, &pending.who)?;
+    let (writer, payload) = Writer::begin_as::<Socket>(class, kind::CONNECT, via, &pending.who)?;
     describe(payload, sock, pending.inode);
     payload.flags = socket_flags::OUTCOME;
     payload.result = match kernel::read::<i32>(sock, offset!(sock_err)) {

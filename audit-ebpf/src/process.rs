@@ -34,10 +34,12 @@ pub fn exec(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn try_exec(bprm: u64) -> Option<()> {
-    let (mut writer, payload) =
-        Writer::begin::<Exec>(class::PROCESS, kind::EXEC, BTF_TRACEPOINT)?;
+    let (mut writer, payload) = Writer::begin::<Exec>(class::PROCESS, kind::EXEC, BTF_TRACEPOINT)?;
     let file = kernel::pointer(bprm, offset!(binprm_file));
-    file_object(&mut payload.file, kernel::pointer(file, offset!(file_inode)));
+    file_object(
+        &mut payload.file,
+        kernel::pointer(file, offset!(file_inode)),
+    );
     payload.argc = kernel::read(bprm, offset!(binprm_argc));
     let mm = kernel::pointer(task::current(), offset!(task_mm));
     let start: u64 = kernel::read(mm, offset!(mm_arg_start));

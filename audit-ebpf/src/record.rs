@@ -158,7 +158,12 @@ impl Writer {
             size: 0,
         };
         // SAFETY: `at` is within the first half, and the header is far smaller than the second.
-        unsafe { self.base.add(at as usize).cast::<SectionHeader>().write_unaligned(header) };
+        unsafe {
+            self.base
+                .add(at as usize)
+                .cast::<SectionHeader>()
+                .write_unaligned(header)
+        };
         self.end = at + size_of::<SectionHeader>() as u64;
         Open {
             at,
@@ -299,8 +304,7 @@ impl Writer {
         };
         let wake = self.wake(ring);
         // SAFETY: size is within the buffer; ring is a ring buffer map.
-        let failed =
-            unsafe { bpf_ringbuf_output(ring as *mut _, self.base.cast(), size, wake) };
+        let failed = unsafe { bpf_ringbuf_output(ring as *mut _, self.base.cast(), size, wake) };
         if failed != 0
             && let Some(counters) = COUNTERS.get_ptr_mut(self.class.into())
         {

@@ -19,8 +19,7 @@ pub mod v1 {
 pub use prost::Message;
 
 /// For gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Largest gRPC message that agent and collector accept: one batch of events, of which one may
 /// carry the 2 MiB of argv that Linux allows, or one piece of a query result.

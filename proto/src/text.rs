@@ -60,7 +60,10 @@ mod tests {
 
     #[test]
     fn plain_text_is_borrowed_and_unchanged() {
-        assert!(matches!(escape("a b\nc é".as_bytes()), Cow::Borrowed("a b\nc é")));
+        assert!(matches!(
+            escape("a b\nc é".as_bytes()),
+            Cow::Borrowed("a b\nc é")
+        ));
     }
 
     #[test]

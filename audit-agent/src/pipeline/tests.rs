@@ -76,7 +76,7 @@ impl Collector {
     fn events(&self) -> Vec<Event> {
         let batches = self.0.stored.lock().expect("lock").clone();
         let open = batches.iter().flat_map(|batch| {
-            let open = crate::ledger_interim::open(batch).expect("verifies");
+            let open = audit_ledger::open(batch).expect("verifies");
             open.into_iter()
                 .map(|bytes| Event::decode(bytes.as_slice()).expect("event"))
         });
@@ -203,7 +203,11 @@ fn of_kind(events: &[Event], kind: Kind) -> Vec<&Event> {
 /// `count` execs and opens of different processes.
 fn records(count: u32) -> Vec<Vec<u8>> {
     let record = |n: u32| {
-        let mut sample = sample::record(if n.is_multiple_of(2) { kind::EXEC } else { kind::OPEN });
+        let mut sample = sample::record(if n.is_multiple_of(2) {
+            kind::EXEC
+        } else {
+            kind::OPEN
+        });
         sample.header.pid = 100_000 + n;
         sample.header.time_ns += u64::from(n);
         sample.header.sequence = u64::from(n / 2 + 1);

@@ -227,7 +227,10 @@ mod tests {
             return;
         };
         for cut in [0, 3, 20, 24, 100, 5000] {
-            assert!(Types::parse(bytes[..cut].to_vec()).is_none(), "cut at {cut}");
+            assert!(
+                Types::parse(bytes[..cut].to_vec()).is_none(),
+                "cut at {cut}"
+            );
         }
         for at in (0..2000).step_by(7) {
             let mut damaged = bytes[..200_000.min(bytes.len())].to_vec();

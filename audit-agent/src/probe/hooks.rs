@@ -51,7 +51,15 @@ pub struct Hook {
 /// Structs that every program reads.
 pub const CORE: &[&str] = &["task_struct", "cred", "nsproxy", "pid", "user_namespace"];
 const FILES: &[&str] = &[
-    "files_struct", "fdtable", "file", "path", "dentry", "vfsmount", "mount", "fs_struct", "inode",
+    "files_struct",
+    "fdtable",
+    "file",
+    "path",
+    "dentry",
+    "vfsmount",
+    "mount",
+    "fs_struct",
+    "inode",
 ];
 const SOCKETS: &[&str] = &["files_struct", "fdtable", "file", "inode", "socket", "sock"];
 
@@ -71,12 +79,24 @@ pub const HOOKS: &[Hook] = &[
         name: "exec",
         kinds: &["exec"],
         points: &[btf("exec", "sched_process_exec")],
-        needs: &["linux_binprm", "mm_struct", "path", "dentry", "vfsmount", "mount", "fs_struct", "inode"],
+        needs: &[
+            "linux_binprm",
+            "mm_struct",
+            "path",
+            "dentry",
+            "vfsmount",
+            "mount",
+            "fs_struct",
+            "inode",
+        ],
     },
     Hook {
         name: "exec_failed",
         kinds: &["exec_failed"],
-        points: &[exit("exit_execve", "execve"), exit("exit_execveat", "execveat")],
+        points: &[
+            exit("exit_execve", "execve"),
+            exit("exit_execveat", "execveat"),
+        ],
         needs: FILES,
     },
     Hook {
@@ -134,7 +154,10 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "accept",
         kinds: &["accept"],
-        points: &[exit("exit_accept", "accept"), exit("exit_accept", "accept4")],
+        points: &[
+            exit("exit_accept", "accept"),
+            exit("exit_accept", "accept4"),
+        ],
         needs: SOCKETS,
     },
     Hook {

@@ -55,7 +55,7 @@ pub enum CompactError {
     #[error("{0}")]
     Rows(#[from] rows::NotAnEvent),
     #[error("write-ahead log: {0}")]
-    Wal(#[from] crate::wal::WalError),
+    Wal(#[from] audit_wal::WalError),
     #[error(
         "{count} batches read back from Parquet do not give their Merkle roots (first: WAL record \
          {first}); their WAL segment is kept"

@@ -1,6 +1,6 @@
 //! A WAL record is an encoded `Batch`, verbatim: how it is checked and turned into columns.
 
-use crate::ledger::{self, BatchError};
+use audit_ledger::{self as ledger, BatchError};
 use audit_proto::{
     Message as _,
     columns::{self, Value},
@@ -115,7 +115,7 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
 }
 
 /// Says what opening a log found wrong.
-pub fn report_recovery(name: &str, recovery: &crate::wal::Recovery, problems: &Problems) {
+pub fn report_recovery(name: &str, recovery: &audit_wal::Recovery, problems: &Problems) {
     if recovery.truncated_bytes > 0 {
         tracing::warn!(
             log = name,

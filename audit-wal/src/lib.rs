@@ -10,6 +10,8 @@
 //! damage: it is reported, the rest of its segment is skipped, later segments are served. After a
 //! failed write or sync the log is as it was at the last sync.
 
+#![forbid(unsafe_code)]
+
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, SeekFrom},

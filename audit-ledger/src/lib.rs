@@ -1,0 +1,251 @@
+//! Sealed batches: what an agent closes, chains and sends, and how anyone checks that it is whole.
+//!
+//! A batch holds encoded events, each after its length as a varint, compressed with zstd. Its
+//! header has the RFC 6962 Merkle tree hash over the events' bytes and the hash of the header
+//! before it. Sans-IO: no sockets, files, clock or randomness.
+//!
+//! Invariant: `open(seal(events))` gives the same bytes, and a batch of which a byte was changed is
+//! refused.
+
+#![forbid(unsafe_code)]
+
+use audit_proto::{
+    Message as _,
+    v1::{Batch, BatchHeader},
+};
+use sha2::{Digest as _, Sha256};
+
+/// Uncompressed events of one batch; an agent's own limit is far below. Bounds what a hostile
+/// header can make us allocate.
+const MAX_EVENT_BYTES: i64 = 64 << 20;
+/// zstd's level: higher ones cost the audited host more than the wire gains.
+const COMPRESSION: i32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error("the batch has no header")]
+    NoHeader,
+    #[error("its header says {0} bytes of events; 0 to {MAX_EVENT_BYTES} are possible")]
+    Bytes(i64),
+    #[error("its events cannot be decompressed: {0}")]
+    Compression(std::io::Error),
+    #[error("its events are {found} bytes, but the header says {said}")]
+    Length { found: usize, said: i64 },
+    #[error("its events are cut off at byte {0}")]
+    Cut(usize),
+    #[error("it holds {found} events, but the header says {said}")]
+    Count { found: usize, said: i32 },
+    #[error("its events do not give the Merkle root in the header")]
+    Root,
+}
+
+/// Closes the batches of one stream, numbered from 1.
+#[derive(Debug)]
+pub struct Sealer {
+    host_id: String,
+    boot_id: String,
+    run: String,
+    batch: i64,
+    previous_hash: Vec<u8>,
+}
+
+impl Sealer {
+    pub fn new(host_id: String, boot_id: String, run: String) -> Self {
+        Self {
+            host_id,
+            boot_id,
+            run,
+            batch: 0,
+            previous_hash: Vec::new(),
+        }
+    }
+
+    /// Closes the next batch. The times are the least and the greatest of its events, in
+    /// microseconds since the Unix epoch.
+    pub fn seal(&mut self, events: &[&[u8]], first_time: i64, last_time: i64) -> Batch {
+        self.batch += 1;
+        let mut raw = Vec::with_capacity(events.iter().map(|event| event.len() + 5).sum());
+        for event in events {
+            // Into a Vec, which grows.
+            let _ = prost::encode_length_delimiter(event.len(), &mut raw);
+            raw.extend_from_slice(event);
+        }
+        let header = BatchHeader {
+            host_id: self.host_id.clone(),
+            boot_id: self.boot_id.clone(),
+            run: self.run.clone(),
+            batch: self.batch,
+            previous_hash: std::mem::take(&mut self.previous_hash),
+            event_count: events.len() as i32,
+            event_bytes: raw.len() as i64,
+            first_time,
+            last_time,
+            root: root(events).to_vec(),
+        };
+        self.previous_hash = header_hash(&header).to_vec();
+        #[expect(
+            clippy::expect_used,
+            reason = "compressing into memory only fails without memory"
+        )]
+        let events = zstd::bulk::compress(&raw, COMPRESSION).expect("zstd into memory");
+        Batch {
+            header: Some(header),
+            events: events.into(),
+        }
+    }
+}
+
+fn leaf(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update([0]);
+    hash.update(bytes);
+    hash.finalize().into()
+}
+
+fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update([1]);
+    hash.update(left);
+    hash.update(right);
+    hash.finalize().into()
+}
+
+/// RFC 6962 Merkle tree hash, bottom up: an odd node at the end of a level moves up as it is.
+pub fn root<T: AsRef<[u8]>>(leaves: &[T]) -> [u8; 32] {
+    let mut level: Vec<[u8; 32]> = leaves.iter().map(|l| leaf(l.as_ref())).collect();
+    while level.len() > 1 {
+        level = level
+            .chunks(2)
+            .map(|pair| match pair {
+                [left, right] => node(left, right),
+                odd => odd[0],
+            })
+            .collect();
+    }
+    level.pop().unwrap_or_else(|| Sha256::digest(b"").into())
+}
+
+/// What the next header of the stream must name.
+pub fn header_hash(header: &BatchHeader) -> [u8; 32] {
+    Sha256::digest(header.encode_to_vec()).into()
+}
+
+/// The encoded events of a batch that is what its header says.
+pub fn open(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
+    let header = batch.header.as_ref().ok_or(BatchError::NoHeader)?;
+    let said = header.event_bytes;
+    if !(0..=MAX_EVENT_BYTES).contains(&said) {
+        return Err(BatchError::Bytes(said));
+    }
+    let raw =
+        zstd::bulk::decompress(&batch.events, said as usize).map_err(BatchError::Compression)?;
+    if raw.len() as i64 != said {
+        return Err(BatchError::Length {
+            found: raw.len(),
+            said,
+        });
+    }
+    let mut rest = &raw[..];
+    let mut events = Vec::with_capacity(header.event_count.clamp(0, 1 << 16) as usize);
+    while !rest.is_empty() {
+        let cut = || BatchError::Cut(raw.len() - rest.len());
+        let mut after = rest;
+        let length = prost::decode_length_delimiter(&mut after).map_err(|_| cut())?;
+        let event = after.get(..length).ok_or_else(cut)?;
+        events.push(event.to_vec());
+        rest = &after[length..];
+    }
+    if i32::try_from(events.len()) != Ok(header.event_count) {
+        return Err(BatchError::Count {
+            found: events.len(),
+            said: header.event_count,
+        });
+    }
+    if root(&events)[..] != header.root[..] {
+        return Err(BatchError::Root);
+    }
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sealer() -> Sealer {
+        Sealer::new("host".to_owned(), "boot".to_owned(), "run".to_owned())
+    }
+
+    fn seal(events: &[Vec<u8>]) -> Batch {
+        let events: Vec<&[u8]> = events.iter().map(Vec::as_slice).collect();
+        sealer().seal(&events, 1, 2)
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// RFC 6962 section 2.1, as its recursive definition reads.
+    fn model(leaves: &[Vec<u8>]) -> [u8; 32] {
+        match leaves {
+            [] => Sha256::digest(b"").into(),
+            [one] => leaf(one),
+            many => {
+                let (left, right) = many.split_at(many.len().next_power_of_two() / 2);
+                node(&model(left), &model(right))
+            }
+        }
+    }
+
+    #[test]
+    fn roots_of_nothing_and_of_an_empty_leaf_are_the_known_ones() {
+        assert_eq!(
+            hex(&root::<&[u8]>(&[])),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert_eq!(
+            hex(&root(&[b""])),
+            "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
+        );
+    }
+
+    #[test]
+    fn a_header_names_the_one_before_it() {
+        let mut sealer = sealer();
+        let first = sealer.seal(&[b"a"], 1, 1).header.expect("header");
+        let second = sealer.seal(&[b"b"], 2, 2).header.expect("header");
+        assert_eq!((first.batch, second.batch), (1, 2));
+        assert!(first.previous_hash.is_empty());
+        assert_eq!(second.previous_hash, header_hash(&first));
+    }
+
+    proptest! {
+        #[test]
+        fn the_root_is_that_of_the_definition(leaves: Vec<Vec<u8>>) {
+            prop_assert_eq!(root(&leaves), model(&leaves));
+        }
+
+        #[test]
+        fn opening_gives_what_was_sealed(events: Vec<Vec<u8>>) {
+            prop_assert_eq!(open(&seal(&events)).expect("whole"), events);
+        }
+
+        #[test]
+        fn other_events_under_the_same_header_are_refused(
+            events in proptest::collection::vec(any::<Vec<u8>>(), 1..20),
+            others: Vec<Vec<u8>>,
+        ) {
+            prop_assume!(events != others);
+            let mut batch = seal(&events);
+            batch.events = seal(&others).events;
+            prop_assert!(open(&batch).is_err());
+        }
+
+        #[test]
+        fn arbitrary_batches_are_refused_without_a_panic(bytes: Vec<u8>) {
+            if let Ok(batch) = Batch::decode(bytes.as_slice()) {
+                prop_assert!(open(&batch).is_err());
+            }
+        }
+    }
+}
