@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn sizes_are_the_abi() {
-        assert_eq!(size_of::<Header>(), 160);
+        assert_eq!(size_of::<Header>(), 152);
         assert_eq!(size_of::<SectionHeader>(), 8);
     }
 
