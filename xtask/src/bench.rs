@@ -62,25 +62,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     cargo::become_program(command(args))
 }
 
-pub fn build(name: Name, quick: bool) -> Result<()> {
-    match name {
-        // `cargo bench` builds it.
-        Name::Detect => return Ok(()),
-        Name::Ingest => {}
-        Name::Overhead | Name::Loss => {
-            cargo::run(&["build", "--package", "audit-agent"])?;
-            if !quick {
-                cargo::run(&["build", "--release", "--package", "audit-agent"])?;
-            }
-        }
+fn build(name: Name, quick: bool) -> Result<()> {
+    // `cargo bench` builds it.
+    if name == Name::Detect {
+        return Ok(());
     }
-    cargo::run(&[
-        "build",
-        "--package",
-        "audit-collector",
-        "--package",
-        "audit-tests",
-    ])
+    if !quick && name != Name::Ingest {
+        cargo::run(&["build", "--release", "--package", "audit-agent"])?;
+    }
+    cargo::run(&["build", "--workspace", "--bins"])
 }
 
 fn command(args: &Args) -> Command {
