@@ -218,32 +218,6 @@ impl Config {
         if !self.state_dir.is_absolute() {
             return Err(InvalidConfig::StateDir(self.state_dir.clone()));
         }
-        let Batch {
-            max_events,
-            max_bytes,
-            max_delay_ms,
-        } = self.batch;
-        range(
-            "batch.max_events",
-            max_events as u64,
-            1,
-            8192,
-            "a collector takes no larger batch",
-        )?;
-        range(
-            "batch.max_bytes",
-            max_bytes as u64,
-            64 << 10,
-            8 << 20,
-            "a batch must fit a message of 16 MiB",
-        )?;
-        range(
-            "batch.max_delay_ms",
-            max_delay_ms,
-            1,
-            10_000,
-            "events wait this long before they are sent",
-        )?;
         range(
             "queue.max_bytes",
             self.queue.max_bytes as u64,
@@ -272,11 +246,7 @@ impl Config {
         Ok(Valid {
             server: self.server.parse()?,
             filter: Filter::new(&self.filters.exclude, &self.capture.watch_reads)?,
-            batch: BatchLimits {
-                events: max_events,
-                bytes: max_bytes,
-                delay: std::time::Duration::from_millis(max_delay_ms),
-            },
+            batch: self.batch.limits()?,
             process_table: ProcessLimits {
                 entries: max_entries,
                 bytes: table_bytes,
@@ -292,6 +262,37 @@ impl Config {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+}
+
+impl Batch {
+    fn limits(&self) -> Result<BatchLimits, InvalidConfig> {
+        range(
+            "batch.max_events",
+            self.max_events as u64,
+            1,
+            8192,
+            "a collector takes no larger batch",
+        )?;
+        range(
+            "batch.max_bytes",
+            self.max_bytes as u64,
+            64 << 10,
+            8 << 20,
+            "a batch must fit a message of 16 MiB",
+        )?;
+        range(
+            "batch.max_delay_ms",
+            self.max_delay_ms,
+            1,
+            10_000,
+            "events wait this long before they are sent",
+        )?;
+        Ok(BatchLimits {
+            events: self.max_events,
+            bytes: self.max_bytes,
+            delay: std::time::Duration::from_millis(self.max_delay_ms),
+        })
     }
 }
 

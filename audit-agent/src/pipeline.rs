@@ -78,7 +78,7 @@ pub async fn run<S: Source + 'static>(
     match proc_fs::processes() {
         Ok(seeds) => table.seed(seeds),
         Err(error) => {
-            tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec")
+            tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec");
         }
     }
     let stage = Stage::new(Parts {
@@ -180,7 +180,7 @@ impl<S: Source> Reader<S> {
             tracing::debug!(%error, "reading at normal priority");
         }
         self.ignore(std::process::id(), false);
-        self.act("start", self.description());
+        self.act("start", description());
         let result = self.read();
         let reason = match &result {
             Ok(()) => "stopped".to_owned(),
@@ -255,7 +255,7 @@ impl<S: Source> Reader<S> {
             }
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(pid, %error, "cannot be left out of the record; it will contain this process's own events")
+                tracing::warn!(pid, %error, "cannot be left out of the record; it will contain this process's own events");
             }
         }
     }
@@ -302,16 +302,16 @@ impl<S: Source> Reader<S> {
         let mut event = own::heartbeat(&self.stage.clock, &self.config_hash, totals, detail);
         self.stage.emit(&mut event, Instant::now());
     }
+}
 
-    fn description(&self) -> String {
-        let uname = rustix::system::uname();
-        format!(
-            "kernel {} {} pid {}",
-            uname.release().to_string_lossy(),
-            uname.machine().to_string_lossy(),
-            std::process::id()
-        )
-    }
+fn description() -> String {
+    let uname = rustix::system::uname();
+    format!(
+        "kernel {} {} pid {}",
+        uname.release().to_string_lossy(),
+        uname.machine().to_string_lossy(),
+        std::process::id()
+    )
 }
 
 #[cfg(test)]

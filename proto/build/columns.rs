@@ -133,66 +133,10 @@ fn write(leaves: &[Leaf], schema: &Schema<'_>) -> Result<String> {
     let mut get = String::new();
     let mut set = String::new();
     for (at, leaf) in leaves.iter().enumerate() {
-        let ty = match &leaf.shape {
-            Shape::Int { time: true, .. } => "Time",
-            Shape::Int { .. } => "Int",
-            Shape::Bool => "Bool",
-            Shape::Text => "Text",
-            Shape::TextList => "TextList",
-            Shape::Enum(_) => "Enum",
-        };
-        writeln!(
-            table,
-            "    Column {{ name: {:?}, ty: ColumnType::{ty}, doc: {:?} }},",
-            leaf.name, leaf.doc
-        )?;
-
-        let mut holder = "event".to_owned();
-        for part in &leaf.path {
-            holder += &format!(".{part}.as_ref()?");
-        }
-        let field = &leaf.field;
-        let read = match (&leaf.shape, leaf.optional) {
-            (Shape::Int { .. }, true) => format!("Value::Int(i64::from({holder}.{field}?))"),
-            (Shape::Int { .. }, false) => format!("Value::Int(i64::from({holder}.{field}))"),
-            (Shape::Bool, true) => format!("Value::Bool({holder}.{field}?)"),
-            (Shape::Text, false) => format!("Value::Text(text(&{holder}.{field})?)"),
-            (Shape::TextList, false) => format!("Value::TextList(list(&{holder}.{field})?)"),
-            (Shape::Enum(name), false) => {
-                format!("Value::Text({}({holder}.{field})?)", enum_fn(name, "name"))
-            }
-            (_, optional) => bail!(
-                "{}: optional={optional} does not suit its type: text and lists are absent when \
-                 empty, booleans must be optional",
-                leaf.name
-            ),
-        };
-        writeln!(get, "        {at} => {read},")?;
-
-        let mut target = "event".to_owned();
-        for part in &leaf.path {
-            target += &format!(".{part}.get_or_insert_default()");
-        }
-        let (pattern, value) = match &leaf.shape {
-            Shape::Int { width: 64, .. } => ("OwnedValue::Int(v)", "v".to_owned()),
-            Shape::Int { .. } => ("OwnedValue::Int(v)", "i32::try_from(v).ok()?".to_owned()),
-            Shape::Bool => ("OwnedValue::Bool(v)", "v".to_owned()),
-            Shape::Text => ("OwnedValue::Text(v)", "v".to_owned()),
-            Shape::TextList => ("OwnedValue::TextList(v)", "v".to_owned()),
-            Shape::Enum(name) => (
-                "OwnedValue::Text(v)",
-                format!("{}(&v)?", enum_fn(name, "number")),
-            ),
-        };
-        let value = if leaf.optional {
-            format!("Some({value})")
-        } else {
-            value
-        };
-        writeln!(
-            set,
-            "        ({at}, {pattern}) => {target}.{field} = {value},"
-        )?;
+        writeln!(table, "    {},", leaf.row())?;
+        writeln!(get, "        {at} => {},", leaf.read()?)?;
+        let (pattern, assignment) = leaf.assign();
+        writeln!(set, "        ({at}, {pattern}) => {assignment},")?;
     }
 
     let mut out = format!(
@@ -219,6 +163,74 @@ fn write(leaves: &[Leaf], schema: &Schema<'_>) -> Result<String> {
         out += &enum_functions(name, schema)?;
     }
     Ok(out)
+}
+
+impl Leaf {
+    /// Its row of the table.
+    fn row(&self) -> String {
+        let ty = match &self.shape {
+            Shape::Int { time: true, .. } => "Time",
+            Shape::Int { .. } => "Int",
+            Shape::Bool => "Bool",
+            Shape::Text => "Text",
+            Shape::TextList => "TextList",
+            Shape::Enum(_) => "Enum",
+        };
+        format!(
+            "Column {{ name: {:?}, ty: ColumnType::{ty}, doc: {:?} }}",
+            self.name, self.doc
+        )
+    }
+
+    /// The expression that reads it from `event`.
+    fn read(&self) -> Result<String> {
+        let mut place = "event".to_owned();
+        for part in &self.path {
+            place += &format!(".{part}.as_ref()?");
+        }
+        place += &format!(".{}", self.field);
+        Ok(match (&self.shape, self.optional) {
+            (Shape::Int { .. }, true) => format!("Value::Int(i64::from({place}?))"),
+            (Shape::Int { .. }, false) => format!("Value::Int(i64::from({place}))"),
+            (Shape::Bool, true) => format!("Value::Bool({place}?)"),
+            (Shape::Text, false) => format!("Value::Text(text(&{place})?)"),
+            (Shape::TextList, false) => format!("Value::TextList(list(&{place})?)"),
+            (Shape::Enum(name), false) => {
+                format!("Value::Text({}({place})?)", enum_fn(name, "name"))
+            }
+            (_, optional) => bail!(
+                "{}: optional={optional} does not suit its type: text and lists are absent when \
+                 empty, booleans must be optional",
+                self.name
+            ),
+        })
+    }
+
+    /// The pattern of a value of its type, and the assignment of that value to `event`.
+    fn assign(&self) -> (&'static str, String) {
+        let mut place = "event".to_owned();
+        for part in &self.path {
+            place += &format!(".{part}.get_or_insert_default()");
+        }
+        place += &format!(".{}", self.field);
+        let (pattern, value) = match &self.shape {
+            Shape::Int { width: 64, .. } => ("OwnedValue::Int(v)", "v".to_owned()),
+            Shape::Int { .. } => ("OwnedValue::Int(v)", "i32::try_from(v).ok()?".to_owned()),
+            Shape::Bool => ("OwnedValue::Bool(v)", "v".to_owned()),
+            Shape::Text => ("OwnedValue::Text(v)", "v".to_owned()),
+            Shape::TextList => ("OwnedValue::TextList(v)", "v".to_owned()),
+            Shape::Enum(name) => (
+                "OwnedValue::Text(v)",
+                format!("{}(&v)?", enum_fn(name, "number")),
+            ),
+        };
+        let value = if self.optional {
+            format!("Some({value})")
+        } else {
+            value
+        };
+        (pattern, format!("{place} = {value}"))
+    }
 }
 
 fn enum_fn(name: &str, suffix: &str) -> String {

@@ -63,7 +63,7 @@ impl Synthetic {
     /// Written anew from the contract, so that a mistake in the agent's sealing is not repeated.
     fn seal(&mut self, events: &[Event]) -> Result<Batch> {
         self.batch += 1;
-        let encoded: Vec<Vec<u8>> = events.iter().map(|e| e.encode_to_vec()).collect();
+        let encoded: Vec<Vec<u8>> = events.iter().map(Message::encode_to_vec).collect();
         let mut framed = Vec::new();
         for event in &encoded {
             prost::encode_length_delimiter(event.len(), &mut framed)?;

@@ -68,7 +68,7 @@ fn read(pid: u32) -> io::Result<Seed> {
     let stat = contents(dir.as_fd(), "stat", 4096)?;
     let (comm, start_ticks) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
     let exe = readlinkat(&dir, "exe", Vec::new());
-    let exe = exe.map_or_else(|_| Vec::new(), |link| link.into_bytes());
+    let exe = exe.map_or_else(|_| Vec::new(), std::ffi::CString::into_bytes);
     let exe = exe.strip_suffix(b" (deleted)").unwrap_or(&exe);
     let root = readlinkat(&dir, "root", Vec::new());
     let status = contents(dir.as_fd(), "status", 4096)?;
