@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use audit_proto::{
-    Message as _,
+    Message,
     v1::{
         Batch, BatchHeader, DeliverRequest, Event, Hello, Host, Kind, Parent, Process,
         deliver_request, deliver_response, ingest_client::IngestClient,
