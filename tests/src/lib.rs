@@ -2,7 +2,7 @@
 //!
 //! * [`stack`]: an agent and a collector on a temporary directory, and questions to them;
 //! * [`synthetic`]: a collector filled with events that the test knows in full;
-//! * [`bench`]: the benches behind `cargo xtask bench`.
+//! * [`mod@bench`]: the benches behind `cargo xtask bench`.
 
 pub mod bench;
 pub mod stack;

@@ -81,7 +81,7 @@ fn is_id(text: &str) -> bool {
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// "pod<uid>" (cgroupfs) or "kubepods-besteffort-pod<uid with underscores>.slice" (systemd).
+/// `pod<uid>` (cgroupfs) or `kubepods-besteffort-pod<uid with underscores>.slice` (systemd).
 fn pod_uid(segment: &str) -> Option<String> {
     let slice = segment.split_once(".slice").map(|(name, _)| name);
     let uid = match slice {

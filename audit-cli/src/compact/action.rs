@@ -68,7 +68,7 @@ fn dim(text: impl Into<String>) -> Span {
     Span::new(Style::Dim, text)
 }
 
-/// The argument list; the program's own path first where argv[0] hides it.
+/// The argument list; the program's own path first where `argv[0]` hides it.
 fn exec(process: Option<&Process>) -> Vec<Span> {
     let Some(p) = process else {
         return Vec::new();
