@@ -307,7 +307,7 @@ impl PartitionStream for AlertRows {
     }
 }
 
-#[tonic::async_trait]
+#[async_trait::async_trait]
 impl TableProvider for AlertsTable {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()

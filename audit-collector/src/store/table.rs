@@ -250,7 +250,7 @@ impl Bounds {
     }
 }
 
-#[tonic::async_trait]
+#[async_trait::async_trait]
 impl TableProvider for EventsTable {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
