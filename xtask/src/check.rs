@@ -41,9 +41,18 @@ fn static_checks() -> Vec<Step> {
             missing: no_cargo_deny,
             ..step(
                 "licences",
-                "cargo deny: licences, advisories, sources",
+                "cargo deny: licences, forbidden crates, sources",
                 TEST_LIMIT_S,
-                &["cargo deny --all-features check"],
+                &["cargo deny --all-features check bans licenses sources"],
+            )
+        },
+        Step {
+            missing: no_advisories,
+            ..step(
+                "advisories",
+                "cargo deny: known vulnerabilities",
+                TEST_LIMIT_S,
+                &["cargo deny --all-features check advisories"],
             )
         },
         step(
@@ -147,6 +156,15 @@ fn no_cargo_deny() -> Option<String> {
     let found = Command::new("cargo").args(["deny", "--version"]).output();
     let found = found.is_ok_and(|output| output.status.success());
     (!found).then(|| "no cargo-deny: cargo install cargo-deny".to_owned())
+}
+
+/// The database is fetched from the network, which not every build machine reaches.
+fn no_advisories() -> Option<String> {
+    let fetched = || {
+        let output = Command::new("cargo").args(["deny", "fetch", "db"]).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    no_cargo_deny().or_else(|| (!fetched()).then(|| "no way to the advisory database".to_owned()))
 }
 
 fn no_live_kernel() -> Option<String> {
