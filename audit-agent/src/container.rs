@@ -1,8 +1,9 @@
 //! In which container does a process run? Its cgroup says.
 //!
-//! Invariants: never a guess: a container is named only where the cgroup path names it. The path of
-//! a cgroup is found through the process while it lives (and only believed when it leads to the
-//! same inode), else by a scan of the cgroup file system.
+//! Invariants: never a guess: a container is named only where the cgroup path names it. The kernel
+//! tells the path of each cgroup that is made while the agent runs. That of an older one is found
+//! through the process while it lives (and only believed when it leads to the same inode), else by
+//! a scan of the cgroup file system.
 
 pub mod path;
 
@@ -107,6 +108,12 @@ impl Containers {
             Some(path) => Ok(self.remember(cgroup, path)),
             None => self.scan(cgroup, now),
         }
+    }
+
+    /// The path of a new cgroup, as the kernel tells it.
+    pub fn learn(&mut self, cgroup: u64, path: &[u8]) {
+        self.missing.remove(&cgroup);
+        self.remember(cgroup, path);
     }
 
     fn inode_of(&self, path: &[u8]) -> Option<u64> {

@@ -166,6 +166,7 @@ impl EmptyProbe {
                         "sched_process_exec" => "empty_exec",
                         "sched_process_fork" => "empty_fork",
                         "sched_process_exit" => "empty_exit",
+                        "cgroup_mkdir" => "empty_cgroup",
                         _ => "empty_state",
                     },
                     tracepoint,

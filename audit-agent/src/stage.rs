@@ -13,7 +13,7 @@ use std::{
 
 use audit_common::{
     class, kind,
-    record::{Exec, ExecArgs, Header, Open, Record, section},
+    record::{Cgroup, Exec, ExecArgs, Header, Open, Record, section, section_flags},
 };
 use audit_proto::v1::{Batch, Class, Event, Host};
 
@@ -127,6 +127,7 @@ impl Stage {
         let mut event = std::mem::take(&mut self.event);
         let outcome = decode::parse(bytes).and_then(|record| match record.header.kind {
             kind::EXEC_ARGS => self.continuation(&record, now),
+            kind::CGROUP => self.cgroup(&record),
             _ => self.event(&record, &mut event, now),
         });
         self.event = event;
@@ -207,6 +208,16 @@ impl Stage {
             Joined::Waiting => {}
             // The exec was filtered, or its loss is told already: nothing is missing beyond it.
             Joined::Orphan => counters::add(&self.counters.orphan_arguments, 1),
+        }
+        Ok(())
+    }
+
+    fn cgroup(&mut self, record: &Record<'_>) -> Result<(), DecodeError> {
+        let cgroup: Cgroup = record.payload().ok_or(DecodeError::Payload(kind::CGROUP))?;
+        if let Some(path) = record.section(section::CGROUP)
+            && path.header.flags & section_flags::TRUNCATED == 0
+        {
+            self.enricher.containers.learn(cgroup.id, path.bytes);
         }
         Ok(())
     }

@@ -52,6 +52,10 @@ events! {
 /// A piece of a long argv; joined to the exec before it, never an event of its own.
 pub const EXEC_ARGS: u16 = 0x8001;
 
+/// Where a new cgroup is, so that what runs in it has a container even when it ends at once; never
+/// an event of its own.
+pub const CGROUP: u16 = 0x8002;
+
 /// The row of `number`; a number of another version has none.
 pub fn from_number(number: u16) -> Option<&'static Kind> {
     ALL.iter().find(|kind| kind.number == number)

@@ -101,4 +101,8 @@ offsets! {
     sock_protocol: "sock.sk_protocol",
     sock_socket: "sock.sk_socket",
     sock_err: "sock.sk_err",
+    cgroup_root: "cgroup.root",
+    cgroup_kn: "cgroup.kn",
+    cgroup_root_hierarchy_id: "cgroup_root.hierarchy_id",
+    kernfs_node_id: "kernfs_node.id",
 }

@@ -113,6 +113,14 @@ pub struct ExecArgs {
     pub offset_bytes: u64,
 }
 
+/// [`crate::kind::CGROUP`]. Section: CGROUP, its path below the root of cgroup v2.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Cgroup {
+    /// As in [`Header::cgroup_id`].
+    pub id: u64,
+}
+
 /// [`crate::kind::EXEC_FAILED`]. Sections: GIVEN, BASE (directory that GIVEN is relative to), ARGV.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -241,6 +249,7 @@ pub mod section {
     pub const INTERPRETER: u8 = 8;
     /// Arguments, each ended by NUL.
     pub const ARGV: u8 = 9;
+    pub const CGROUP: u8 = 10;
 }
 
 pub mod section_flags {

@@ -26,6 +26,11 @@ pub fn empty_exit(_: BtfTracePointContext) -> i32 {
     0
 }
 
+#[btf_tracepoint(function = "cgroup_mkdir")]
+pub fn empty_cgroup(_: BtfTracePointContext) -> i32 {
+    0
+}
+
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn empty_state(_: BtfTracePointContext) -> i32 {
     0

@@ -39,7 +39,15 @@ const BUILD_PACKAGES: [&str; 7] = [
     "g++",
     "libc6-dev",
 ];
-const TEST_PACKAGES: [&str; 5] = ["auditd", "bpftrace", "strace", "python3-venv", "systemd"];
+const TEST_PACKAGES: [&str; 7] = [
+    "auditd",
+    "bpftrace",
+    "strace",
+    "python3-venv",
+    "systemd",
+    "runc",
+    "busybox-static",
+];
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let began = Instant::now();
@@ -95,6 +103,7 @@ fn present_otherwise(package: &str) -> bool {
     match package {
         "auditd" => cargo::on_path("auditd") && cargo::on_path("auditctl"),
         "systemd" => cargo::on_path("systemd-analyze"),
+        "busybox-static" => cargo::on_path("busybox"),
         "python3-venv" => python::can_make_venv(),
         program => cargo::on_path(program),
     }

@@ -111,6 +111,13 @@ pub const HOOKS: &[Hook] = &[
         points: &[btf("exit", "sched_process_exit")],
         needs: &["signal_struct"],
     },
+    // Without it, containers that end at once may stay unnamed.
+    Hook {
+        name: "cgroup",
+        kinds: &[],
+        points: &[btf("cgroup", "cgroup_mkdir")],
+        needs: &["cgroup", "cgroup_root", "kernfs_node"],
+    },
     Hook {
         name: "open",
         kinds: &["open"],
