@@ -27,7 +27,7 @@ pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
         refused: status
             .tried
             .iter()
-            .map(|(rung, reason)| (rung.to_string(), reason.to_string()))
+            .map(|(rung, reason)| (rung.to_string(), reason.clone()))
             .collect(),
     };
     Ok(statuses.into_iter().map(hook).collect())

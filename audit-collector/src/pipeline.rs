@@ -177,15 +177,7 @@ async fn wire(
         let stop_flag = threads_stop.clone();
         threads.push(thread("detector", move || detector.run(&stop_flag))?);
     }
-    let query_threads = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("query")
-        .worker_threads(
-            std::thread::available_parallelism()
-                .map_or(2, usize::from)
-                .max(2),
-        )
-        .enable_all()
-        .build()?;
+    let query_threads = query_threads()?;
     let handle = query_threads.handle().clone();
     let engine = Arc::new(Engine::new(
         config.query.clone(),
@@ -211,10 +203,7 @@ async fn wire(
         sessions,
         counters,
         writer: writer_sender.downgrade(),
-        host_id: std::fs::read_to_string("/etc/machine-id")
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
+        host_id: host_id(),
         stop: stop.clone(),
     };
     let collector = CollectorService {
@@ -225,9 +214,7 @@ async fn wire(
         readers: Arc::new(Semaphore::new(config.query.max_tails)),
         stop: stop.clone(),
     };
-    let routes = server::routes(ingest, collector).await?;
-    let mut servers = JoinSet::new();
-    server::serve(listeners, &routes, &stop, &mut servers);
+    let servers = server::start(listeners, ingest, collector, &stop).await?;
     Ok(Running {
         addresses,
         stop,
@@ -238,6 +225,22 @@ async fn wire(
         threads_stop,
         query_threads,
     })
+}
+
+/// Queries have threads of their own, so that a heavy one does not delay an acknowledgement.
+fn query_threads() -> std::io::Result<tokio::runtime::Runtime> {
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .thread_name("query")
+        .worker_threads(cpus.max(2))
+        .enable_all()
+        .build()
+}
+
+/// Empty where the host has none.
+fn host_id() -> String {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

@@ -105,7 +105,7 @@ fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
 pub struct ReflectionError(#[from] tonic_reflection::server::Error);
 
 /// All services; the same for every listener.
-pub async fn routes(
+async fn routes(
     ingest: IngestService,
     collector: CollectorService,
 ) -> Result<Routes, ReflectionError> {
@@ -147,13 +147,15 @@ fn server() -> Server {
         .initial_connection_window_size(Some(2 * MAX_MESSAGE_BYTES as u32))
 }
 
-/// Serves until `stop`, then until open requests have ended.
-pub fn serve(
+/// One server per listener, until `stop` and then until open requests have ended.
+pub async fn start(
     listeners: Listeners,
-    routes: &Routes,
+    ingest: IngestService,
+    collector: CollectorService,
     stop: &watch::Receiver<bool>,
-    tasks: &mut JoinSet<Result<(), tonic::transport::Error>>,
-) {
+) -> Result<JoinSet<Result<(), tonic::transport::Error>>, ReflectionError> {
+    let routes = routes(ingest, collector).await?;
+    let mut tasks = JoinSet::new();
     let stopped = |mut stop: watch::Receiver<bool>| async move {
         let _ = stop.wait_for(|stop| *stop).await;
     };
@@ -167,4 +169,5 @@ pub fn serve(
         let stop = stopped(stop.clone());
         tasks.spawn(serving.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
     }
+    Ok(tasks)
 }
