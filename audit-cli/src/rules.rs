@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use audit_detect::{
-    RuleSet,
+    Report, RuleSet,
     samples::{self, Expect},
 };
 
@@ -19,7 +19,7 @@ Examples:
 
 Use your own rules with: hostaudit up -o 'collector.detect.rules_dirs=[./my-rules]'";
 
-/// Where the pack is when no path is given: the repository's, else the installed one.
+/// Where samples are when no path is given: the repository's, else the installed ones.
 const PACKS: [&str; 2] = ["rules", "/usr/share/hostaudit/rules"];
 
 /// Check, test and list Sigma rules
@@ -45,19 +45,27 @@ enum What {
 
 #[derive(Debug, clap::Args)]
 struct Paths {
-    /// Rule files and folders; without any, the pack that comes with hostaudit
+    /// Rule files and folders; without any, the rules that come with hostaudit
     paths: Vec<PathBuf>,
 }
 
 impl Paths {
-    fn or_pack(&self) -> Result<Vec<PathBuf>> {
+    fn load(&self) -> (RuleSet, Report) {
+        match self.paths.as_slice() {
+            [] => RuleSet::compile(&audit_collector::builtin_rules()),
+            paths => RuleSet::load(paths),
+        }
+    }
+
+    /// Samples are not part of the program.
+    fn with_samples(&self) -> Result<Vec<PathBuf>> {
         if !self.paths.is_empty() {
             return Ok(self.paths.clone());
         }
         match PACKS.iter().map(PathBuf::from).find(|p| p.is_dir()) {
             Some(pack) => Ok(vec![pack]),
             None => bail!(
-                "no rules at {}; name a file or folder: hostaudit rules check PATH",
+                "no rules with samples at {}; name a folder: hostaudit rules test PATH",
                 PACKS.join(" or ")
             ),
         }
@@ -67,9 +75,9 @@ impl Paths {
 pub fn run(args: &Rules, terminal: &Terminal) -> Result<ExitCode> {
     let mut out = Output::new();
     let sound = match &args.what {
-        What::Check(paths) => check(&paths.or_pack()?, terminal, &mut out)?,
-        What::Test(paths) => test(&paths.or_pack()?, terminal, &mut out)?,
-        What::List(paths) => list(&paths.or_pack()?, terminal, &mut out)?,
+        What::Check(paths) => check(paths, terminal, &mut out)?,
+        What::Test(paths) => test(&paths.with_samples()?, terminal, &mut out)?,
+        What::List(paths) => list(paths, terminal, &mut out)?,
     };
     out.flush()?;
     Ok(if sound {
@@ -88,8 +96,8 @@ enum Verdict {
     Broken(String),
 }
 
-fn check(paths: &[PathBuf], terminal: &Terminal, out: &mut Output) -> Result<bool> {
-    let (rules, report) = RuleSet::load(paths);
+fn check(paths: &Paths, terminal: &Terminal, out: &mut Output) -> Result<bool> {
+    let (rules, report) = paths.load();
     let mut files: BTreeMap<PathBuf, Vec<Verdict>> = BTreeMap::new();
     let mut say = |file: &PathBuf, verdict| files.entry(file.clone()).or_default().push(verdict);
     for info in rules.iter() {
@@ -151,8 +159,8 @@ fn check(paths: &[PathBuf], terminal: &Terminal, out: &mut Output) -> Result<boo
     Ok(report.is_sound())
 }
 
-fn list(paths: &[PathBuf], terminal: &Terminal, out: &mut Output) -> Result<bool> {
-    let (rules, report) = RuleSet::load(paths);
+fn list(paths: &Paths, terminal: &Terminal, out: &mut Output) -> Result<bool> {
+    let (rules, report) = paths.load();
     let mut rows: Vec<[String; 4]> = rules
         .iter()
         .map(|i| {

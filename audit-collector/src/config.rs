@@ -352,6 +352,8 @@ impl Webhook {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn with_tcp(tcp: &str, allow_insecure: bool) -> Config {
@@ -362,8 +364,20 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_valid() {
-        Config::default().validate().expect("valid");
+    fn the_example_file_is_the_defaults_and_they_are_valid() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/collector.yaml");
+        let config: Config = audit_config::load(Some(&path), None, &[]).expect("loads");
+        assert_eq!(config, Config::default());
+        config.validate().expect("valid");
+        // Each key is there, so that each is explained.
+        let text = std::fs::read_to_string(path).expect("text");
+        let keys = serde_json::to_value(&config).expect("json");
+        for (section, keys) in keys.as_object().expect("sections") {
+            let keys = keys.as_object().into_iter().flatten().map(|(key, _)| key);
+            for key in keys.chain([section]) {
+                assert!(text.contains(&format!("{key}:")), "{key} is explained");
+            }
+        }
     }
 
     #[test]

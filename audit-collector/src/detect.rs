@@ -26,7 +26,7 @@ use crate::{
 };
 use ancestry::Ancestry;
 use rules::Memory;
-pub use rules::Rules;
+pub use rules::{Rules, builtin};
 
 /// How often the cursor is written while events flow; what is evaluated twice after a crash.
 const CURSOR_EVERY: Duration = Duration::from_secs(1);

@@ -25,4 +25,5 @@ mod writer;
 
 pub use check::check;
 pub use config::Config;
+pub use detect::builtin as builtin_rules;
 pub use pipeline::{Addresses, CollectorError, Running, run, start};

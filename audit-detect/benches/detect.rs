@@ -22,7 +22,8 @@ Usage: cargo bench -p audit-detect --bench detect -- [OPTIONS]
 
 Options:
   --quick        fewer rounds, for a first look
-  --rules DIR    rules to load [default: ../shared/sigma/rules beside the workspace]
+  --rules DIR    rules to load [default: ../shared/sigma/rules beside the workspace,
+                 else our own]
   --json FILE    also write the figures as JSON
   -h, --help     this text";
 
@@ -46,7 +47,14 @@ fn main() -> Result<()> {
         options.rules.display()
     );
     let mut figures = load(&options.rules);
-    let (exec_rules, _) = RuleSet::load(&[options.rules.join("linux/process_creation")]);
+    // As SigmaHQ lays its rules out; another folder is taken whole.
+    let exec = options.rules.join("linux/process_creation");
+    let exec = if exec.is_dir() {
+        exec
+    } else {
+        options.rules.clone()
+    };
+    let (exec_rules, _) = RuleSet::load(&[exec]);
     ensure!(
         !exec_rules.is_empty(),
         "no process_creation rules in {}",
@@ -68,7 +76,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/sigma/rules");
     let mut options = Options {
         quick: false,
-        rules: beside,
+        rules: if beside.is_dir() { beside } else { own() },
         json: None,
     };
     while let Some(arg) = args.next() {
@@ -84,6 +92,13 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
         }
     }
     Ok(Some(options))
+}
+
+/// SigmaHQ's rules are not part of the project.
+fn own() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rules");
+    eprintln!("SKIPPED: SigmaHQ's rules are not beside the workspace; measuring our own pack");
+    own
 }
 
 type Figures = serde_json::Map<String, serde_json::Value>;

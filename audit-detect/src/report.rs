@@ -40,6 +40,8 @@ pub enum Why {
     Field(String),
     #[error("{0} is not supported")]
     Unsupported(String),
+    #[error("replaced by {0}, which has its id")]
+    Replaced(String),
     #[error("filter applies to no loaded rule")]
     NoTarget,
 }

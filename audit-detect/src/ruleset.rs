@@ -54,9 +54,22 @@ pub struct Scratch {
 impl RuleSet {
     /// Loads the files and folders at `paths`. Never fails as a whole: see [`Report::broken`].
     pub fn load<P: AsRef<Path>>(paths: &[P]) -> (RuleSet, Report) {
+        RuleSet::load_over(&[], paths)
+    }
+
+    /// As [`RuleSet::load`], on top of the rules of `base`: a rule with the id of one in `base`
+    /// replaces it, and filters apply to both.
+    pub fn load_over<P: AsRef<Path>>(base: &[Source], paths: &[P]) -> (RuleSet, Report) {
         let mut broken = Vec::new();
         let sources = files::read(paths, &mut broken);
-        let (rules, mut report) = RuleSet::compile(&sources);
+        let mut loader = Loader::default();
+        for source in &sources {
+            loader.file(source, false);
+        }
+        for source in base {
+            loader.file(source, true);
+        }
+        let (rules, mut report) = loader.finish();
         report.broken.splice(0..0, broken);
         (rules, report)
     }
@@ -65,7 +78,7 @@ impl RuleSet {
     pub fn compile(sources: &[Source]) -> (RuleSet, Report) {
         let mut loader = Loader::default();
         for source in sources {
-            loader.file(source);
+            loader.file(source, false);
         }
         loader.finish()
     }
@@ -117,6 +130,8 @@ struct Place {
     file: PathBuf,
     line: usize,
     text: String,
+    /// Gives way to another rule of its id.
+    base: bool,
 }
 
 #[derive(Default)]
@@ -134,17 +149,23 @@ struct Group {
 }
 
 impl Loader {
-    fn file(&mut self, source: &Source) {
+    fn file(&mut self, source: &Source, base: bool) {
         self.report.files += 1;
         for document in files::documents(&source.text) {
             match rsigma_parser::parse_sigma_yaml(document.text) {
-                Ok(collection) => self.collection(collection, source, &document),
+                Ok(collection) => self.collection(collection, source, &document, base),
                 Err(error) => self.parse_error(&error.to_string(), source, &document),
             }
         }
     }
 
-    fn collection(&mut self, found: SigmaCollection, source: &Source, document: &Document<'_>) {
+    fn collection(
+        &mut self,
+        found: SigmaCollection,
+        source: &Source,
+        document: &Document<'_>,
+        base: bool,
+    ) {
         for error in &found.errors {
             self.parse_error(error, source, document);
         }
@@ -152,6 +173,7 @@ impl Loader {
             file: source.file.clone(),
             line: document.line,
             text: document.text.to_owned(),
+            base,
         };
         for rule in found.rules {
             self.rules.push((rule, place()));
@@ -187,6 +209,11 @@ impl Loader {
         let mut used = vec![false; self.filters.len()];
         for (rule, place) in std::mem::take(&mut self.rules) {
             if let Some(first) = rule.id.as_ref().and_then(|id| ids.get(id)) {
+                if place.base {
+                    let by = first.display().to_string();
+                    self.idle(&rule, &place, Why::Replaced(by));
+                    continue;
+                }
                 let problem = format!("rule id is that of {}", first.display());
                 let line = place.document().line_of("id:");
                 self.broken_at(&place, line, problem, "give it an id of its own (uuidgen)");

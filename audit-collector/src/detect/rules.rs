@@ -1,7 +1,7 @@
 //! Which rules are in force, and which of them cannot fire here?
 //!
-//! Rules that come with the program and rules of the configured directories are two sets: a rule in
-//! both is in force twice, under two files.
+//! Rules of the configured directories lie over those that come with the program: one with the id
+//! of another replaces it.
 
 use audit_detect::{Report, RuleSet, Scratch, Source};
 use audit_proto::v1::{Event, Rule};
@@ -10,48 +10,46 @@ use crate::{config, problems::Problems};
 
 include!(concat!(env!("OUT_DIR"), "/rules.rs"));
 
+/// The rules that come with the program.
+pub fn builtin() -> Vec<Source> {
+    RULES
+        .iter()
+        .map(|(name, text)| Source {
+            file: format!("builtin/{name}").into(),
+            text: (*text).to_owned(),
+        })
+        .collect()
+}
+
 #[derive(Debug, Default)]
 pub struct Rules {
-    sets: Vec<RuleSet>,
+    set: RuleSet,
     idle: Vec<String>,
     broken: Vec<String>,
 }
 
 /// Working memory of the evaluating thread.
 pub struct Memory {
-    scratch: Vec<Scratch>,
+    scratch: Scratch,
     matched: Vec<usize>,
 }
 
 impl Rules {
     /// Loads what the configuration names. A broken rule costs itself, not the others.
     pub fn load(config: &config::Detect) -> Self {
-        let mut rules = Self::default();
         if !config.enabled {
-            return rules;
+            return Self::default();
         }
-        if config.builtin_rules {
-            let sources: Vec<Source> = RULES
-                .iter()
-                .map(|(name, text)| Source {
-                    file: format!("builtin/{name}").into(),
-                    text: (*text).to_owned(),
-                })
-                .collect();
-            rules.add(RuleSet::compile(&sources));
+        let base = match config.builtin_rules {
+            true => builtin(),
+            false => Vec::new(),
+        };
+        let (set, Report { idle, broken, .. }) = RuleSet::load_over(&base, &config.rules_dirs);
+        Self {
+            set,
+            idle: idle.iter().map(ToString::to_string).collect(),
+            broken: broken.iter().map(ToString::to_string).collect(),
         }
-        if !config.rules_dirs.is_empty() {
-            rules.add(RuleSet::load(&config.rules_dirs));
-        }
-        rules
-    }
-
-    fn add(&mut self, (set, report): (RuleSet, Report)) {
-        self.sets.push(set);
-        self.idle
-            .extend(report.idle.iter().map(ToString::to_string));
-        self.broken
-            .extend(report.broken.iter().map(ToString::to_string));
     }
 
     /// Tells an operator what has to be repaired.
@@ -71,7 +69,7 @@ impl Rules {
     }
 
     pub fn loaded(&self) -> usize {
-        self.sets.iter().map(RuleSet::len).sum()
+        self.set.len()
     }
 
     pub fn idle(&self) -> &[String] {
@@ -84,18 +82,46 @@ impl Rules {
 
     pub fn memory(&self) -> Memory {
         Memory {
-            scratch: self.sets.iter().map(RuleSet::scratch).collect(),
+            scratch: self.set.scratch(),
             matched: Vec::new(),
         }
     }
 
     /// Every rule that matches.
     pub fn evaluate(&self, event: &Event, memory: &mut Memory) -> Vec<&Rule> {
-        let mut found = Vec::new();
-        for (set, scratch) in self.sets.iter().zip(&mut memory.scratch) {
-            set.evaluate(event, scratch, &mut memory.matched);
-            found.extend(memory.matched.iter().map(|index| set.rule(*index)));
-        }
-        found
+        self.set
+            .evaluate(event, &mut memory.scratch, &mut memory.matched);
+        let found = memory.matched.iter();
+        found.map(|index| self.set.rule(*index)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_rule_replaces_the_builtin_one_of_its_id() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let alone = Rules::load(&config::Detect::default());
+        let text = RULES[0].1.replace("title: ", "title: Ours of ");
+        std::fs::write(dir.path().join("ours.yml"), text).expect("write");
+        let rules = Rules::load(&config::Detect {
+            rules_dirs: vec![dir.path().to_owned()],
+            ..config::Detect::default()
+        });
+        assert_eq!(rules.broken(), &[] as &[String]);
+        assert_eq!(rules.loaded(), alone.loaded());
+        let ours = rules
+            .set
+            .iter()
+            .filter(|info| info.rule.title.starts_with("Ours of "));
+        assert_eq!(ours.count(), alone.loaded() - builtin_left(&rules));
+        assert!(rules.idle().iter().any(|idle| idle.contains("replaced by")));
+    }
+
+    fn builtin_left(rules: &Rules) -> usize {
+        let left = rules.set.iter().filter(|i| i.file.starts_with("builtin"));
+        left.count()
     }
 }
