@@ -15,6 +15,9 @@ use anyhow::{Context as _, Result, bail};
 const TARGET: &str = "bpfel-unknown-none";
 /// Where `cargo xtask setup` puts the linker, below the user's cache directory.
 const LINKER: &str = "hostaudit/bpf-linker-0.13.0-llvm22/bin";
+/// Set to anything, the kernel programs log each record (see CONTRIBUTING.md). Not by profile: what
+/// tests run is the object that is installed.
+const LOG_VARIABLE: &str = "HOSTAUDIT_EBPF_LOG";
 
 fn main() -> Result<()> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("set by cargo")?);
@@ -31,6 +34,7 @@ fn main() -> Result<()> {
         );
     }
 
+    println!("cargo::rerun-if-env-changed={LOG_VARIABLE}");
     let mut build = toolchain()?;
     let path = env::var_os("PATH").unwrap_or_default();
     let linker = cache_dir().map(|cache| cache.join(LINKER));
@@ -38,6 +42,7 @@ fn main() -> Result<()> {
     let target_dir = out.join("audit-ebpf");
     let status = build
         .args(["build", "--release", "--locked", "--target", TARGET])
+        .args(env::var_os(LOG_VARIABLE).map(|_| "--features=log"))
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(&source)

@@ -1,7 +1,7 @@
 //! How is a long argv put together? Its exec record holds the beginning; EXEC_ARGS records bring
 //! the rest, usually in the same round.
 //!
-//! Invariants: an exec leaves here exactly once: complete, or after [`PATIENCE`] rounds, or when
+//! Invariants: an exec leaves here exactly once: complete, or after [`PATIENCE`] rounds without a piece, or when
 //! room is needed, with what arrived in one piece and `argv_truncated_bytes` for the rest.
 
 use std::collections::VecDeque;
@@ -10,12 +10,12 @@ use audit_proto::v1::Event;
 
 use crate::decode::split_arguments;
 
-/// Rounds that an exec waits: its own, the next, and the one after that.
+/// Rounds that an exec waits for its next piece: this one, the next, and the one after that.
 const PATIENCE: u8 = 2;
 /// Execs waiting at a time; each CPU writes one argv after the other, so more than CPUs is rare.
 const WAITING: usize = 256;
-/// Bytes of argv waiting: eight of the largest that Linux allows.
-const WAITING_BYTES: usize = 16 << 20;
+/// Bytes of argv waiting: what xargs makes (128 KiB) on 64 CPUs at once, or four of the largest.
+const WAITING_BYTES: usize = 8 << 20;
 
 /// Execs whose argv is not complete.
 #[derive(Debug, Default)]
@@ -78,6 +78,7 @@ impl Arguments {
         // A piece behind a gap cannot be placed: what is kept stays the beginning, whole.
         if offset == waiting.argv.len() as u64 {
             waiting.argv.extend_from_slice(piece);
+            waiting.rounds = 0;
             self.bytes += piece.len();
         }
         if (waiting.argv.len() as u64) < waiting.argv_bytes {
@@ -166,6 +167,21 @@ mod tests {
         };
         assert_eq!(argv(&event), ("a bc d".to_owned(), None));
         assert!(matches!(arguments.join(0, 7, 7, b"e"), Joined::Orphan));
+    }
+
+    #[test]
+    fn an_argv_that_keeps_coming_may_take_many_rounds() {
+        let mut arguments = Arguments::default();
+        assert!(arguments.hold((0, 7), Event::default(), b"a", 21).is_none());
+        for at in 1..20 {
+            assert!(matches!(arguments.join(0, 7, at, b"a"), Joined::Waiting));
+            assert!(arguments.give_up().is_none());
+            arguments.next_round();
+        }
+        let Joined::Leaves(event) = arguments.join(0, 7, 20, b"\0") else {
+            panic!("complete");
+        };
+        assert_eq!(argv(&event), ("a".repeat(20), None));
     }
 
     #[test]

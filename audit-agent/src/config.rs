@@ -57,7 +57,7 @@ impl Default for Rings {
     fn default() -> Self {
         Self {
             process_bytes: 4 << 20,
-            network_bytes: 4 << 20,
+            network_bytes: 2 << 20,
             file_bytes: 16 << 20,
         }
     }
@@ -118,7 +118,7 @@ impl Default for Batch {
     fn default() -> Self {
         Self {
             max_events: 4096,
-            max_bytes: 4 << 20,
+            max_bytes: 2 << 20,
             max_delay_ms: 200,
         }
     }
@@ -134,7 +134,7 @@ pub struct Queue {
 impl Default for Queue {
     fn default() -> Self {
         Self {
-            max_bytes: 48 << 20,
+            max_bytes: 16 << 20,
         }
     }
 }
@@ -150,7 +150,7 @@ impl Default for ProcessTable {
     fn default() -> Self {
         Self {
             max_entries: 65_536,
-            max_bytes: 64 << 20,
+            max_bytes: 24 << 20,
         }
     }
 }

@@ -18,19 +18,24 @@
 //! | queue | [`queue`] | the reader waits, the rings fill, the kernel counts | `queue_full` |
 //! | ship | [`ship`] | batches stay queued and are sent again | `sent`, `sessions` |
 //!
-//! Memory, with the default configuration:
+//! Memory, with the default configuration, each at its bound at once:
 //!
-//! | what | bound | set by |
-//! |---|---|---|
-//! | rings | 24 MiB, shared with the kernel | `rings` |
-//! | a round | what the rings held, 24 MiB | `rings` |
-//! | process table | 64 MiB and one program of at most 20 KiB; 65,536 entries | `process_table` |
-//! | processes read from /proc at the start | as many entries, 4 KiB of argv each, until met | `process_table` |
-//! | execs waiting for argv | 16 MiB and one of 2 MiB; 256 | `arguments` |
-//! | open batch | 4 MiB and one event, of at most 10 MiB | `batch` |
-//! | queue | 48 MiB, or one batch if that is larger | `queue` |
-//! | cgroups | 8,192 paths, some 2 MiB | `container` |
-//! | users and groups | 16 MiB of each file | `users` |
+//! | what | bound | MiB | set by |
+//! |---|---|---|---|
+//! | program, libraries, stacks | what is touched of them | 9 | - |
+//! | rings, shared with the kernel | 4 + 2 + 16 MiB; the kernel maps each twice in a row, so twice in RSS | 44 | `rings` |
+//! | a round: taken, held back, leaving | 512 KiB of each ring, up to four times | 6 | `reader::ROUND_BYTES` |
+//! | process table, with what /proc said at the start | 24 MiB and one program; 65,536 entries | 24 | `process_table` |
+//! | execs waiting for argv | 8 MiB and one of 2 MiB; 256 | 10 | `arguments` |
+//! | open batch: encoded, framed, compressed | 2 MiB each | 6 | `batch`, `audit_ledger::Sealer` |
+//! | queue | 16 MiB, or one batch if that is larger | 16 | `queue` |
+//! | batches on their way: two requests, a frame of HTTP/2 | 2 MiB each if nothing compresses | 6 | `ship::REQUESTS` |
+//! | cgroups | 8,192 paths | 2 | `container` |
+//! | users and groups | 2 MiB of each file | 4 | `users` |
+//! | sum | | 127 | |
+//!
+//! Beyond it: one event may be of 10 MiB (an argv of 2 MiB of which every byte is escaped), and
+//! then is its batch, for the moment. `bench loss` fails above 128 MiB.
 
 pub mod arguments;
 pub mod clock;
@@ -104,16 +109,16 @@ pub async fn run_source<S: source::Source + 'static>(
 /// Why the agent cannot run (any more).
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    #[error("configuration: {0}")]
+    #[error(transparent)]
     Config(#[from] InvalidConfig),
     #[error(transparent)]
     Probe(#[from] probe::ProbeError),
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
     #[error("reading records failed: {0}")]
-    Source(#[source] io::Error),
+    Source(io::Error),
     #[error("cannot start the reader's thread: {0}")]
-    Thread(#[source] io::Error),
+    Thread(io::Error),
     #[error("the reader ended by a panic; its message is in the log")]
     Reader,
     #[error("shipping ended by a panic: {0}")]

@@ -112,7 +112,7 @@ async fn supervise<S: Source + 'static>(
     thread::Builder::new()
         .name("reader".to_owned())
         .spawn(move || {
-            let queue = Arc::clone(&reader.stage.queue);
+            let queue = Arc::clone(&reader.stage.parts.queue);
             let result = reader.run();
             queue.close();
             // Nobody listens only when the agent itself is gone.
@@ -202,6 +202,7 @@ impl<S: Source> Reader<S> {
         while !is_stopped(&self.stop) {
             let due = self
                 .stage
+                .parts
                 .seal
                 .due()
                 .map_or(heartbeat, |due| due.min(heartbeat));
@@ -261,20 +262,20 @@ impl<S: Source> Reader<S> {
     }
 
     fn refresh_clock(&mut self) {
-        if let Some(moved_ns) = self.stage.clock.refresh() {
+        if let Some(moved_ns) = self.stage.parts.clock.refresh() {
             tracing::info!(moved_ns, "the wall clock was set");
             self.act("clock", format!("wall clock moved by {moved_ns} ns"));
         }
     }
 
     fn act(&mut self, action: &str, detail: String) {
-        let mut event = own::action(&self.stage.clock, &self.config_hash, action, detail);
+        let mut event = own::action(&self.stage.parts.clock, &self.config_hash, action, detail);
         self.stage.emit(&mut event, Instant::now());
     }
 
     fn heartbeat(&mut self) {
         let kernel = self.source.counters();
-        let counters = &self.stage.counters;
+        let counters = &self.stage.parts.counters;
         let sum = |field: fn(&KernelCounters) -> u64| kernel.iter().map(field).sum::<u64>();
         let left_out = sum(|counters| counters.filtered);
         let totals = Totals {
@@ -283,8 +284,8 @@ impl<S: Source> Reader<S> {
             lost: counters::get(&counters.lost),
             sent: counters::get(&counters.sent),
         };
-        let depth = self.stage.queue.depth();
-        let enricher = &self.stage.enricher;
+        let depth = self.stage.parts.queue.depth();
+        let enricher = &self.stage.parts.enricher;
         let detail = format!(
             "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} queue_batches={} queue_bytes={} queue_full={} sessions={}",
             counters::get(&counters.merged_exits),
@@ -299,7 +300,7 @@ impl<S: Source> Reader<S> {
             counters::get(&counters.queue_full),
             counters::get(&counters.sessions),
         );
-        let mut event = own::heartbeat(&self.stage.clock, &self.config_hash, totals, detail);
+        let mut event = own::heartbeat(&self.stage.parts.clock, &self.config_hash, totals, detail);
         self.stage.emit(&mut event, Instant::now());
     }
 }

@@ -5,7 +5,9 @@
 //! host on which no hook works is an error.
 
 mod btf;
+mod capabilities;
 mod hooks;
+mod log;
 
 use std::{io, mem};
 
@@ -27,15 +29,18 @@ pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};
 
+/// Where tracefs is found; the second before Linux 4.1 and where debugfs mounts it.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
 /// Built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     #[error(
-        "loading kernel programs needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE): run as root"
+        "loading kernel programs needs root, or CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH; {0}"
     )]
-    NotPermitted,
+    NotPermitted(String),
     #[error(transparent)]
     Types(#[from] BtfError),
     #[error("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")]
@@ -56,6 +61,7 @@ pub struct Probe {
     pub(crate) rings: [RingBuf<MapData>; 3],
     counters: PerCpuArray<MapData, KernelCounters>,
     ignored: HashMap<MapData, u32, u8>,
+    log: Option<log::Log>,
 }
 
 /// [`Counters`], which aya may copy out of a map.
@@ -72,13 +78,12 @@ unsafe impl aya::Pod for KernelCounters {}
 
 impl Probe {
     pub fn load(config: &Config) -> Result<Self, ProbeError> {
+        if let Some(missing) = capabilities::missing() {
+            return Err(ProbeError::NotPermitted(missing));
+        }
         let types = btf::Types::of_kernel()?;
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
-        if !std::path::Path::new("/sys/kernel/tracing/events/syscalls").exists()
-            && !std::path::Path::new("/sys/kernel/debug/tracing/events/syscalls").exists()
-        {
-            return Err(ProbeError::NoTracefs);
-        }
+        tracefs()?;
         let (offsets, missing) = offsets(&types);
         let settings = Settings {
             watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
@@ -94,6 +99,8 @@ impl Probe {
             .map_max_entries("FILE_RING", config.rings.file_bytes)
             .load(OBJECT)
             .map_err(|error| load_error(&error))?;
+        // Before any program is attached: they keep the map only while it has a file descriptor.
+        let log = log::Log::of(&mut ebpf);
         watch_names(&mut ebpf, config)?;
         // Before anything is attached, so that our own start is not in the record.
         let mut ignored: HashMap<_, u32, u8> = take(&mut ebpf, "IGNORED")?;
@@ -120,6 +127,7 @@ impl Probe {
             rings,
             counters,
             ignored,
+            log,
         })
     }
 
@@ -130,6 +138,13 @@ impl Probe {
     /// Leaves the process `pid` out of the record from now on.
     pub fn ignore(&mut self, pid: u32) -> io::Result<()> {
         self.ignored.insert(pid, 1, 0).map_err(io::Error::other)
+    }
+
+    /// Passes on what the programs have logged, in a build in which they do.
+    pub(crate) fn forward_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.forward();
+        }
     }
 
     /// The counters of `class` on each CPU.
@@ -180,6 +195,24 @@ impl EmptyProbe {
         }
         Ok(Self { _ebpf: ebpf })
     }
+}
+
+/// Is there a list of tracepoints that we may read?
+fn tracefs() -> Result<(), ProbeError> {
+    let mut denied = None;
+    for root in TRACEFS {
+        let events = format!("{root}/events/syscalls");
+        match std::fs::read_dir(&events) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                denied = denied.or(Some(events));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(denied.map_or(ProbeError::NoTracefs, |path| {
+        ProbeError::NotPermitted(format!("{path} may not be read here"))
+    }))
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProbeError>
@@ -296,11 +329,9 @@ fn attach_points(ebpf: &mut Ebpf, points: &[Point], kernel: &Btf) -> Result<(), 
 }
 
 fn tracepoint_exists(call: &str) -> bool {
-    ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
-        .iter()
-        .any(|root| {
-            std::path::Path::new(&format!("{root}/events/syscalls/sys_exit_{call}")).exists()
-        })
+    TRACEFS.iter().any(|root| {
+        std::path::Path::new(&format!("{root}/events/syscalls/sys_exit_{call}")).exists()
+    })
 }
 
 fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<(), String> {
@@ -336,7 +367,10 @@ fn load_error(error: &(dyn std::error::Error + 'static)) -> ProbeError {
         if let Some(io) = error.downcast_ref::<io::Error>()
             && io.kind() == io::ErrorKind::PermissionDenied
         {
-            return ProbeError::NotPermitted;
+            return ProbeError::NotPermitted(
+                "no capability is missing, so this is a user namespace, or the kernel is locked down"
+                    .to_owned(),
+            );
         }
         source = error.source();
     }

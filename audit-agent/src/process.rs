@@ -21,14 +21,19 @@ use proc_fs::Seed;
 pub const KEPT_ARGV_BYTES: usize = 4096;
 /// An exited process is forgotten after this, by the boot clock.
 const EXITED_KEPT_NS: u64 = 300_000_000_000;
-/// What an entry costs apart from its program, for the table's account.
-const ENTRY_BYTES: usize = 256;
+/// What an entry costs apart from its program, for the table's account: its slot in a hash table
+/// that is half empty, its exec_id, its place in two queues.
+const ENTRY_BYTES: usize = 2 * size_of::<(Key, Entry)>() + 48 + 3 * size_of::<Key>();
+/// The allocator's share in a piece of text.
+const TEXT_BYTES: usize = 16;
+/// Of the table's bytes, what processes read at the start and not met yet may take.
+const SEEDS_SHARE: usize = 2;
 
 /// How much the table may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub entries: usize,
-    /// Entries and the programs that they share.
+    /// Entries, the programs that they share, and what was read at the start.
     pub bytes: usize,
 }
 
@@ -90,7 +95,7 @@ impl Program {
         let argv: usize = self
             .argv
             .iter()
-            .map(|a| a.len() + size_of::<String>())
+            .map(|a| a.len() + size_of::<String>() + TEXT_BYTES)
             .sum();
         size_of::<Self>() + self.exe.len() + self.exe_invoked.len() + self.script.len() + argv
     }
@@ -145,10 +150,16 @@ impl Table {
         }
     }
 
-    /// Adds what /proc said at the start, at most as many as the table holds.
+    /// Adds what /proc said at the start, as far as its share of the table goes; what has no room
+    /// is counted as evicted.
     pub fn seed(&mut self, seeds: impl IntoIterator<Item = Seed>) {
-        for seed in seeds.into_iter().take(self.limits.entries) {
-            self.seeds.insert(seed.pid, seed);
+        for seed in seeds {
+            let bytes = seed.bytes();
+            if self.bytes + bytes > self.limits.bytes / SEEDS_SHARE {
+                self.evicted += 1;
+            } else if self.seeds.insert(seed.pid, seed).is_none() {
+                self.bytes += bytes;
+            }
         }
     }
 
@@ -310,6 +321,7 @@ impl Table {
         };
         let mut program = None;
         let seed = self.seeds.remove(&key.pid);
+        self.bytes -= seed.as_ref().map_or(0, Seed::bytes);
         if let Some(seed) = seed.filter(|seed| seed.started_at(key.start_time_ns)) {
             if uid.is_none() {
                 entry.comm = seed.comm;

@@ -3,16 +3,19 @@
 //! * Order: a round ends a little before the moment at which the draining began. Every record
 //!   older than that is in the rings by then, so rounds follow each other in time; younger ones
 //!   wait for the next round.
+//! * Memory: a ring is drained by at most [`ROUND_BYTES`] in a round, and not at all while the
+//!   round cannot reach what was taken of it before: a ring's worth of another cannot pile up here.
 //! * Loss: a (cpu, class) counts without gaps, so a gap is a loss, and so is what the kernel has
 //!   counted and no ring delivers while [`OVERDUE`] passes.
 
 use std::{
-    io,
+    io, mem,
     os::fd::AsFd as _,
     time::{Duration, Instant},
 };
 
 use audit_common::{class, config::Counters, record::Header};
+use aya::maps::{MapData, RingBuf};
 use rustix::{
     event::{Timespec, epoll},
     time::{ClockId, clock_gettime},
@@ -31,19 +34,33 @@ const SETTLED_NS: u64 = 2_000_000;
 const REST: Duration = Duration::from_millis(10);
 /// Counted by the kernel this long ago and still not in a ring: it never will be.
 const OVERDUE: Duration = Duration::from_millis(250);
-/// Taken of one ring in one round, so that a flood in one lane cannot hold up the others.
-const ROUND_BYTES: usize = 4 << 20;
+/// Taken of one ring in one round, so that a flood in one lane cannot hold up the others, and so
+/// that a round's copies stay small. Some 1,500 records: enough to make the visit worth it.
+const ROUND_BYTES: usize = 512 << 10;
 
 /// The agent's source on a live host.
 pub struct Reader {
     probe: Probe,
     epoll: rustix::fd::OwnedFd,
+    /// Taken and too young to leave.
     held: Round,
+    /// Empty between rounds; kept for its memory.
+    fresh: Round,
+    lanes: [Lane; RINGS],
     streams: [Stream; class::ALL.len()],
     /// What the kernel had counted at some moment, to be compared when it is overdue.
     claim: Option<(Instant, [Vec<Counters>; class::ALL.len()])>,
-    /// A ring still had records when the last round ended.
-    unfinished: bool,
+    /// A ring still had records when the last round ended: its records from here on were not seen.
+    unfinished_ns: Option<u64>,
+}
+
+const RINGS: usize = 3;
+
+/// What is known of one ring.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lane {
+    /// Time of the youngest record taken.
+    newest_ns: u64,
 }
 
 /// The last number seen of one class on each CPU.
@@ -68,9 +85,11 @@ impl Reader {
             probe,
             epoll,
             held: Round::default(),
+            fresh: Round::default(),
+            lanes: [Lane::default(); RINGS],
             streams: Default::default(),
             claim: None,
-            unfinished: false,
+            unfinished_ns: None,
         })
     }
 
@@ -79,7 +98,7 @@ impl Reader {
     }
 
     fn rest(&self, timeout: Duration) -> io::Result<()> {
-        if self.unfinished || timeout.is_zero() {
+        if self.unfinished_ns.is_some() || timeout.is_zero() {
             return Ok(());
         }
         let timeout = Timespec::try_from(timeout.min(REST)).map_err(io::Error::other)?;
@@ -93,38 +112,27 @@ impl Reader {
     }
 
     fn drain(&mut self, round: &mut Round) {
-        let mut horizon = boot_ns().saturating_sub(SETTLED_NS);
-        let mut fresh = std::mem::take(&mut self.held);
-        self.unfinished = false;
-        for ring in &mut self.probe.rings {
-            let start = fresh.bytes();
-            while let Some(record) = ring.next() {
-                // What is no header is passed on, for decode to count.
-                let header = Header::read_from_prefix(&record)
-                    .ok()
-                    .map(|(header, _)| header);
-                let time_ns = header.map_or(0, |header| header.time_ns);
-                if let Some(header) = header {
-                    account(&mut self.streams, &header, &mut fresh);
-                }
-                fresh.push(time_ns, &record);
-                if fresh.bytes() - start > ROUND_BYTES {
-                    // The rest of this ring is younger; nothing younger may leave yet.
-                    horizon = horizon.min(time_ns);
-                    self.unfinished = true;
-                    break;
-                }
+        let settled = boot_ns().saturating_sub(SETTLED_NS);
+        let before = self.unfinished_ns.take();
+        mem::swap(&mut self.fresh, &mut self.held);
+        for (ring, lane) in self.probe.rings.iter_mut().zip(&mut self.lanes) {
+            if !lane.is_ahead(before) && take(ring, lane, &mut self.streams, &mut self.fresh) {
+                continue;
             }
+            // The rest of this ring is younger; nothing younger may leave yet.
+            let unseen = self.unfinished_ns.unwrap_or(lane.newest_ns);
+            self.unfinished_ns = Some(unseen.min(lane.newest_ns));
         }
-        fresh.sort();
-        fresh.split(horizon, round, &mut self.held);
+        let horizon = self.unfinished_ns.map_or(settled, |ns| ns.min(settled));
+        self.fresh.sort();
+        self.fresh.split(horizon, round, &mut self.held);
     }
 
     /// Numbers that the kernel gave out long ago and that no ring delivered.
     fn overdue(&mut self, round: &mut Round) -> io::Result<()> {
         let now = Instant::now();
         if let Some((since, counted)) = &self.claim {
-            if now.duration_since(*since) < OVERDUE || self.unfinished {
+            if now.duration_since(*since) < OVERDUE || self.unfinished_ns.is_some() {
                 return Ok(());
             }
             for ((class, stream), counters) in
@@ -141,6 +149,39 @@ impl Reader {
         }
         self.claim = Some((now, counted));
         Ok(())
+    }
+}
+
+/// Moves a ring's records, at most [`ROUND_BYTES`] and one; false when more are there.
+fn take(
+    ring: &mut RingBuf<MapData>,
+    lane: &mut Lane,
+    streams: &mut [Stream],
+    fresh: &mut Round,
+) -> bool {
+    let start = fresh.bytes();
+    while let Some(record) = ring.next() {
+        // What is no header is passed on, for decode to count.
+        let header = Header::read_from_prefix(&record)
+            .ok()
+            .map(|(header, _)| header);
+        let time_ns = header.map_or(0, |header| header.time_ns);
+        if let Some(header) = header {
+            account(streams, &header, fresh);
+        }
+        lane.newest_ns = lane.newest_ns.max(time_ns);
+        fresh.push(time_ns, &record);
+        if fresh.bytes() - start > ROUND_BYTES {
+            return false;
+        }
+    }
+    true
+}
+
+impl Lane {
+    /// What was taken of this ring could not leave yet, because another ring has older records.
+    fn is_ahead(self, unfinished_ns: Option<u64>) -> bool {
+        unfinished_ns.is_some_and(|unfinished| self.newest_ns > unfinished)
     }
 }
 
@@ -187,6 +228,7 @@ impl Source for Reader {
         loop {
             self.rest(until.saturating_duration_since(Instant::now()))?;
             self.drain(round);
+            self.probe.forward_log();
             self.overdue(round)?;
             if !round.is_empty() || Instant::now() >= until {
                 return Ok(());
@@ -221,6 +263,14 @@ fn boot_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ring_waits_while_another_is_behind_it() {
+        let lane = Lane { newest_ns: 20 };
+        assert!(lane.is_ahead(Some(19)));
+        assert!(!lane.is_ahead(Some(20)), "the one that is behind goes on");
+        assert!(!lane.is_ahead(None));
+    }
 
     #[test]
     fn every_missing_number_is_in_exactly_one_loss() {

@@ -91,7 +91,7 @@ impl Seal {
         let batch = self.sealer.seal(&events, first_time, last_time);
         self.encoded.clear();
         // One huge event must not keep its memory for ever.
-        self.encoded.shrink_to(2 * self.limits.bytes);
+        self.encoded.shrink_to(self.limits.bytes);
         self.ends.clear();
         self.opened = None;
         Some(batch)

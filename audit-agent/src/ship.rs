@@ -148,7 +148,7 @@ impl Server {
 /// Why a session ended. The reaction is always to wait and try again.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("cannot connect: {}", chain(.0))]
+    #[error("cannot connect: {}; is the collector running?", chain(.0))]
     Connect(tonic::transport::Error),
     #[error("refused or broken: {} ({})", .0.message(), .0.code())]
     Status(Box<tonic::Status>),
@@ -174,7 +174,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        let _ = write!(text, ": {error}");
+        let cause = error.to_string();
+        // Some of tonic's errors say their cause themselves.
+        if !text.ends_with(&cause) {
+            let _ = write!(text, ": {cause}");
+        }
         source = error.source();
     }
     text

@@ -53,7 +53,7 @@ impl Round {
         self.index.is_empty() && self.losses.is_empty()
     }
 
-    /// Bytes of records held; the rings that they came from bound it.
+    /// Bytes of records held; the source bounds it.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -80,8 +80,8 @@ impl Round {
     }
 
     /// Moves what is not younger than `horizon_ns` into `older` and the rest into `younger`, in
-    /// order; losses leave with the older part.
-    pub fn split(mut self, horizon_ns: u64, older: &mut Self, younger: &mut Self) {
+    /// order; losses leave with the older part. Nothing is left, but the memory is kept.
+    pub fn split(&mut self, horizon_ns: u64, older: &mut Self, younger: &mut Self) {
         older.losses.append(&mut self.losses);
         for entry in &self.index {
             let part = if entry.time_ns <= horizon_ns {
@@ -91,6 +91,7 @@ impl Round {
             };
             part.push(entry.time_ns, &self.bytes[entry.start..entry.end]);
         }
+        self.clear();
     }
 
     /// By time; records of the same time keep the order in which they came.

@@ -33,18 +33,11 @@ use crate::{
 
 /// Everything between source and queue.
 pub struct Stage {
-    pub clock: Clock,
-    pub enricher: Enricher,
-    pub filter: Filter,
-    pub seal: Seal,
-    pub queue: Arc<Queue>,
-    pub counters: Arc<Counters>,
-    pub host: Host,
+    pub parts: Parts,
     arguments: Arguments,
     sequences: Sequences,
     /// Reused, so that its text keeps its memory from event to event.
     event: Event,
-    give_up: Box<dyn Fn() -> bool + Send>,
     abandoned: u64,
 }
 
@@ -63,32 +56,15 @@ pub struct Parts {
 
 impl Stage {
     pub fn new(parts: Parts) -> Self {
-        let Parts {
-            clock,
-            enricher,
-            filter,
-            seal,
-            queue,
-            counters,
-            host,
-            give_up,
-        } = parts;
         let event = Event {
-            host: Some(host.clone()),
+            host: Some(parts.host.clone()),
             ..Event::default()
         };
         Self {
-            clock,
-            enricher,
-            filter,
-            seal,
-            queue,
-            counters,
-            host,
+            parts,
             arguments: Arguments::default(),
             sequences: Sequences::default(),
             event,
-            give_up,
             abandoned: 0,
         }
     }
@@ -100,7 +76,7 @@ impl Stage {
 
     /// Takes in all of a round.
     pub fn round(&mut self, round: &Round, now: Instant) {
-        self.enricher.refresh(now);
+        self.parts.enricher.refresh(now);
         for loss in round.losses() {
             self.lost(loss, now);
         }
@@ -109,7 +85,7 @@ impl Stage {
             records += 1;
             self.record(bytes, now);
         }
-        counters::add(&self.counters.records, records);
+        counters::add(&self.parts.counters.records, records);
         while let Some(mut event) = self.arguments.give_up() {
             self.emit(&mut event, now);
         }
@@ -142,18 +118,18 @@ impl Stage {
         event: &mut Event,
         now: Instant,
     ) -> Result<(), DecodeError> {
-        decode::decode(record, &self.clock, event)?;
+        decode::decode(record, &self.parts.clock, event)?;
         if self.is_unwatched_read(record, event) {
-            self.enricher.table.meet(&record.header);
-            counters::add(&self.counters.filtered, 1);
+            self.parts.enricher.table.meet(&record.header);
+            counters::add(&self.parts.counters.filtered, 1);
             return Ok(());
         }
-        if self.enricher.complete(record, event, now) == Verdict::Repeated {
-            counters::add(&self.counters.merged_exits, 1);
+        if self.parts.enricher.complete(record, event, now) == Verdict::Repeated {
+            counters::add(&self.parts.counters.merged_exits, 1);
             return Ok(());
         }
-        if self.filter.leaves_out(event) {
-            counters::add(&self.counters.filtered, 1);
+        if self.parts.filter.leaves_out(event) {
+            counters::add(&self.parts.counters.filtered, 1);
             return Ok(());
         }
         if record.header.kind == kind::EXEC && self.hold(record, event, now) {
@@ -169,6 +145,7 @@ impl Stage {
                 .payload::<Open>()
                 .is_some_and(|open| decode::is_watched_read(open.outcome))
             && !self
+                .parts
                 .filter
                 .watches(event.file.as_ref().map_or("", |file| &file.path))
     }
@@ -207,7 +184,7 @@ impl Stage {
             Joined::Leaves(mut event) => self.emit(&mut event, now),
             Joined::Waiting => {}
             // The exec was filtered, or its loss is told already: nothing is missing beyond it.
-            Joined::Orphan => counters::add(&self.counters.orphan_arguments, 1),
+            Joined::Orphan => counters::add(&self.parts.counters.orphan_arguments, 1),
         }
         Ok(())
     }
@@ -217,14 +194,14 @@ impl Stage {
         if let Some(path) = record.section(section::CGROUP)
             && path.header.flags & section_flags::TRUNCATED == 0
         {
-            self.enricher.containers.learn(cgroup.id, path.bytes);
+            self.parts.enricher.containers.learn(cgroup.id, path.bytes);
         }
         Ok(())
     }
 
     fn undecodable(&mut self, bytes: &[u8], error: DecodeError, now: Instant) {
         tracing::debug!(%error, bytes = bytes.len(), "record cannot be decoded");
-        counters::add(&self.counters.undecodable, 1);
+        counters::add(&self.parts.counters.undecodable, 1);
         let stream = Record::parse(bytes)
             .ok()
             .map(|record| record.header)
@@ -242,8 +219,8 @@ impl Stage {
                 now,
             ),
             None => {
-                counters::add(&self.counters.lost, 1);
-                let mut event = own::lost_without_stream(&self.clock, error.cause());
+                counters::add(&self.parts.counters.lost, 1);
+                let mut event = own::lost_without_stream(&self.parts.clock, error.cause());
                 self.emit(&mut event, now);
             }
         }
@@ -254,13 +231,13 @@ impl Stage {
             .last_sequence
             .saturating_sub(loss.first_sequence)
             .saturating_add(1);
-        counters::add(&self.counters.lost, count);
+        counters::add(&self.parts.counters.lost, count);
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         let first = self
             .sequences
             .skip(loss.class.into(), loss.cpu as i32, count);
         tracing::debug!(?loss, "records lost");
-        let mut event = own::lost(&self.clock, loss, first, count);
+        let mut event = own::lost(&self.parts.clock, loss, first, count);
         self.emit(&mut event, now);
     }
 
@@ -276,35 +253,35 @@ impl Stage {
             None => "unspecified",
         };
         // Writing into a String cannot fail.
-        let _ = write!(event.id, "{}-{class}-{cpu}-{sequence}", self.host.run);
+        let _ = write!(event.id, "{}-{class}-{cpu}-{sequence}", self.parts.host.run);
         if event.host.is_none() {
-            event.host = Some(self.host.clone());
+            event.host = Some(self.parts.host.clone());
         }
-        counters::add(&self.counters.sealed, 1);
-        for batch in self.seal.push(event, now).into_iter().flatten() {
+        counters::add(&self.parts.counters.sealed, 1);
+        for batch in self.parts.seal.push(event, now).into_iter().flatten() {
             self.enqueue(batch);
         }
     }
 
     /// Seals the open batch if its time has come.
     pub fn seal_due(&mut self, now: Instant) {
-        if self.seal.due().is_some_and(|due| due <= now) {
+        if self.parts.seal.due().is_some_and(|due| due <= now) {
             self.seal_now();
         }
     }
 
     pub fn seal_now(&mut self) {
-        if let Some(batch) = self.seal.close() {
+        if let Some(batch) = self.parts.seal.close() {
             self.enqueue(batch);
         }
     }
 
     fn enqueue(&mut self, batch: Batch) {
         let begun = Instant::now();
-        match self.queue.push(batch, &self.give_up) {
+        match self.parts.queue.push(batch, &self.parts.give_up) {
             Ok(false) => {}
             Ok(true) => {
-                counters::add(&self.counters.queue_full, 1);
+                counters::add(&self.parts.counters.queue_full, 1);
                 let waited_ms = begun.elapsed().as_millis() as u64;
                 if begun.elapsed() > Duration::from_secs(1) {
                     tracing::warn!(

@@ -14,8 +14,9 @@ use audit_proto::text::escape;
 
 /// How often a change is looked for.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// Largest database read; 16 MiB are some 200,000 users.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+/// Largest database read; 2 MiB are some 25,000 users. Larger ones are a directory's, which is not
+/// kept in these files.
+const MAX_FILE_BYTES: u64 = 2 << 20;
 
 /// Both databases. Bounded by the two files, at most [`MAX_FILE_BYTES`] each.
 #[derive(Debug)]

@@ -30,12 +30,8 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Each names the file or override and the key, and says what would be right.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("configuration {}: {source}{}", path.display(), hint_for(source))]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("configuration {}: {error}{}", path.display(), hint_for(error))]
+    Read { path: PathBuf, error: io::Error },
     #[error("configuration {origin}: not readable as YAML: {message}")]
     Syntax { origin: String, message: String },
     #[error("configuration {origin}: unknown key `{key}`{}", suggestion(.nearest, .known))]
@@ -100,9 +96,9 @@ where
 
 /// `*.yaml` and `*.yml` in name order; hidden files (an editor's) are left out.
 fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let failed = |source| ConfigError::Read {
+    let failed = |error| ConfigError::Read {
         path: dir.to_path_buf(),
-        source,
+        error,
     };
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -124,9 +120,9 @@ fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 fn read_layer<T: DeserializeOwned>(path: &Path, defaults: &Value) -> Result<Value, ConfigError> {
-    let failed = |source| ConfigError::Read {
+    let failed = |error| ConfigError::Read {
         path: path.to_path_buf(),
-        source,
+        error,
     };
     let bytes = fs::metadata(path).map_err(failed)?.len();
     if bytes > MAX_FILE_BYTES {

@@ -16,6 +16,7 @@ mod cgroup;
 mod empty;
 mod file;
 mod kernel;
+mod log;
 mod network;
 mod path;
 mod process;

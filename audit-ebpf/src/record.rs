@@ -311,6 +311,7 @@ impl Writer {
             // SAFETY: a per-CPU map value.
             unsafe { (*counters).ring_full += 1 };
         }
+        crate::log::sent(self.header().kind, size, failed);
     }
 
     #[inline(always)]

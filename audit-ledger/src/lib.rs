@@ -47,7 +47,13 @@ pub struct Sealer {
     run: String,
     batch: i64,
     previous_hash: Vec<u8>,
+    /// Reused from batch to batch: large buffers that come and go leave holes in the heap.
+    raw: Vec<u8>,
+    packed: Vec<u8>,
 }
+
+/// What the two buffers may keep: an ordinary batch. One huge event may need more for a moment.
+const KEPT_BYTES: usize = 4 << 20;
 
 impl Sealer {
     pub fn new(host_id: String, boot_id: String, run: String) -> Self {
@@ -57,6 +63,8 @@ impl Sealer {
             run,
             batch: 0,
             previous_hash: Vec::new(),
+            raw: Vec::new(),
+            packed: Vec::new(),
         }
     }
 
@@ -64,11 +72,13 @@ impl Sealer {
     /// microseconds since the Unix epoch.
     pub fn seal(&mut self, events: &[&[u8]], first_time: i64, last_time: i64) -> Batch {
         self.batch += 1;
-        let mut raw = Vec::with_capacity(events.iter().map(|event| event.len() + 5).sum());
+        self.raw.clear();
+        self.raw
+            .reserve(events.iter().map(|event| event.len() + 5).sum());
         for event in events {
             // Into a Vec, which grows.
-            let _ = prost::encode_length_delimiter(event.len(), &mut raw);
-            raw.extend_from_slice(event);
+            let _ = prost::encode_length_delimiter(event.len(), &mut self.raw);
+            self.raw.extend_from_slice(event);
         }
         let header = BatchHeader {
             host_id: self.host_id.clone(),
@@ -77,21 +87,34 @@ impl Sealer {
             batch: self.batch,
             previous_hash: std::mem::take(&mut self.previous_hash),
             event_count: events.len() as i32,
-            event_bytes: raw.len() as i64,
+            event_bytes: self.raw.len() as i64,
             first_time,
             last_time,
             root: root(events).to_vec(),
         };
         self.previous_hash = header_hash(&header).to_vec();
+        Batch {
+            header: Some(header),
+            events: self.pack().into(),
+        }
+    }
+
+    /// What is in `raw`, compressed, in no more memory than it needs: a batch may wait long.
+    fn pack(&mut self) -> Vec<u8> {
+        self.packed.clear();
+        self.packed
+            .reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
         #[expect(
             clippy::expect_used,
             reason = "compressing into memory only fails without memory"
         )]
-        let events = zstd::bulk::compress(&raw, COMPRESSION).expect("zstd into memory");
-        Batch {
-            header: Some(header),
-            events: events.into(),
-        }
+        zstd::bulk::Compressor::new(COMPRESSION)
+            .and_then(|mut zstd| zstd.compress_to_buffer(&self.raw, &mut self.packed))
+            .expect("zstd into memory");
+        let events = self.packed.as_slice().to_vec();
+        self.raw.shrink_to(KEPT_BYTES);
+        self.packed.shrink_to(KEPT_BYTES);
+        events
     }
 }
 

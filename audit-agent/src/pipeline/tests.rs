@@ -191,6 +191,23 @@ impl Agent {
         let (config, stop) = (self.config.clone(), self.stop.subscribe());
         tokio::spawn(async move { run(source, &config, identity, stop).await })
     }
+
+    /// All that a collector has when the agent was stopped after the first event of `kind`.
+    async fn record(&self, source: impl Source + 'static, kind: Kind) -> Vec<Event> {
+        let collector = Collector::default();
+        let _serving = collector.serve(&self.socket());
+        let running = self.start(source);
+        collector
+            .wait_for("the first of the kind", |events| {
+                !of_kind(events, kind).is_empty()
+            })
+            .await;
+        self.stop.send(true).expect("running");
+        running.await.expect("task").expect("ends well");
+        let events = collector.events();
+        assert_gapless(&events);
+        events
+    }
 }
 
 fn of_kind(events: &[Event], kind: Kind) -> Vec<&Event> {
@@ -412,16 +429,7 @@ async fn what_is_missing_or_not_understood_is_told() {
         place: "ring",
     });
     let agent = Agent::new();
-    let collector = Collector::default();
-    let _serving = collector.serve(&agent.socket());
-    let running = agent.start(Scripted(vec![round]));
-    collector
-        .wait_for("the open", |events| !of_kind(events, Kind::Open).is_empty())
-        .await;
-    agent.stop.send(true).expect("running");
-    running.await.expect("task").expect("ends well");
-    let events = collector.events();
-    assert_gapless(&events);
+    let events = agent.record(Scripted(vec![round]), Kind::Open).await;
     let lost: Vec<_> = of_kind(&events, Kind::Lost)
         .into_iter()
         .map(|event| event.lost.as_ref().expect("lost"))
@@ -474,16 +482,7 @@ async fn filters_and_long_arguments_leave_no_gaps() {
         exit.clone(),
         exit,
     ];
-    let collector = Collector::default();
-    let _serving = collector.serve(&agent.socket());
-    let running = agent.start(agent.replay(&records));
-    collector
-        .wait_for("the exit", |events| !of_kind(events, Kind::Exit).is_empty())
-        .await;
-    agent.stop.send(true).expect("running");
-    running.await.expect("task").expect("ends well");
-    let events = collector.events();
-    assert_gapless(&events);
+    let events = agent.record(agent.replay(&records), Kind::Exit).await;
     assert_eq!(
         of_kind(&events, Kind::Exit).len(),
         1,

@@ -17,10 +17,12 @@ const MAX_DEPTH: u32 = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
     #[error(
-        "cannot read {path}: {source}; the kernel needs CONFIG_DEBUG_INFO_BTF=y, as distribution kernels since 2021 have"
+        "cannot read {path}: {error}; the kernel needs CONFIG_DEBUG_INFO_BTF=y, as distribution kernels since 2021 have"
     )]
-    Read { path: String, source: io::Error },
-    #[error("{0} is not BTF as Linux writes it")]
+    Read { path: String, error: io::Error },
+    #[error(
+        "{0} is not the type information (BTF) of a kernel; is something mounted over it, or /sys from elsewhere?"
+    )]
     Format(String),
 }
 
@@ -69,9 +71,9 @@ impl Types {
 
     fn read(path: &Path) -> Result<Self, BtfError> {
         let name = path.display().to_string();
-        let bytes = fs::read(path).map_err(|source| BtfError::Read {
+        let bytes = fs::read(path).map_err(|error| BtfError::Read {
             path: name.clone(),
-            source,
+            error,
         })?;
         Self::parse(bytes).ok_or(BtfError::Format(name))
     }

@@ -29,6 +29,11 @@ pub struct Seed {
 }
 
 impl Seed {
+    /// What it takes in memory.
+    pub fn bytes(&self) -> usize {
+        2 * size_of::<(u32, Self)>() + self.exe.len() + self.argv.len()
+    }
+
     /// True when a process with this kernel start time shows this start in /proc. /proc rounds to
     /// ticks, so the two can be one tick apart.
     pub fn started_at(&self, start_time_ns: u64) -> bool {
@@ -45,18 +50,12 @@ fn tick_ns() -> u64 {
 }
 
 /// Every process that can be read; one that ends meanwhile is left out.
-pub fn processes() -> io::Result<Vec<Seed>> {
-    let mut seeds = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let pid = name.to_str().and_then(|name| name.parse().ok());
-        if let Some(pid) = pid
-            && let Ok(seed) = read(pid)
-        {
-            seeds.push(seed);
-        }
-    }
-    Ok(seeds)
+pub fn processes() -> io::Result<impl Iterator<Item = Seed>> {
+    let entries = fs::read_dir("/proc")?;
+    Ok(entries.flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        read(pid).ok()
+    }))
 }
 
 fn read(pid: u32) -> io::Result<Seed> {

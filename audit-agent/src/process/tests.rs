@@ -144,9 +144,8 @@ fn the_key_queue_does_not_grow_with_churn() {
     assert!(table.exited.len() <= 50);
 }
 
-#[test]
-fn seeds_are_adopted_by_their_process_only() {
-    let seed = |pid, exe: &str| Seed {
+fn seed(pid: u32, exe: &str) -> Seed {
+    Seed {
         pid,
         start_ticks: 100,
         comm: *b"seeded\0\0\0\0\0\0\0\0\0\0",
@@ -154,7 +153,48 @@ fn seeds_are_adopted_by_their_process_only() {
         exe: exe.to_owned(),
         argv: b"prog\0-d\0".to_vec(),
         at_top: true,
-    };
+    }
+}
+
+#[test]
+fn seeds_take_a_share_of_the_table_and_give_it_back() {
+    let mut table = Table::new(BOOT, LIMITS);
+    let many = 20_000;
+    table.seed((1..=many).map(|pid| seed(pid, "/bin/x")));
+    assert!(table.bytes <= LIMITS.bytes / SEEDS_SHARE);
+    assert_eq!(table.seeds.len() as u64 + table.evicted(), u64::from(many));
+    for pid in 1..=many {
+        table.meet(&header(pid, 1));
+    }
+    assert!(table.seeds.is_empty());
+    assert!(table.len() <= LIMITS.entries);
+    let keys: Vec<Key> = table.entries.keys().copied().collect();
+    for key in keys {
+        table.remove(key);
+    }
+    assert_eq!(table.bytes, 0);
+}
+
+#[test]
+fn the_first_of_two_exits_counts_whichever_thread_it_was() {
+    // Two threads that end at once may both see that no other is alive: two records of one process.
+    let mut table = Table::new(BOOT, LIMITS);
+    let mut first = header(10, 100);
+    exec(&mut table, &first, "/bin/threads");
+    first.tid = 12;
+    let mut second = first;
+    (second.tid, second.cpu, second.sequence) = (11, first.cpu + 1, 1);
+    second.time_ns += 500;
+    assert_eq!(table.exit(&first), Ended::First);
+    assert_eq!(table.exit(&second), Ended::Again);
+    // The next process with this pid ends for itself.
+    let mut reused = header(10, 900);
+    reused.time_ns = second.time_ns + 1;
+    assert_eq!(table.exit(&reused), Ended::First);
+}
+
+#[test]
+fn seeds_are_adopted_by_their_process_only() {
     let mut table = Table::new(BOOT, LIMITS);
     table.seed([
         seed(1, "/sbin/init"),

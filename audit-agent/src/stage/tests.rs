@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     container::Containers,
@@ -17,7 +19,7 @@ fn stage() -> Stage {
     };
     let limits = Limits {
         entries: 65_536,
-        bytes: 64 << 20,
+        bytes: 24 << 20,
     };
     let batch = BatchLimits {
         events: 4096,
@@ -99,5 +101,69 @@ fn a_reused_event_keeps_nothing_of_the_one_before() {
                 "{before} then {after}"
             );
         }
+    }
+}
+
+/// Records that become no event of their own: pieces of argv, and names of cgroups.
+fn is_silent(bytes: &[u8]) -> bool {
+    decode::parse(bytes).is_ok_and(|record| match record.header.kind {
+        kind::EXEC_ARGS => record.payload::<ExecArgs>().is_some(),
+        kind::CGROUP => record.payload::<Cgroup>().is_some(),
+        _ => false,
+    })
+}
+
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let number = prop_oneof![
+        prop::sample::select(kind::ALL).prop_map(|row| row.number),
+        Just(kind::EXEC_ARGS),
+        Just(kind::CGROUP),
+        any::<u16>(),
+    ];
+    let change = (any::<prop::sample::Index>(), any::<u8>());
+    let changes = prop::collection::vec(change, 0..12);
+    let changed =
+        (number, changes, any::<prop::sample::Index>()).prop_map(|(number, changes, end)| {
+            let mut sample = sample::record(kind::EXIT);
+            if kind::from_number(number).is_some() {
+                sample = sample::record(number);
+            }
+            sample.header.kind = number;
+            let mut bytes = sample.bytes();
+            let whole = changes.len() < 6;
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            let end = end.index(bytes.len() + 1);
+            bytes.truncate(if whole { bytes.len() } else { end });
+            bytes
+        });
+    prop_oneof![8 => changed, 1 => any::<Vec<u8>>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_record_is_an_event_a_part_of_one_or_counted(
+        records in prop::collection::vec(hostile(), 1..80),
+    ) {
+        let mut stage = stage();
+        let mut round = Round::default();
+        for (at, record) in (0..).zip(&records) {
+            round.push(at, record);
+        }
+        let now = Instant::now();
+        stage.round(&round, now);
+        stage.drain(now);
+        let silent = records.iter().filter(|record| is_silent(record)).count() as u64;
+        let counters = &stage.parts.counters;
+        let told = counters::get(&counters.sealed)
+            + counters::get(&counters.filtered)
+            + counters::get(&counters.merged_exits);
+        prop_assert_eq!(told + silent, records.len() as u64);
+        prop_assert_eq!(counters::get(&counters.records), records.len() as u64);
+        prop_assert!(counters::get(&counters.lost) == counters::get(&counters.undecodable));
     }
 }
