@@ -73,7 +73,7 @@ const LARGE_BYTES: libc::c_int = 128 << 10;
 
 /// Keeps freed buffers from staying with the process. glibc begins with this same limit, but
 /// raises it to the size of whatever is freed, and from then on carves batches and messages out of
-/// heaps that it seldom returns: 172 MiB were resident in `bench loss`, and 64 with a fixed limit.
+/// heaps that it seldom returns. In `bench loss` this halves what is resident (docs/benchmarks.md).
 #[cfg(target_env = "gnu")]
 fn give_memory_back() {
     #[expect(unsafe_code, reason = "no safe call for malloc's settings")]
