@@ -53,12 +53,16 @@ pub enum ProbeError {
     Watch(String),
 }
 
+/// The lanes: process, network, file.
+pub(crate) const RINGS: usize = 3;
+pub(crate) type Ring = RingBuf<MapData>;
+
 /// The loaded programs and their maps.
 pub struct Probe {
     // Held for its links: dropping it detaches.
     _ebpf: Ebpf,
     hooks: Vec<HookStatus>,
-    pub(crate) rings: [RingBuf<MapData>; 3],
+    pub(crate) rings: [Ring; RINGS],
     counters: PerCpuArray<MapData, KernelCounters>,
     ignored: HashMap<MapData, u32, u8>,
     log: Option<log::Log>,

@@ -15,7 +15,6 @@ use std::{
 };
 
 use audit_common::{class, config::Counters, record::Header};
-use aya::maps::{MapData, RingBuf};
 use rustix::{
     event::{Timespec, epoll},
     time::{ClockId, clock_gettime},
@@ -24,7 +23,7 @@ use zerocopy::FromBytes as _;
 
 use crate::{
     Config,
-    probe::{HookStatus, Probe, ProbeError},
+    probe::{HookStatus, Probe, ProbeError, RINGS, Ring},
     source::{Loss, Round, Source},
 };
 
@@ -53,8 +52,6 @@ pub struct Reader {
     /// A ring still had records when the last round ended: its records from here on were not seen.
     unfinished_ns: Option<u64>,
 }
-
-const RINGS: usize = 3;
 
 /// What is known of one ring.
 #[derive(Debug, Default, Clone, Copy)]
@@ -153,12 +150,7 @@ impl Reader {
 }
 
 /// Moves a ring's records, at most [`ROUND_BYTES`] and one; false when more are there.
-fn take(
-    ring: &mut RingBuf<MapData>,
-    lane: &mut Lane,
-    streams: &mut [Stream],
-    fresh: &mut Round,
-) -> bool {
+fn take(ring: &mut Ring, lane: &mut Lane, streams: &mut [Stream], fresh: &mut Round) -> bool {
     let start = fresh.bytes();
     while let Some(record) = ring.next() {
         // What is no header is passed on, for decode to count.
