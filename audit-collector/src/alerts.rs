@@ -88,11 +88,16 @@ impl AlertLog {
     /// Numbers, stores and syncs; then readers see them.
     pub fn append(&self, alerts: Vec<Alert>) -> Result<(), AlertsError> {
         let mut log = self.lock();
-        for mut alert in alerts {
-            alert.number = log.next_index() as i64;
-            log.append(&alert.encode_to_vec())?;
-        }
-        let last = log.sync()?;
+        let numbered = (log.next_index()..).zip(alerts);
+        let records: Vec<Vec<u8>> = numbered
+            .map(|(number, mut alert)| {
+                alert.number = number as i64;
+                alert.encode_to_vec()
+            })
+            .collect();
+        let records: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+        log.append_all(&records)?;
+        let last = log.next_index() - 1;
         drop(log);
         self.last.send_replace(last);
         Ok(())

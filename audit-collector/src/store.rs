@@ -237,10 +237,7 @@ impl Store {
     /// Appends records and syncs once; returns their indexes.
     pub fn append(&self, records: &[&[u8]]) -> Result<Vec<u64>, audit_wal::WalError> {
         let mut log = lock(&self.log);
-        let indexes: Result<Vec<u64>, _> = records.iter().map(|r| log.append(r)).collect();
-        let indexes = indexes?;
-        log.sync()?;
-        Ok(indexes)
+        log.append_all(records)
     }
 
     /// Makes a durable batch visible.

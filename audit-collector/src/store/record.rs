@@ -124,13 +124,11 @@ pub fn report_recovery(name: &str, recovery: &audit_wal::Recovery, problems: &Pr
             "cut an unfinished write off the end; it was never acknowledged"
         );
     }
-    if let Some(damage) = &recovery.damaged {
+    if let Some(first) = recovery.damaged.first() {
+        let places = recovery.damaged.len();
         problems.set(
             name,
-            format!(
-                "damaged: {damage:?}; {} records before it are served",
-                recovery.records
-            ),
+            format!("damaged in {places} place(s), the first: {first}"),
         );
     }
 }

@@ -1,0 +1,40 @@
+//! Is a log sound? Reads everything, changes nothing.
+
+use std::path::Path;
+
+use crate::{
+    Damage, WalError,
+    disk::System,
+    segment::{self, Segment},
+};
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub segments: usize,
+    pub records: u64,
+    pub first_index: u64,
+    pub last_index: u64,
+    pub damaged: Vec<Damage>,
+    /// Of a write that was not finished; opening the log cuts it off.
+    pub tail_bytes: u64,
+}
+
+pub fn check(dir: &Path, max_record_bytes: u32) -> Result<Report, WalError> {
+    let firsts = segment::list(&System, dir)?;
+    let mut report = Report {
+        segments: firsts.len(),
+        first_index: firsts.first().copied().unwrap_or(1),
+        ..Report::default()
+    };
+    for (at, first) in firsts.iter().enumerate() {
+        let limit = firsts.get(at + 1).copied();
+        let scan = segment::scan(&System, Segment::new(dir, *first), limit, max_record_bytes)?;
+        report.records += scan.records;
+        report.last_index = scan.next - 1;
+        report.damaged.extend(scan.damage);
+        if let (None, Some(tail)) = (limit, scan.tail) {
+            report.tail_bytes = tail.len() as u64;
+        }
+    }
+    Ok(report)
+}

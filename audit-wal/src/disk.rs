@@ -1,0 +1,104 @@
+//! What does the log ask of a file system? A seam, so that the model test can fail each call and
+//! lose each unsynced byte under the real code; in production it is [`System`] and costs nothing.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::{fs::FallocateFlags, io::Errno};
+
+pub trait Disk: Clone + Send {
+    type File: DiskFile;
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
+    /// An empty file for writing, in place of one that may be there.
+    fn create(&self, path: &Path) -> io::Result<Self::File>;
+    /// For reading, and for writing if `write`.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Self::File>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Names made and removed in `dir` are durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+pub trait DiskFile: Send {
+    fn len(&self) -> io::Result<u64>;
+    /// Space for `bytes` from the start, as zeros where nothing was written.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    fn truncate(&self, bytes: u64) -> io::Result<()>;
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Some bytes at `offset`; 0 at the end.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// What was written and allocated is durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// The operating system's file systems.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct System;
+
+impl Disk for System {
+    type File = File;
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(dir)?.map(|e| Ok(e?.path())).collect()
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<File> {
+        File::options().read(true).write(write).open(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+impl DiskFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            // A file system without it (NFS, ZFS) meets a full disk at the write instead.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(self, bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}

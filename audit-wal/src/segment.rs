@@ -1,0 +1,219 @@
+//! Which frames of a segment file belong to the log, and which bytes do not?
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    Damage, WalError,
+    disk::{Disk, DiskFile},
+    frame,
+};
+
+/// Distance of remembered offsets: a reader skips at most this much to find its index.
+const MARK_BYTES: u64 = 256 << 10;
+const EXTENSION: &str = "seg";
+
+/// What is known of a segment file.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    pub path: Arc<PathBuf>,
+    pub first: u64,
+    /// Where its frames are. More than one only where damage lies between them.
+    pub runs: Vec<Run>,
+}
+
+/// Frames without a gap.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub end: u64,
+    /// (index, offset) of its first frame, and of others now and then.
+    pub marks: Vec<(u64, u64)>,
+}
+
+impl Run {
+    fn new(index: u64, offset: u64) -> Self {
+        Self {
+            end: offset,
+            marks: vec![(index, offset)],
+        }
+    }
+
+    pub fn add(&mut self, index: u64, bytes: u64) {
+        let marked = self.marks.last().map_or(0, |(_, offset)| *offset);
+        if self.end - marked >= MARK_BYTES {
+            self.marks.push((index, self.end));
+        }
+        self.end += bytes;
+    }
+
+    /// An offset at or shortly before the frame of `index`.
+    pub fn offset_of(&self, index: u64) -> u64 {
+        let after = self.marks.partition_point(|(marked, _)| *marked <= index);
+        let mark = self.marks.get(after.saturating_sub(1));
+        mark.map_or(self.end, |(_, offset)| *offset)
+    }
+}
+
+impl Segment {
+    pub fn new(dir: &Path, first: u64) -> Self {
+        Self {
+            path: Arc::new(dir.join(format!("{first:016x}.{EXTENSION}"))),
+            first,
+            runs: vec![Run::new(first, 0)],
+        }
+    }
+
+    /// Where the next frame goes.
+    pub fn end(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.end)
+    }
+
+    pub fn last_run(&mut self) -> Option<&mut Run> {
+        self.runs.last_mut()
+    }
+}
+
+/// The segments in `dir`, in order of their first index.
+pub fn list<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<u64>, WalError> {
+    let paths = disk.list(dir).map_err(WalError::at(dir))?;
+    let mut firsts: Vec<u64> = paths
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
+        .filter_map(|path| u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok())
+        .collect();
+    firsts.sort_unstable();
+    Ok(firsts)
+}
+
+/// What a scan found.
+pub struct Scan {
+    pub segment: Segment,
+    pub records: u64,
+    /// The index after the last record.
+    pub next: u64,
+    pub damage: Vec<Damage>,
+    /// The last frames, of which no later one says that they were durable: offset and content.
+    pub unproven: (u64, Vec<u8>),
+    /// What is behind the last frame, if it is not zeros.
+    pub tail: Option<Vec<u8>>,
+}
+
+/// Reads a whole segment. `limit` is the first index of the next one: it ends this segment, and
+/// proves that all before it were durable.
+pub fn scan<D: Disk>(
+    disk: &D,
+    segment: Segment,
+    limit: Option<u64>,
+    max_record_bytes: u32,
+) -> Result<Scan, WalError> {
+    let path = segment.path.clone();
+    let bytes = read_all(disk, &path).map_err(WalError::at(&path))?;
+    let mut scan = Scan {
+        next: segment.first,
+        segment,
+        records: 0,
+        damage: Vec::new(),
+        unproven: (0, Vec::new()),
+        tail: None,
+    };
+    let mut unproven = VecDeque::new();
+    let within = |index: u64| limit.is_none_or(|limit| index < limit);
+    let mut at = 0;
+    loop {
+        let rest = bytes.get(at..).unwrap_or_default();
+        match frame::read(rest, max_record_bytes) {
+            Some(frame) if frame.index == scan.next && within(frame.index) => {
+                let size = frame::size(frame.record.len());
+                while unproven
+                    .front()
+                    .is_some_and(|(index, _)| *index <= frame.durable)
+                {
+                    unproven.pop_front();
+                }
+                unproven.push_back((frame.index, at));
+                scan.accept(frame.index, size as u64);
+                at += size;
+            }
+            _ => match proof(&bytes, at, scan.next, limit, max_record_bytes) {
+                Some((found, index)) => {
+                    scan.skip(at as u64, index - 1);
+                    unproven.clear();
+                    scan.segment.runs.push(Run::new(index, found as u64));
+                    scan.next = index;
+                    at = found;
+                }
+                None => break,
+            },
+        }
+    }
+    if let Some(limit) = limit
+        && scan.next < limit
+    {
+        scan.skip(at as u64, limit - 1);
+        scan.next = limit;
+    }
+    let tail = bytes.get(at..).unwrap_or_default();
+    if tail.iter().any(|byte| *byte != 0) {
+        scan.tail = Some(tail.to_vec());
+    }
+    let from = unproven.front().map_or(at, |(_, offset)| *offset);
+    let last = bytes.get(from..at.min(bytes.len())).unwrap_or_default();
+    scan.unproven = (from as u64, last.to_vec());
+    Ok(scan)
+}
+
+impl Scan {
+    fn accept(&mut self, index: u64, bytes: u64) {
+        if let Some(run) = self.segment.last_run() {
+            run.add(index, bytes);
+        }
+        self.records += 1;
+        self.next = index + 1;
+    }
+
+    fn skip(&mut self, offset: u64, last_index: u64) {
+        self.damage.push(Damage {
+            path: self.segment.path.to_path_buf(),
+            offset,
+            first_index: self.next,
+            last_index,
+        });
+    }
+}
+
+/// A later frame that was written when `missing` was durable already.
+fn proof(
+    bytes: &[u8],
+    at: usize,
+    missing: u64,
+    limit: Option<u64>,
+    max_record_bytes: u32,
+) -> Option<(usize, u64)> {
+    let mut from = at + 1;
+    while let Some((found, frame)) = frame::find(bytes, from, max_record_bytes) {
+        let belongs = frame.index > missing && limit.is_none_or(|limit| frame.index < limit);
+        if belongs && (frame.durable >= missing || limit.is_some()) {
+            return Some((found, frame.index));
+        }
+        from = found + 1;
+    }
+    None
+}
+
+fn read_all<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, false)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}

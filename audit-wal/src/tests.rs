@@ -1,0 +1,204 @@
+//! On real files.
+
+use std::{fs, os::unix::fs::FileExt as _};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const OPTIONS: Options = Options {
+    segment_bytes: 1024,
+    max_record_bytes: 500,
+};
+
+fn record(index: u64) -> Vec<u8> {
+    format!("record {index} {}", "x".repeat(index as usize % 90)).into_bytes()
+}
+
+fn all(log: &Log, from: u64) -> Vec<(u64, Vec<u8>)> {
+    log.read_from(from)
+        .expect("reader")
+        .collect::<Result<_, _>>()
+        .expect("reads")
+}
+
+/// A log with records 1 to `last`, `group` of them a sync.
+fn filled(dir: &Path, last: u64, group: u64) -> Log {
+    let (mut log, _) = Log::open(dir, OPTIONS).expect("opens");
+    for index in 1..=last {
+        assert_eq!(log.append(&record(index)).expect("append"), index);
+        if index % group == 0 || index == last {
+            assert_eq!(log.sync().expect("sync"), index);
+        }
+    }
+    log
+}
+
+#[test]
+fn records_survive_reopening_and_whole_segments_are_dropped() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 100, 3));
+    let (mut log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+    assert_eq!((recovery.records, recovery.truncated_bytes), (100, 0));
+    assert_eq!(all(&log, 1).len(), 100);
+    assert_eq!(all(&log, 77)[0], (77, record(77)));
+    log.drop_before(50).expect("drops");
+    let first = log.first_index();
+    assert!(first > 1 && first <= 50, "{first}");
+    assert_eq!(log.append(&record(101)).expect("append"), 101);
+    log.sync().expect("sync");
+    assert_eq!(all(&log, 0).first().map(|r| r.0), Some(first));
+    assert_eq!(all(&log, 101), [(101, record(101))]);
+    assert!(matches!(
+        log.append(&[0; 501]),
+        Err(WalError::Size(501, 500))
+    ));
+    assert!(matches!(log.append(&[]), Err(WalError::Size(0, 500))));
+    let report = check(dir.path(), 500).expect("checks");
+    assert_eq!((report.first_index, report.last_index), (first, 101));
+    assert_eq!(report.records, 102 - first);
+    assert_eq!((report.damaged.as_slice(), report.tail_bytes), (&[][..], 0));
+}
+
+#[test]
+fn a_segment_is_allocated_when_it_is_made_and_gives_back_its_rest() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let log = filled(dir.path(), 40, 1);
+    let [first, .., last] = &segment::list(&System, dir.path()).expect("list")[..] else {
+        panic!("one segment");
+    };
+    let size = |first: &u64| {
+        let path = dir.path().join(format!("{first:016x}.seg"));
+        fs::metadata(path).expect("metadata").len()
+    };
+    assert_eq!(size(last), OPTIONS.segment_bytes);
+    assert!(size(first) <= OPTIONS.segment_bytes);
+    assert!(log.bytes() < 4 * OPTIONS.segment_bytes);
+}
+
+#[test]
+fn a_second_writer_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let log = filled(dir.path(), 1, 1);
+    let error = Log::open(dir.path(), OPTIONS).expect_err("refused");
+    assert!(matches!(error, WalError::Locked(_)), "{error}");
+    drop(log);
+    Log::open(dir.path(), OPTIONS).expect("free again");
+}
+
+#[test]
+fn any_cut_of_the_end_loses_only_what_was_cut() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 5, 5));
+    let path = dir.path().join(format!("{:016x}.seg", 1));
+    let whole = fs::read(&path).expect("read");
+    let ends: Vec<usize> = (1..=5)
+        .scan(0, |end, index| {
+            *end += frame::size(record(index).len());
+            Some(*end)
+        })
+        .collect();
+    for length in ends[3]..ends[4] {
+        fs::write(&path, &whole[..length]).expect("write");
+        let (mut log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+        assert_eq!(recovery.damaged, []);
+        assert_eq!(
+            all(&log, 1).len(),
+            4 + usize::from(length >= ends[3] + frame::HEAD + record(5).len())
+        );
+        let next = log.append(b"again").expect("append");
+        log.sync().expect("sync");
+        assert_eq!(all(&log, next), [(next, b"again".to_vec())]);
+    }
+}
+
+#[test]
+fn damage_is_reported_and_everything_behind_it_is_served() {
+    for hurt in [1u64, 7, 30, 59] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        drop(filled(dir.path(), 60, 1));
+        let firsts = segment::list(&System, dir.path()).expect("list");
+        let first = firsts
+            .iter()
+            .rfind(|first| **first <= hurt)
+            .expect("segment");
+        let offset: u64 = (*first..hurt)
+            .map(|i| frame::size(record(i).len()) as u64)
+            .sum();
+        let path = dir.path().join(format!("{first:016x}.seg"));
+        let file = fs::File::options().write(true).open(&path).expect("open");
+        file.write_all_at(b"\xff\xff", offset + 26).expect("write");
+        let before = fs::read(&path).expect("read");
+        let report = check(dir.path(), 500).expect("checks");
+        assert_eq!(
+            fs::read(&path).expect("read"),
+            before,
+            "check changes nothing"
+        );
+        let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+        let damage = Damage {
+            path,
+            offset,
+            first_index: hurt,
+            last_index: hurt,
+        };
+        assert_eq!(recovery.damaged, std::slice::from_ref(&damage));
+        assert_eq!(report.damaged, [damage]);
+        let found: Vec<u64> = all(&log, 1).into_iter().map(|r| r.0).collect();
+        let rest: Vec<u64> = (1..=60).filter(|index| *index != hurt).collect();
+        assert_eq!(found, rest);
+        assert_eq!(all(&log, hurt).len() as u64, 60 - hurt);
+    }
+}
+
+#[test]
+fn a_lost_segment_is_damage() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 60, 1));
+    let firsts = segment::list(&System, dir.path()).expect("list");
+    fs::remove_file(dir.path().join(format!("{:016x}.seg", firsts[1]))).expect("removes");
+    let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+    let [damage] = &recovery.damaged[..] else {
+        panic!("{recovery:?}");
+    };
+    assert_eq!(
+        (damage.first_index, damage.last_index),
+        (firsts[1], firsts[2] - 1)
+    );
+    assert_eq!(all(&log, 1).len() as u64, 60 - (firsts[2] - firsts[1]));
+}
+
+proptest! {
+    /// Any bytes: never a panic, never a record whose checksum is wrong, and the log works on.
+    #[test]
+    fn any_file_opens(bytes in proptest::collection::vec(any::<u8>(), 0..600), keep in 0usize..400) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        drop(filled(dir.path(), 9, 2));
+        let path = dir.path().join(format!("{:016x}.seg", 1));
+        let mut content = fs::read(&path).expect("read");
+        content.truncate(keep);
+        content.extend_from_slice(&bytes);
+        fs::write(&path, content).expect("write");
+        let (mut log, _) = Log::open(dir.path(), OPTIONS).expect("opens");
+        for (index, found) in all(&log, 0) {
+            prop_assert_eq!(found, record(index));
+        }
+        let next = log.append(b"next").expect("append");
+        log.sync().expect("sync");
+        prop_assert_eq!(all(&log, next), [(next, b"next".to_vec())]);
+    }
+
+    #[test]
+    fn frames_are_read_as_written(index: u64, durable: u64, record in proptest::collection::vec(any::<u8>(), 1..300)) {
+        let frame = frame::Frame { index, durable, record: &record };
+        let mut bytes = Vec::new();
+        frame::write(frame, &mut bytes);
+        prop_assert_eq!(bytes.len(), frame::size(record.len()));
+        prop_assert_eq!(frame::read(&bytes, 300), Some(frame));
+        for at in 0..frame::HEAD + record.len() {
+            bytes[at] ^= 1;
+            prop_assert_eq!(frame::read(&bytes, 300), None);
+            bytes[at] ^= 1;
+        }
+    }
+}
