@@ -364,7 +364,7 @@ fn open_wal(
 ) -> Result<Log, OpenError> {
     let path = dir.join("wal");
     let options = Options {
-        segment_bytes: segment_bytes.max(u64::from(MAX_RECORD_BYTES) + (1 << 20)),
+        segment_bytes,
         max_record_bytes: MAX_RECORD_BYTES,
     };
     let (log, recovery) = Log::open(&path, options).map_err(|source| OpenError::Wal {

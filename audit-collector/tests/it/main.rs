@@ -3,6 +3,7 @@
 mod alerts;
 mod crash;
 mod delivery;
+mod full_disk;
 mod network;
 mod query;
 mod support;
