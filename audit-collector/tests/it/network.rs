@@ -34,6 +34,10 @@ async fn garbage_on_the_port_hurts_nobody() {
         number(&collector.channel, "select count(*) from events").await,
         4
     );
+    assert_eq!(
+        services(address).await,
+        ["audit.v1.Collector", "audit.v1.Ingest"]
+    );
     let mut health = HealthClient::new(collector.channel.clone());
     let request = HealthCheckRequest {
         service: "audit.v1.Ingest".to_owned(),
@@ -48,6 +52,37 @@ async fn garbage_on_the_port_hurts_nobody() {
         1
     );
     collector.stop().await;
+}
+
+/// What gRPC reflection says over TCP, as grpcurl would ask.
+async fn services(address: std::net::SocketAddr) -> Vec<String> {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+    let channel = endpoint
+        .expect("address")
+        .connect()
+        .await
+        .expect("connects");
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await
+        .expect("reflection")
+        .into_inner();
+    let answer = answers.message().await.expect("answer").expect("one");
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        panic!("{answer:?}");
+    };
+    let names = list.service.into_iter().map(|service| service.name);
+    let mut ours: Vec<String> = names.filter(|name| name.starts_with("audit.")).collect();
+    ours.sort();
+    ours
 }
 
 async fn refusal(settings: audit_collector::Config) -> String {

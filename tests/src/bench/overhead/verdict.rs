@@ -22,7 +22,15 @@ pub struct Verdict {
     bar: f64,
     /// Judged with the collector's CPU on the same host, where that differs.
     with_collector_ns: Option<f64>,
-    pub met: bool,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Met,
+    Missed,
+    /// What auditd adds is no more than two bare rounds differ by: no ratio to it means anything.
+    Noise,
 }
 
 /// None where a mode is missing.
@@ -43,7 +51,13 @@ fn of_storm(measured: &Measured, storm: Storm) -> Vec<Verdict> {
     let added = |mode, of: fn(&Sample) -> f64| measured.added(mode, storm, of);
     let verdict = |measure, of: fn(&Sample) -> f64, bar: f64| {
         let (ours_ns, auditd_ns) = (added(Mode::Hostaudit, of), added(Mode::Auditd, of));
-        let met = ours_ns <= auditd_ns * bar;
+        let outcome = if auditd_ns <= measured.spread(Mode::Bare, storm, of) {
+            Outcome::Noise
+        } else if ours_ns <= auditd_ns * bar {
+            Outcome::Met
+        } else {
+            Outcome::Missed
+        };
         Verdict {
             storm,
             measure,
@@ -51,7 +65,7 @@ fn of_storm(measured: &Measured, storm: Storm) -> Vec<Verdict> {
             auditd_ns,
             bar,
             with_collector_ns: None,
-            met,
+            outcome,
         }
     };
     if storm == Storm::Null {
@@ -68,7 +82,11 @@ impl fmt::Display for Verdict {
         write!(
             f,
             "{} {:<8} added {:<5} {:>8} us, auditd's {:>8} us: {:>6}, bar {:.0} %",
-            if self.met { "met   " } else { "MISSED" },
+            match self.outcome {
+                Outcome::Met => "met   ",
+                Outcome::Missed => "MISSED",
+                Outcome::Noise => "noise ",
+            },
             self.storm,
             self.measure,
             micros(self.ours_ns),
@@ -88,7 +106,8 @@ impl Verdict {
         json!({
             "storm": self.storm.to_string(), "measure": self.measure, "ours_ns": self.ours_ns,
             "auditd_ns": self.auditd_ns, "ratio": self.ours_ns / self.auditd_ns, "bar": self.bar,
-            "with_collector_ns": self.with_collector_ns, "met": self.met,
+            "with_collector_ns": self.with_collector_ns,
+            "outcome": format!("{:?}", self.outcome).to_lowercase(),
         })
     }
 }
@@ -121,8 +140,32 @@ mod tests {
             ..Measured::default()
         };
         let verdicts = all(&measured, &[Storm::Open, Storm::Exec]);
-        let met: Vec<_> = verdicts.iter().map(|v| (v.measure, v.met)).collect();
+        let found: Vec<_> = verdicts.iter().map(|v| (v.measure, v.outcome)).collect();
         // 3 of 12 us of CPU is more than a fifth; 2 of 20 us of wall time is a tenth.
-        assert_eq!(met, [("CPU", false), ("wall", true)]);
+        assert_eq!(found, [("CPU", Outcome::Missed), ("wall", Outcome::Met)]);
+    }
+
+    #[test]
+    fn a_peer_within_the_noise_is_no_measure() {
+        let mut samples = Vec::new();
+        for (round, bare_ns) in [(1, 3_000.0), (2, 9_000.0), (3, 3_500.0), (4, 8_000.0)] {
+            for (mode, added_ns) in [
+                (Mode::Bare, 0.0),
+                (Mode::Hostaudit, 100.0),
+                (Mode::Auditd, 1_000.0),
+            ] {
+                samples.push(Sample {
+                    round,
+                    ..sample(mode, bare_ns + added_ns, 0.0)
+                });
+            }
+        }
+        let measured = Measured {
+            samples,
+            ..Measured::default()
+        };
+        let verdicts = all(&measured, &[Storm::Open]);
+        let wall = verdicts.iter().find(|v| v.measure == "wall");
+        assert_eq!(wall.map(|v| v.outcome), Some(Outcome::Noise));
     }
 }
