@@ -25,7 +25,7 @@ pub trait Disk: Clone + Send {
 }
 
 pub trait DiskFile: Send {
-    fn len(&self) -> io::Result<u64>;
+    fn size_bytes(&self) -> io::Result<u64>;
     /// Space for `bytes` from the start, as zeros where nothing was written.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     fn truncate(&self, bytes: u64) -> io::Result<()>;
@@ -74,7 +74,7 @@ impl Disk for System {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

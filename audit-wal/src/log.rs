@@ -109,7 +109,7 @@ impl<D: Disk> Log<D> {
         self.disk
             .sync_dir(&self.dir)
             .map_err(WalError::at(&self.dir))?;
-        self.room = file.len().map_err(WalError::at(&path))?;
+        self.room = file.size_bytes().map_err(WalError::at(&path))?;
         self.file = Some(file);
         Ok(())
     }

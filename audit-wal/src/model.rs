@@ -191,7 +191,7 @@ impl Disk for Simulated {
 }
 
 impl DiskFile for SimulatedFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.disk.state().files[self.number].seen.len() as u64)
     }
 
