@@ -104,6 +104,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
         result,
         lost,
         agent,
+        syscall,
     } = event;
     let wall = clock.wall(header.time_ns as i64);
     *time = wall.micros;
@@ -122,6 +123,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
     *result = None;
     *lost = None;
     *agent = None;
+    *syscall = None;
 }
 
 /// Who did it. exec_id, names of users and what it runs are not in a record.

@@ -205,7 +205,7 @@ fn socket() -> Socket {
 fn path_call(kind: u16) -> Sample {
     let call = PathCall {
         result: 0,
-        flags: 0,
+        flags: 2,
         reserved: 0,
     };
     let given: &[u8] = if kind == kind::UNLINK {

@@ -11,16 +11,16 @@ pub struct Settings {
     /// A ring wakes its reader when this much waits in it; below that the reader's timer collects.
     pub wakeup_bytes: u32,
     /// Where the saved user registers (`struct pt_regs`) hold the arguments of a system call.
-    pub argument_offsets: [u32; 4],
+    pub argument_offsets: [u32; 5],
 }
 
-/// Argument registers of a system call in `struct pt_regs` (x86_64: rdi, rsi, rdx, r10).
+/// Argument registers of a system call in `struct pt_regs` (x86_64: rdi, rsi, rdx, r10, r8).
 #[cfg(target_arch = "x86_64")]
-pub const ARGUMENT_OFFSETS: [u32; 4] = [112, 104, 96, 56];
+pub const ARGUMENT_OFFSETS: [u32; 5] = [112, 104, 96, 56, 72];
 /// Argument registers of a system call in `struct pt_regs` (arm64: orig_x0, because x0 holds the
-/// result by then, then x1, x2, x3).
+/// result by then, then x1 to x4).
 #[cfg(target_arch = "aarch64")]
-pub const ARGUMENT_OFFSETS: [u32; 4] = [272, 8, 16, 24];
+pub const ARGUMENT_OFFSETS: [u32; 5] = [272, 8, 16, 24, 32];
 
 /// Value of the per-CPU map `COUNTERS`, one per class.
 #[repr(C)]

@@ -211,16 +211,31 @@ pub fn exit_rename(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// renameat and renameat2, whose fifth argument (flags) is not among the four that are read.
 #[tracepoint]
 pub fn exit_renameat(ctx: TracePointContext) -> u32 {
+    rename_at(&ctx, |_| 0);
+    0
+}
+
+#[tracepoint]
+pub fn exit_renameat2(ctx: TracePointContext) -> u32 {
+    rename_at(&ctx, |registers| syscall::argument::<4>(registers) as u32);
+    0
+}
+
+#[inline(always)]
+fn rename_at(ctx: &TracePointContext, flags: impl Fn(u64) -> u32) {
     let registers = syscall::registers();
     let from = Some(syscall::argument::<0>(registers) as i32);
     let from_given = syscall::argument::<1>(registers);
     let to = Some(syscall::argument::<2>(registers) as i32);
     let to_given = syscall::argument::<3>(registers);
-    try_rename(syscall::result(&ctx), (from, from_given), (to, to_given), 0);
-    0
+    try_rename(
+        syscall::result(ctx),
+        (from, from_given),
+        (to, to_given),
+        flags(registers),
+    );
 }
 
 #[inline(always)]

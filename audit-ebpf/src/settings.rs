@@ -11,7 +11,7 @@ static OFFSETS: Offsets = ZERO_OFFSETS;
 static SETTINGS: Settings = Settings {
     watch_reads: 0,
     wakeup_bytes: 0,
-    argument_offsets: [0; 4],
+    argument_offsets: [0; 5],
 };
 
 // SAFETY: all fields are u32, for which zero is a value.

@@ -5,7 +5,7 @@ use audit_common::record::{
 };
 use audit_proto::{
     text::escape,
-    v1::{Event, File},
+    v1::{Event, File, Syscall},
 };
 
 use super::{number, result, text};
@@ -68,6 +68,9 @@ pub fn is_watched_read(outcome: u32) -> bool {
 pub(super) fn unlink(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let call: PathCall = record.payload()?;
     event.file = Some(named(record, section::GIVEN, section::BASE, event));
+    event.syscall = Some(Syscall {
+        flags: Some(call.flags.into()),
+    });
     event.result = Some(result(call.result));
     Some(())
 }
@@ -175,5 +178,6 @@ mod tests {
             ("/srv/a/new", "")
         );
         assert_eq!(target.path_source, "lexical");
+        assert_eq!(event.syscall.expect("syscall").flags, Some(2));
     }
 }

@@ -145,7 +145,7 @@ pub const HOOKS: &[Hook] = &[
         points: &[
             exit("exit_rename", "rename"),
             exit("exit_renameat", "renameat"),
-            exit("exit_renameat", "renameat2"),
+            exit("exit_renameat2", "renameat2"),
         ],
         needs: FILES,
     },

@@ -43,8 +43,8 @@ impl Action {
             Kind::Accept => ("accept", Style::Blue, socket(event.socket.as_ref(), glyphs)),
             Kind::Bind => ("bind", Style::Blue, bind(event.socket.as_ref())),
             Kind::Open => open(event.file.as_ref()),
-            Kind::Unlink => ("unlink", Style::Yellow, file(event.file.as_ref())),
-            Kind::Rename => ("rename", Style::Yellow, rename(event)),
+            Kind::Unlink => unlink(event),
+            Kind::Rename => rename(event),
             Kind::Lost => ("LOST", Style::Alarm, lost(event.lost.as_ref())),
             Kind::Heartbeat => ("beat", Style::Dim, totals(event)),
             Kind::Agent => ("agent", Style::Dim, agent(event)),
@@ -198,11 +198,25 @@ fn path(file: &File) -> Cow<'_, str> {
     })
 }
 
-fn rename(event: &Event) -> Vec<Span> {
+fn flags(event: &Event) -> i64 {
+    let given = event.syscall.as_ref().and_then(|syscall| syscall.flags);
+    given.unwrap_or_default()
+}
+
+fn unlink(event: &Event) -> (&'static str, Style, Vec<Span>) {
+    const AT_REMOVEDIR: i64 = 512;
+    let directory = flags(event) & AT_REMOVEDIR != 0;
+    let verb = if directory { "rmdir" } else { "unlink" };
+    (verb, Style::Yellow, file(event.file.as_ref()))
+}
+
+fn rename(event: &Event) -> (&'static str, Style, Vec<Span>) {
+    const RENAME_EXCHANGE: i64 = 2;
+    let exchange = flags(event) & RENAME_EXCHANGE != 0;
     let mut spans = file(event.file.as_ref());
-    spans.push(dim("->"));
+    spans.push(dim(if exchange { "<->" } else { "->" }));
     spans.extend(file(event.target_file.as_ref()));
-    spans
+    ("rename", Style::Yellow, spans)
 }
 
 fn socket(socket: Option<&Socket>, glyphs: Glyphs) -> Vec<Span> {

@@ -120,7 +120,10 @@ fn renames(
     );
     work.renamed("renameat to a descriptor's directory", &across, &back, WELL);
     // One failed with NOREPLACE; exchange and replace did not.
-    work.renamed("no replace", &one, &other, "result_error = 'EEXIST'");
+    let refused = "result_error = 'EEXIST' and syscall_flags = 1";
+    work.renamed("no replace", &one, &other, refused);
+    let exchanged = "result_error is null and syscall_flags = 2";
+    work.renamed("exchange", &one, &other, exchanged);
     let well = format!(
         "kind = 'rename' and {} and file_path = {} and target_file_path = {} and {WELL}",
         ours(),
@@ -160,7 +163,7 @@ fn removals(
     work.number(
         "rmdir, then unlinkat with AT_REMOVEDIR",
         format!(
-            "kind = 'unlink' and {} and file_path = {} and {WELL}",
+            "kind = 'unlink' and {} and file_path = {} and syscall_flags = 512 and {WELL}",
             ours(),
             quoted(&empty)
         ),
