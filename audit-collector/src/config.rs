@@ -16,6 +16,8 @@ pub const DEFAULT_DROP_INS: &str = "/etc/hostaudit/collector.d";
 pub struct Config {
     /// Everything the collector keeps.
     pub data_dir: PathBuf,
+    /// How far it gives way to other work of its host, as in nice(1): 0 not at all, 19 wholly.
+    pub nice: u8,
     pub listen: Listen,
     pub ingest: Ingest,
     pub table: Table,
@@ -131,6 +133,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: "/var/lib/hostaudit/collector".into(),
+            nice: 10,
             listen: Listen::default(),
             ingest: Ingest::default(),
             table: Table::default(),
@@ -238,6 +241,9 @@ impl Config {
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         if self.data_dir.as_os_str().is_empty() {
             return Err(invalid("data_dir", "empty; give a directory"));
+        }
+        if self.nice > 19 {
+            return Err(invalid("nice", format!("{} is not 0 to 19", self.nice)));
         }
         self.tcp_address()?;
         if self.listen.unix.as_os_str().is_empty() && self.listen.tcp.is_empty() {

@@ -26,4 +26,4 @@ mod writer;
 pub use check::check;
 pub use config::Config;
 pub use detect::builtin as builtin_rules;
-pub use pipeline::{Addresses, CollectorError, Running, run, start};
+pub use pipeline::{Addresses, CollectorError, Running, give_way, run, start};

@@ -62,6 +62,7 @@ fn start() -> Result<()> {
         return Ok(());
     }
     log(&config)?;
+    audit_collector::give_way(config.nice);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

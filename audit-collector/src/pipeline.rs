@@ -170,14 +170,21 @@ async fn wire(
         let (store, stop) = (store.clone(), threads_stop.clone());
         thread("writer", move || writer::run(&store, queue, &stop))?
     };
+    let nice = config.nice;
     let compactor = Compactor::new(store.clone());
     let stop_flag = threads_stop.clone();
-    threads.push(thread("compactor", move || compactor.run(&stop_flag))?);
+    threads.push(thread("compactor", move || {
+        give_way(nice);
+        compactor.run(&stop_flag);
+    })?);
     if let Some(mut detector) = detector {
         let stop_flag = threads_stop.clone();
-        threads.push(thread("detector", move || detector.run(&stop_flag))?);
+        threads.push(thread("detector", move || {
+            give_way(nice);
+            detector.run(&stop_flag);
+        })?);
     }
-    let query_threads = query_threads()?;
+    let query_threads = query_threads(nice)?;
     let handle = query_threads.handle().clone();
     let engine = Arc::new(Engine::new(
         config.query.clone(),
@@ -228,13 +235,21 @@ async fn wire(
 }
 
 /// Queries have threads of their own, so that a heavy one does not delay an acknowledgement.
-fn query_threads() -> std::io::Result<tokio::runtime::Runtime> {
+fn query_threads(nice: u8) -> std::io::Result<tokio::runtime::Runtime> {
     let cpus = std::thread::available_parallelism().map_or(2, usize::from);
     tokio::runtime::Builder::new_multi_thread()
         .thread_name("query")
+        .on_thread_start(move || give_way(nice))
         .worker_threads(cpus.max(2))
         .enable_all()
         .build()
+}
+
+/// The calling thread, and those that it starts, leave the processor to others first.
+pub fn give_way(nice: u8) {
+    if let Err(error) = rustix::process::setpriority_process(None, nice.into()) {
+        tracing::warn!(%error, nice, "priority cannot be lowered");
+    }
 }
 
 /// Empty where the host has none.

@@ -155,9 +155,9 @@ fn skip(modes: &mut Vec<Mode>, measured: &mut Measured, mode: Mode, reason: Stri
 /// One or two seconds of each storm, bare.
 fn count(storm: Storm, quick: bool) -> u64 {
     let full = match storm {
-        Storm::Exec => 3_000,
-        Storm::Open => 100_000,
-        Storm::Connect => 20_000,
+        Storm::Exec => 10_000,
+        Storm::Open => 200_000,
+        Storm::Connect => 50_000,
         Storm::Null => 4_000_000,
         Storm::Compile => 100,
     };
