@@ -171,19 +171,7 @@ async fn wire(
         thread("writer", move || writer::run(&store, queue, &stop))?
     };
     let nice = config.nice;
-    let compactor = Compactor::new(store.clone());
-    let stop_flag = threads_stop.clone();
-    threads.push(thread("compactor", move || {
-        give_way(nice);
-        compactor.run(&stop_flag);
-    })?);
-    if let Some(mut detector) = detector {
-        let stop_flag = threads_stop.clone();
-        threads.push(thread("detector", move || {
-            give_way(nice);
-            detector.run(&stop_flag);
-        })?);
-    }
+    threads.extend(background(&store, detector, nice, &threads_stop)?);
     let query_threads = query_threads(nice)?;
     let handle = query_threads.handle().clone();
     let engine = Arc::new(Engine::new(
@@ -243,6 +231,29 @@ fn query_threads(nice: u8) -> std::io::Result<tokio::runtime::Runtime> {
         .worker_threads(cpus.max(2))
         .enable_all()
         .build()
+}
+
+/// The threads for which nobody waits.
+fn background(
+    store: &Arc<Store>,
+    detector: Option<Detector>,
+    nice: u8,
+    stop: &Arc<AtomicBool>,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let compactor = Compactor::new(store.clone());
+    let flag = stop.clone();
+    let mut threads = vec![thread("compactor", move || {
+        give_way(nice);
+        compactor.run(&flag);
+    })?];
+    if let Some(mut detector) = detector {
+        let flag = stop.clone();
+        threads.push(thread("detector", move || {
+            give_way(nice);
+            detector.run(&flag);
+        })?);
+    }
+    Ok(threads)
 }
 
 /// The calling thread, and those that it starts, leave the processor to others first.
