@@ -202,3 +202,63 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn probe_foreign_name_zero() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 3, 1));
+    fs::write(dir.path().join("0000000000000000.seg"), b"").expect("write");
+    println!("{:?}", Log::open(dir.path(), OPTIONS).map(|(l, r)| (l.next_index(), r)));
+}
+#[test]
+fn probe_foreign_zero_alone() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    fs::write(dir.path().join("0000000000000000.seg"), b"").expect("write");
+    println!("{:?}", Log::open(dir.path(), OPTIONS).map(|(l, r)| (l.next_index(), r)));
+}
+#[test]
+fn probe_foreign_short_name() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 3, 1));
+    fs::write(dir.path().join("7.seg"), b"").expect("write");
+    println!("{:?}", Log::open(dir.path(), OPTIONS).map(|(l, r)| (l.next_index(), r)));
+}
+#[test]
+fn probe_first_segment_gone() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 60, 1));
+    fs::remove_file(dir.path().join("0000000000000001.seg")).expect("rm");
+    let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+    println!("first {} {recovery:?}", log.first_index());
+}
+#[test]
+fn probe_frame_inside_a_record() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut log, _) = Log::open(dir.path(), OPTIONS).expect("opens");
+    let mut inner = vec![7u8; 200];
+    inner.resize(200, 7);
+    let mut forged = Vec::new();
+    frame::write(frame::Frame { index: 3, durable: 2, record: b"never appended" }, &mut forged);
+    inner.extend_from_slice(&forged);
+    log.append(b"one").expect("a"); log.sync().expect("s");
+    log.append(&inner).expect("a"); log.sync().expect("s");
+    drop(log);
+    let path = dir.path().join("0000000000000001.seg");
+    let file = fs::File::options().write(true).open(&path).expect("open");
+    // as a torn write: the record's first sector did not reach the disk
+    file.write_all_at(&[0u8; 40], frame::size(3) as u64 + 30).expect("w");
+    let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+    let last = all(&log, 0).pop().map(|(i, r)| (i, String::from_utf8_lossy(&r).into_owned()));
+    println!("served {last:?} {recovery:?}");
+}
+#[test]
+fn probe_time_of_random_tail() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut state = 88172645463325252u64;
+    let mut bytes = Vec::new();
+    for _ in 0..(8 << 20) / 8 { state ^= state << 13; state ^= state >> 7; state ^= state << 17; bytes.extend_from_slice(&state.to_le_bytes()); }
+    fs::write(dir.path().join("0000000000000001.seg"), bytes).expect("w");
+    let t = std::time::Instant::now();
+    let report = check(dir.path(), 16 << 20).expect("checks");
+    println!("8 MiB random: {:?} {report:?}", t.elapsed());
+}
