@@ -22,7 +22,7 @@ use audit_proto::{
 use futures::{StreamExt as _, stream::FuturesOrdered};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     config,
@@ -257,8 +257,11 @@ impl IngestService {
         loop {
             tokio::select! {
                 message = inbound.message(), if waiting.len() < self.config.in_flight_batches => {
-                    // A connection that breaks is an end like any other: the agent comes back.
-                    let Ok(Some(message)) = message else { return Ok(()) };
+                    let message = match message {
+                        Ok(Some(message)) => message,
+                        Ok(None) => return Ok(()),
+                        Err(status) => return self.unreadable(&status, at.last),
+                    };
                     match message.message {
                         Some(deliver_request::Message::Batch(batch)) => {
                             self.batch(batch, writer, answers, at, waiting).await?;
@@ -368,6 +371,20 @@ impl IngestService {
             }
             Ok(Err(reason)) => Err(Status::unavailable(reason)),
             Err(_) => Err(Status::unavailable("the collector is stopping")),
+        }
+    }
+
+    /// A message that is too large or no message is refused and told. A connection that breaks,
+    /// which is what a status with a source tells, is an end like any other: the agent comes back.
+    fn unreadable(&self, status: &Status, last: i64) -> Result<(), Status> {
+        let broken = std::error::Error::source(status).is_some();
+        match status.code() {
+            Code::OutOfRange | Code::ResourceExhausted | Code::Internal if !broken => Err(self
+                .refuse(format!(
+                    "the message after batch {last} cannot be read: {}",
+                    status.message()
+                ))),
+            _ => Ok(()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use audit_collector::{
@@ -56,7 +56,7 @@ fn start() -> Result<()> {
     let config: Config = audit_config::load(main.as_deref(), Some(&drop_ins), &arguments.options)?;
     config.validate()?;
     if arguments.dry_run {
-        for line in audit_collector::check(&config)? {
+        for line in audit_collector::check(&config).map_err(whole)? {
             println!("{line}");
         }
         return Ok(());
@@ -95,12 +95,19 @@ fn log(config: &Config) -> Result<()> {
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // The journal would store escape codes.
+        .with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
         LogFormat::Json => subscriber.json().init(),
         LogFormat::Text => subscriber.init(),
     }
     Ok(())
+}
+
+/// The collector's errors tell their cause themselves; the chain would tell it twice.
+fn whole(error: audit_collector::CollectorError) -> anyhow::Error {
+    anyhow::Error::msg(error.to_string())
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -116,6 +123,6 @@ async fn serve(config: Config) -> Result<()> {
         // Held, so that the collector sees a stop and not a closed channel.
         std::future::pending::<()>().await;
     });
-    audit_collector::run(config, stopped).await?;
+    audit_collector::run(config, stopped).await.map_err(whole)?;
     Ok(())
 }

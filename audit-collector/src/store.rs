@@ -372,6 +372,17 @@ fn open_wal(
         source,
     })?;
     report_recovery("write-ahead log", &recovery, problems);
+    let expected = manifest.compacted_through + 1;
+    if log.first_index() > expected {
+        let lost = format!("{expected} to {}", log.first_index() - 1);
+        problems.set(
+            "write-ahead log",
+            format!(
+                "{}: records {lost} are neither here nor in the table",
+                path.display()
+            ),
+        );
+    }
     if log.next_index() <= manifest.compacted_through {
         return Err(OpenError::WalBehind {
             path,

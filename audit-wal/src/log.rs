@@ -93,8 +93,14 @@ impl<D: Disk> Log<D> {
         let file = self.disk.open(&path, true).map_err(WalError::at(&path))?;
         if let Some(bytes) = tail {
             let kept = path.with_extension("cut");
-            let cut = self.disk.create(&kept).map_err(WalError::at(&kept))?;
-            cut.write_at(&bytes, 0).map_err(WalError::at(&kept))?;
+            // For whoever wants to look; on a full disk there is no room for it, and no need.
+            let kept = self
+                .disk
+                .create(&kept)
+                .and_then(|cut| cut.write_at(&bytes, 0));
+            if let Err(error) = kept {
+                tracing::warn!(%error, "the unfinished write that is cut off is not kept");
+            }
             file.truncate(segment.end()).map_err(WalError::at(&path))?;
             recovery.truncated_bytes += bytes.len() as u64;
         }
@@ -212,7 +218,11 @@ impl<D: Disk> Log<D> {
 
     fn make(&self, path: &Path, room: u64) -> std::io::Result<D::File> {
         let file = self.disk.create(path)?;
-        file.allocate(room)?;
+        if let Err(error) = file.allocate(room) {
+            // Some file systems (ext4) keep what they could allocate, which may be all that was left.
+            let _ = file.truncate(0);
+            return Err(error);
+        }
         file.sync()?;
         self.disk.sync_dir(&self.dir)?;
         Ok(file)

@@ -83,7 +83,11 @@ pub fn list<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<u64>, WalError> {
     let mut firsts: Vec<u64> = paths
         .iter()
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
-        .filter_map(|path| u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok())
+        .filter_map(|path| {
+            let first = u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()?;
+            // Another spelling of the number is another file, and indexes begin at 1.
+            (first > 0 && *Segment::new(dir, first).path == **path).then_some(first)
+        })
         .collect();
     firsts.sort_unstable();
     Ok(firsts)

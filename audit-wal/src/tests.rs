@@ -152,6 +152,82 @@ fn damage_is_reported_and_everything_behind_it_is_served() {
 }
 
 #[test]
+fn files_of_other_names_are_not_segments() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 5, 1));
+    for name in [
+        "0000000000000000.seg",
+        "7.seg",
+        "x.seg",
+        "0000000000000003.cut",
+    ] {
+        fs::write(dir.path().join(name), "nothing of ours").expect("write");
+    }
+    let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+    assert_eq!(
+        (recovery.records, recovery.damaged.as_slice()),
+        (5, &[][..])
+    );
+    assert_eq!(all(&log, 1).len(), 5);
+}
+
+/// A small ext4, unmounted at the end.
+struct Ext4 {
+    dir: tempfile::TempDir,
+}
+
+impl Ext4 {
+    fn mount(bytes: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let image = dir.path().join("image");
+        let file = fs::File::create(&image).expect("image");
+        file.set_len(bytes).expect("length");
+        let disk = Self { dir };
+        fs::create_dir(disk.path()).expect("dir");
+        let made = ran(std::process::Command::new("mkfs.ext4")
+            .arg("-q")
+            .arg(&image));
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-o", "loop"]).arg(&image).arg(disk.path());
+        (made && ran(&mut mount)).then_some(disk)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        ran(std::process::Command::new("umount")
+            .arg("-q")
+            .arg(self.path()));
+    }
+}
+
+fn ran(command: &mut std::process::Command) -> bool {
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// A failed allocation keeps what it got: then nothing else could be written either.
+#[test]
+fn a_segment_that_finds_no_room_leaves_the_room_there_is() {
+    let Some(disk) = Ext4::mount(24 << 20) else {
+        eprintln!("SKIPPED: no ext4 image can be mounted here (needs root and loop devices)");
+        return;
+    };
+    let options = Options {
+        segment_bytes: 64 << 20,
+        max_record_bytes: 500,
+    };
+    let (mut log, _) = Log::open(&disk.path().join("log"), options).expect("opens");
+    log.append(b"record").expect("append");
+    let refused = log.sync();
+    assert!(matches!(refused, Err(WalError::DiskFull(_))), "{refused:?}");
+    fs::write(disk.path().join("other"), vec![1u8; 1 << 20]).expect("there is room for others");
+}
+
+#[test]
 fn a_lost_segment_is_damage() {
     let dir = tempfile::tempdir().expect("tempdir");
     drop(filled(dir.path(), 60, 1));

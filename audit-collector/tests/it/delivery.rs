@@ -1,6 +1,6 @@
 //! Exactly once, in order, and what is said about batches that cannot be stored.
 
-use audit_proto::v1::Event;
+use audit_proto::v1::{DeliverRequest, Event, deliver_request, ingest_client::IngestClient};
 use tonic::Code;
 
 use crate::support::{Agent, Collector, Session, config, deliver, number, status, table};
@@ -101,6 +101,39 @@ async fn a_bad_batch_is_named_counted_and_costs_nothing_else() {
         15
     );
     assert_eq!(status(&collector.channel).await.rejected_batches, 3);
+    collector.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_told_and_counted() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let collector = Collector::start(config(dir.path())).await;
+    let mut agent = Agent::new("run1");
+    let batches = agent.batches(1, 5);
+    let mut large = batches[0].clone();
+    large.events = vec![0x5a; audit_proto::MAX_MESSAGE_BYTES + 1].into();
+    let requests = [
+        deliver_request::Message::Hello(agent.hello.clone()),
+        deliver_request::Message::Batch(large),
+    ]
+    .map(|message| DeliverRequest {
+        message: Some(message),
+    });
+    let answers = IngestClient::new(collector.channel.clone())
+        .deliver(tokio_stream::iter(requests))
+        .await;
+    let mut answers = answers.expect("accepted").into_inner();
+    answers.message().await.expect("answer").expect("welcome");
+    let error = answers.message().await.expect_err("refused");
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("too large"), "{error}");
+    assert_eq!(status(&collector.channel).await.rejected_batches, 1);
+
+    deliver(&collector.channel, &agent, &batches).await;
+    assert_eq!(
+        number(&collector.channel, "select count(*) from events").await,
+        5
+    );
     collector.stop().await;
 }
 
