@@ -23,22 +23,24 @@ fn perform(group: &str, directory: &TempDir) -> Result<Vec<Expectation>> {
 }
 
 /// What the record has instead, for the person who reads the failure.
-fn nearest(stack: &mut Stack, expectation: &Expectation) -> Result<String> {
+fn nearest(stack: &mut Stack, expectation: &Expectation) -> String {
     let Some((_, condition)) = expectation.sql.split_once(" where ") else {
-        return Ok(String::new());
+        return String::new();
     };
     // The first two conditions are kind and process.
     let first: Vec<&str> = condition.splitn(3, " and ").take(2).collect();
     let rows = stack.query(&format!(
         "select * from events where {} order by position limit 5",
         first.join(" and ")
-    ))?;
+    ));
+    // A question that joins cannot be shortened like this; then its text has to do.
+    let rows = rows.unwrap_or_default();
     let shown = rows.iter().map(|row| {
         let mut row = row.clone();
         row.retain(|_, value| !value.is_null());
         serde_json::to_string(&row).unwrap_or_default()
     });
-    Ok(shown.collect::<Vec<_>>().join("\n"))
+    shown.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -70,7 +72,7 @@ fn each_action_is_recorded_once_with_exact_values() -> Result<()> {
         let found = stack.number(sql).with_context(|| action.clone())?;
         if found != *number {
             let short: String = sql.chars().take(600).collect();
-            let near: String = nearest(&mut stack, expectation)?
+            let near: String = nearest(&mut stack, expectation)
                 .chars()
                 .take(3000)
                 .collect();

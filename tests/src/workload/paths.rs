@@ -180,7 +180,7 @@ fn removals(
     Ok(())
 }
 
-/// Far below, by names relative to a working directory, further than one absolute path can say.
+/// A hundred directories down, by names relative to a working directory.
 fn deep(work: &mut Workload) -> Result<()> {
     let start = std::env::current_dir()?;
     let mut place = work.path("deep");
