@@ -279,6 +279,8 @@ fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     match audit_config::nearest(name, known.iter().copied()) {
         Some(near) => format!("no {what} `{name}`; did you mean `{near}`?"),
         None if known.len() <= 8 => format!("no {what} `{name}`; there are: {}", known.join(", ")),
-        None => format!("no {what} `{name}`; `describe events` lists the columns"),
+        None => format!(
+            "no {what} `{name}`; `describe events`, as a query, lists the columns (`hostaudit query --columns`)"
+        ),
     }
 }
