@@ -68,6 +68,14 @@ impl Default for Rings {
 pub struct Capture {
     /// Files whose reads are recorded; patterns with * and ?.
     pub watch_reads: Vec<String>,
+    /// Kinds for which nothing is attached, so that they cost nothing.
+    pub off_kinds: Vec<String>,
+}
+
+impl Capture {
+    pub fn is_off(&self, kind: &str) -> bool {
+        self.off_kinds.iter().any(|off| off == kind)
+    }
 }
 
 impl Default for Capture {
@@ -94,6 +102,8 @@ impl Default for Capture {
         ];
         Self {
             watch_reads: watched.map(str::to_owned).to_vec(),
+            // Every program that compiles at run time does it.
+            off_kinds: vec!["memory_exec".to_owned()],
         }
     }
 }
@@ -245,7 +255,8 @@ impl Config {
         )?;
         Ok(Valid {
             server: self.server.parse()?,
-            filter: Filter::new(&self.filters.exclude, &self.capture.watch_reads)?,
+            filter: Filter::new(&self.filters.exclude, &self.capture.watch_reads)?
+                .without(&self.capture.off_kinds)?,
             batch: self.batch.limits()?,
             process_table: ProcessLimits {
                 entries: max_entries,

@@ -3,17 +3,18 @@
 //!
 //! Invariant: what is not known is left absent; nothing here drops an event.
 
-use std::{sync::Arc, time::Instant};
+use std::{os::unix::fs::MetadataExt as _, sync::Arc, time::Instant};
 
 use audit_common::{
     kind,
-    record::{Exec, Header, Record, section},
+    record::{Credentials, Exec, Fork, Header, Record, section},
 };
 use audit_proto::v1::Event;
 
 use crate::{
     container::Containers,
-    process::{Ended, Key, Table},
+    decode::text::number,
+    process::{Ended, Key, Rights, Table},
     resolve::Resolver,
     users::Users,
 };
@@ -24,6 +25,8 @@ pub struct Enricher {
     pub containers: Containers,
     users: Users,
     resolver: Resolver,
+    /// Our own.
+    pid_namespace: Option<u32>,
 }
 
 /// What enrichment found out about an event as a whole.
@@ -41,6 +44,7 @@ impl Enricher {
             containers,
             users,
             resolver: Resolver::new(),
+            pid_namespace: own_pid_namespace(),
         }
     }
 
@@ -52,15 +56,18 @@ impl Enricher {
     /// Completes a decoded event, and lets the process table learn from it.
     pub fn complete(&mut self, record: &Record<'_>, event: &mut Event, now: Instant) -> Verdict {
         let header = &record.header;
+        let before = self.table.rights(Key::of(header));
         if self.learn(record, event) == Ended::Again {
             return Verdict::Repeated;
         }
+        change_of_rights(before, event);
+        self.name_target(header, event);
         self.table
             .describe(header, header.kind != kind::EXEC, event);
         let parent_uid = self.table.describe_parent(header, event);
         self.name_users(event, parent_uid);
         self.place(header, event, now);
-        if matches!(header.kind, kind::UNLINK | kind::RENAME | kind::EXEC_FAILED) {
+        if event.file.is_some() || event.target_file.is_some() {
             let at_top = self.table.is_at_top(Key::of(header));
             self.resolver.finish(record, at_top, event);
         }
@@ -85,14 +92,40 @@ impl Enricher {
                         pid: target.pid.unwrap_or_default() as u32,
                         start_time_ns: target.start_time_ns.unwrap_or_default() as u64,
                     };
-                    target.exec_id = self.table.exec_id(child);
-                    self.table.fork(header, child);
+                    if let Some(fork) = record.payload::<Fork>() {
+                        self.table.fork(header, child, &fork);
+                    }
                 }
             }
             kind::EXIT => return self.table.exit(header),
             _ => self.table.meet(header),
         }
         Ended::First
+    }
+
+    /// Who the target is. A pid that the caller gave counts in the caller's pid namespace, so it
+    /// says who only where that is ours.
+    fn name_target(&self, header: &Header, event: &mut Event) {
+        let Some(target) = &mut event.target_process else {
+            return;
+        };
+        let Some(pid) = target.pid.and_then(|pid| u32::try_from(pid).ok()) else {
+            return;
+        };
+        let from_kernel = target.start_time_ns.is_some() || header.kind == kind::UNIX_CONNECT;
+        let key = match target.start_time_ns {
+            Some(start) => Some(Key {
+                pid,
+                start_time_ns: start as u64,
+            }),
+            None if from_kernel || self.pid_namespace == Some(header.pid_namespace) => {
+                self.table.latest(pid)
+            }
+            None => None,
+        };
+        if let Some(key) = key {
+            self.table.describe_target(key, target);
+        }
     }
 
     fn name_users(&self, event: &mut Event, parent_uid: Option<u32>) {
@@ -134,6 +167,48 @@ impl Enricher {
             (Some(slot), Some(found)) => slot.clone_from(&found),
             (slot, Some(found)) => *slot = Some(Arc::unwrap_or_clone(found)),
         }
+    }
+}
+
+fn own_pid_namespace() -> Option<u32> {
+    let metadata = std::fs::metadata("/proc/self/ns/pid").ok()?;
+    u32::try_from(metadata.ino()).ok()
+}
+
+/// A record tells what a process may do after the call; the table, what it could before. Where the
+/// table does not know, `process` does not tell it.
+fn change_of_rights(before: Option<Rights>, event: &mut Event) {
+    let Some(process) = &mut event.process else {
+        return;
+    };
+    if let Some(new) = &mut event.new_credentials {
+        let old = before.map(|before| before.credentials);
+        let of = |field: fn(&Credentials) -> u32| old.as_ref().and_then(|old| number(field(old)));
+        process.uid = of(|old| old.uid);
+        process.gid = of(|old| old.gid);
+        process.euid = of(|old| old.euid);
+        process.egid = of(|old| old.egid);
+        process.suid = of(|old| old.suid);
+        process.sgid = of(|old| old.sgid);
+        process.fsuid = of(|old| old.fsuid);
+        process.fsgid = of(|old| old.fsgid);
+        let capabilities = before.map(|before| before.capabilities_effective as i64);
+        process.capabilities_effective = capabilities;
+        new.privileges_grew = before.map(|before| {
+            let added =
+                new.capabilities_effective.unwrap_or(0) as u64 & !before.capabilities_effective;
+            added != 0 || (new.euid == Some(0) && before.credentials.euid != 0)
+        });
+    }
+    if event.new_namespaces.is_some() && event.kind == i32::from(kind::NAMESPACE) {
+        let of = |field: fn(&Rights) -> u32| {
+            let inode = before.as_ref().map(field).filter(|inode| *inode != 0);
+            inode.map(i64::from)
+        };
+        process.pid_namespace = of(|before| before.pid_namespace);
+        process.mount_namespace = of(|before| before.mount_namespace);
+        process.network_namespace = of(|before| before.network_namespace);
+        process.user_namespace = of(|before| before.user_namespace);
     }
 }
 

@@ -35,9 +35,9 @@ pub enum FilterError {
         "filters.exclude[{at}] states no condition and would leave out everything; give kinds, path_prefixes, exes or uids"
     )]
     Everything { at: usize },
-    #[error("filters.exclude[{at}].kinds: unknown kind `{name}`; known: {known}")]
+    #[error("{key}: unknown kind `{name}`; known: {known}")]
     UnknownKind {
-        at: usize,
+        key: String,
         name: String,
         known: String,
     },
@@ -99,6 +99,8 @@ pub fn watch_names(patterns: &[String]) -> Result<BTreeSet<Vec<u8>>, FilterError
 pub struct Filter {
     rules: Vec<Rule>,
     watched: Vec<String>,
+    /// Kinds that share a hook with others and are not wanted.
+    off: Vec<i32>,
 }
 
 #[derive(Debug)]
@@ -119,7 +121,17 @@ impl Filter {
         Ok(Self {
             rules: rules.collect::<Result<_, _>>()?,
             watched: watched.to_vec(),
+            off: Vec::new(),
         })
+    }
+
+    /// Leaves out `kinds` too.
+    pub fn without(mut self, kinds: &[String]) -> Result<Self, FilterError> {
+        let numbers = kinds
+            .iter()
+            .map(|name| kind_number("capture.off_kinds", name.clone()));
+        self.off = numbers.collect::<Result<_, _>>()?;
+        Ok(self)
     }
 
     /// True when a read of this path is wanted. The kernel chose it by one name; the whole path
@@ -133,7 +145,7 @@ impl Filter {
     }
 
     pub fn leaves_out(&self, event: &Event) -> bool {
-        self.rules.iter().any(|rule| rule.matches(event))
+        self.off.contains(&event.kind) || self.rules.iter().any(|rule| rule.matches(event))
     }
 }
 
@@ -159,7 +171,8 @@ impl Rule {
                 });
             }
         }
-        let kinds = kinds.into_iter().map(|name| kind_number(at, name));
+        let key = format!("filters.exclude[{at}].kinds");
+        let kinds = kinds.into_iter().map(|name| kind_number(&key, name));
         Ok(Self {
             kinds: kinds.collect::<Result<_, _>>()?,
             path_prefixes,
@@ -182,11 +195,11 @@ impl Rule {
     }
 }
 
-fn kind_number(at: usize, name: String) -> Result<i32, FilterError> {
+fn kind_number(key: &str, name: String) -> Result<i32, FilterError> {
     match kind::ALL.iter().find(|row| row.name == name) {
         Some(row) => Ok(row.number.into()),
         None => Err(FilterError::UnknownKind {
-            at,
+            key: key.to_owned(),
             name,
             known: kind::ALL
                 .iter()

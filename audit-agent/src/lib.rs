@@ -38,6 +38,7 @@
 //! then is its batch, for the moment. `bench loss` fails above 128 MiB.
 
 pub mod arguments;
+pub mod calls;
 pub mod clock;
 pub mod config;
 pub mod container;
@@ -82,7 +83,10 @@ pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
     config.validate()?;
     let reader = reader::Reader::open(config)?;
     let hooks = reader.hooks();
-    for hook in hooks.iter().filter(|hook| hook.attached.is_none()) {
+    for hook in hooks
+        .iter()
+        .filter(|hook| hook.attached.is_none() && !hook.off)
+    {
         let reason = hook.tried.last().map_or("", |(_, reason)| reason);
         tracing::warn!(
             hook = hook.name,

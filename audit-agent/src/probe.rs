@@ -12,25 +12,24 @@ mod log;
 use std::{io, mem};
 
 use audit_common::{
-    config::{ARGUMENT_OFFSETS, Counters, Settings},
+    call::Shape,
+    config::{CALL_ABI, Counters, Settings},
+    kind,
     limits::WATCHED_NAME_BYTES,
     offsets::{MISSING, Offsets, PATHS},
 };
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError, TracePoint},
+    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
+    programs::{BtfTracePoint, ProgramError, ProgramFd},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 pub use btf::BtfError;
-use hooks::{CORE, HOOKS, Point};
+use hooks::{CORE, DISPATCHER, HOOKS, Point};
 pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};
-
-/// Where tracefs is found; the second before Linux 4.1 and where debugfs mounts it.
-const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// Built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
@@ -43,8 +42,6 @@ pub enum ProbeError {
     NotPermitted(String),
     #[error(transparent)]
     Types(#[from] BtfError),
-    #[error("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")]
-    NoTracefs,
     #[error("the kernel object does not load: {0}")]
     Load(String),
     #[error("no hook could be attached; the first reason: {0}")]
@@ -61,6 +58,8 @@ pub(crate) type Ring = RingBuf<MapData>;
 pub struct Probe {
     // Held for its links: dropping it detaches.
     _ebpf: Ebpf,
+    // Held because the kernel empties a program array that nobody has open.
+    _dispatch: Dispatch,
     hooks: Vec<HookStatus>,
     pub(crate) rings: [Ring; RINGS],
     counters: PerCpuArray<MapData, KernelCounters>,
@@ -72,6 +71,24 @@ pub struct Probe {
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct KernelCounters(pub(crate) Counters);
+
+/// [`Shape`], which aya may copy into a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelShape(Shape);
+
+#[expect(
+    unsafe_code,
+    reason = "aya asks for the promise that every byte pattern is a value"
+)]
+// SAFETY: repr(transparent) over a struct of integers without padding, which zerocopy has checked.
+unsafe impl aya::Pod for KernelShape {}
+
+/// Where returning system calls go.
+struct Dispatch {
+    programs: ProgramArray<MapData>,
+    shapes: Array<MapData, KernelShape>,
+}
 
 #[expect(
     unsafe_code,
@@ -87,12 +104,15 @@ impl Probe {
         }
         let types = btf::Types::of_kernel()?;
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
-        tracefs()?;
         let (offsets, missing) = offsets(&types);
         let settings = Settings {
             watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
             wakeup_bytes: wakeup_bytes(config),
-            argument_offsets: ARGUMENT_OFFSETS,
+            typed_task: types.has_function("bpf_get_current_task_btf").into(),
+            number_offset: CALL_ABI.number,
+            argument_offsets: CALL_ABI.arguments,
+            compat_argument_offsets: CALL_ABI.compat_arguments,
+            compat_bits: CALL_ABI.compat_bits,
         };
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
@@ -116,10 +136,11 @@ impl Probe {
             take(&mut ebpf, "FILE_RING")?,
         ];
         let counters = take(&mut ebpf, "COUNTERS")?;
-        let hooks: Vec<_> = HOOKS
-            .iter()
-            .map(|hook| attach_hook(&mut ebpf, hook, &kernel, &missing))
-            .collect();
+        let mut dispatch = Dispatch {
+            programs: take(&mut ebpf, "PROGRAMS")?,
+            shapes: take(&mut ebpf, "SHAPES")?,
+        };
+        let hooks = attach_hooks(&mut ebpf, &mut dispatch, &kernel, &missing, config);
         if hooks.iter().all(|hook| hook.attached.is_none()) {
             let reason = hooks.first().and_then(|hook| hook.tried.last());
             let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
@@ -127,6 +148,7 @@ impl Probe {
         }
         Ok(Self {
             _ebpf: ebpf,
+            _dispatch: dispatch,
             hooks,
             rings,
             counters,
@@ -178,45 +200,22 @@ impl EmptyProbe {
             .btf(Some(&kernel))
             .load(OBJECT)
             .map_err(|error| load_error(&error))?;
-        for point in HOOKS.iter().flat_map(|hook| hook.points) {
-            let point = match *point {
-                Point::Btf { tracepoint, .. } => Point::Btf {
-                    program: match tracepoint {
-                        "sched_process_exec" => "empty_exec",
-                        "sched_process_fork" => "empty_fork",
-                        "sched_process_exit" => "empty_exit",
-                        "cgroup_mkdir" => "empty_cgroup",
-                        _ => "empty_state",
-                    },
-                    tracepoint,
-                },
-                Point::Exit { call, .. } => Point::Exit {
-                    program: "empty_tracepoint",
-                    call,
-                },
+        let points = HOOKS.iter().flat_map(|hook| hook.points);
+        for point in points.chain([&DISPATCHER]) {
+            let program = match point.tracepoint {
+                "sched_process_exec" => "empty_exec",
+                "sched_process_fork" => "empty_fork",
+                "sched_process_exit" => "empty_exit",
+                "cgroup_mkdir" => "empty_cgroup",
+                "signal_generate" => "empty_signal",
+                "sys_exit" => "empty_sys_exit",
+                _ => "empty_state",
             };
-            attach(&mut ebpf, point, &kernel).map_err(ProbeError::Load)?;
+            let point = Point { program, ..*point };
+            attach_point(&mut ebpf, point, &kernel).map_err(ProbeError::Load)?;
         }
         Ok(Self { _ebpf: ebpf })
     }
-}
-
-/// Is there a list of tracepoints that we may read?
-fn tracefs() -> Result<(), ProbeError> {
-    let mut denied = None;
-    for root in TRACEFS {
-        let events = format!("{root}/events/syscalls");
-        match std::fs::read_dir(&events) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                denied = denied.or(Some(events));
-            }
-            Err(_) => {}
-        }
-    }
-    Err(denied.map_or(ProbeError::NoTracefs, |path| {
-        ProbeError::NotPermitted(format!("{path} may not be read here"))
-    }))
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProbeError>
@@ -289,24 +288,69 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
     Ok(())
 }
 
-fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, kernel: &Btf, missing: &[&'static str]) -> HookStatus {
-    let not_built = "this version has no program for it";
-    let mut status = HookStatus {
-        name: hook.name,
-        kinds: hook.kinds,
-        attached: None,
-        tried: vec![
-            (Rung::Trampoline, not_built.to_owned()),
-            (Rung::Kprobe, not_built.to_owned()),
-        ],
+/// Attaches every hook that the configuration wants, then the dispatcher that serves their calls.
+fn attach_hooks(
+    ebpf: &mut Ebpf,
+    dispatch: &mut Dispatch,
+    kernel: &Btf,
+    missing: &[&'static str],
+    config: &Config,
+) -> Vec<HookStatus> {
+    let off = |hook: &Hook| {
+        let kinds = hook.kinds.iter().map(|kind| kind_name(*kind));
+        !hook.kinds.is_empty() && kinds.into_iter().all(|kind| config.capture.is_off(kind))
     };
+    let attach = |hook| match off(hook) {
+        true => status(hook),
+        false => attach_hook(ebpf, dispatch, hook, kernel, missing),
+    };
+    let mut hooks: Vec<_> = HOOKS.iter().map(attach).collect();
+    if let Err(reason) = attach_point(ebpf, DISPATCHER, kernel) {
+        for (status, hook) in hooks.iter_mut().zip(HOOKS) {
+            if !hook.calls.is_empty() && status.attached.take().is_some() {
+                status.tried.push((Rung::Tracepoint, reason.clone()));
+            }
+        }
+    }
+    for (status, hook) in hooks.iter_mut().zip(HOOKS) {
+        status.off = off(hook);
+    }
+    hooks
+}
+
+fn kind_name(number: u16) -> &'static str {
+    kind::from_number(number).map_or("", |row| row.name)
+}
+
+fn status(hook: &Hook) -> HookStatus {
+    HookStatus {
+        name: hook.name,
+        kinds: hook.kinds.iter().map(|kind| kind_name(*kind)).collect(),
+        attached: None,
+        off: false,
+        tried: Vec::new(),
+    }
+}
+
+fn attach_hook(
+    ebpf: &mut Ebpf,
+    dispatch: &mut Dispatch,
+    hook: &Hook,
+    kernel: &Btf,
+    missing: &[&'static str],
+) -> HookStatus {
+    let not_built = "this version has no program for it";
+    let mut status = status(hook);
+    for better in [Rung::Trampoline, Rung::Kprobe] {
+        status.tried.push((better, not_built.to_owned()));
+    }
     let needed = |path: &&&str| {
         let of = path.split('.').next().unwrap_or_default();
-        CORE.contains(&of) || hook.needs.contains(&of)
+        CORE.contains(&of) || hook.needs.iter().any(|group| group.contains(&of))
     };
     let attached = match missing.iter().find(needed) {
         Some(path) => Err(format!("this kernel has no field {path}")),
-        None => attach_points(ebpf, hook.points, kernel),
+        None => attach_parts(ebpf, dispatch, hook, kernel),
     };
     match attached {
         Ok(()) => status.attached = Some(Rung::Tracepoint),
@@ -315,54 +359,51 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, kernel: &Btf, missing: &[&'static s
     status
 }
 
-/// A call that the architecture does not have is not missed, as long as one of them is there.
-fn attach_points(ebpf: &mut Ebpf, points: &[Point], kernel: &Btf) -> Result<(), String> {
-    let mut attached = 0;
-    let mut absent = String::new();
-    for point in points {
-        if let Point::Exit { call, .. } = point
-            && !tracepoint_exists(call)
-        {
-            absent = format!("this kernel has no tracepoint syscalls:sys_exit_{call}");
-            continue;
+fn attach_parts(
+    ebpf: &mut Ebpf,
+    dispatch: &mut Dispatch,
+    hook: &Hook,
+    kernel: &Btf,
+) -> Result<(), String> {
+    for row in hook.calls.iter().copied().flatten() {
+        let program = load(ebpf, row.program, DISPATCHER.tracepoint, kernel)?;
+        for slot in row.slots() {
+            dispatch
+                .shapes
+                .set(slot, KernelShape(row.shape), 0)
+                .and_then(|()| dispatch.programs.set(slot, &program, 0))
+                .map_err(|error| format!("{}: {}", row.name, chain(&error)))?;
         }
-        attach(ebpf, *point, kernel)?;
-        attached += 1;
     }
-    if attached > 0 { Ok(()) } else { Err(absent) }
+    for point in hook.points {
+        attach_point(ebpf, *point, kernel)?;
+    }
+    Ok(())
 }
 
-fn tracepoint_exists(call: &str) -> bool {
-    TRACEFS.iter().any(|root| {
-        std::path::Path::new(&format!("{root}/events/syscalls/sys_exit_{call}")).exists()
-    })
-}
-
-fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<(), String> {
-    let (Point::Btf { program: name, .. } | Point::Exit { program: name, .. }) = point;
-    let program = ebpf
+/// Loads a program, unless it is loaded already, for it may serve many calls.
+fn load(ebpf: &mut Ebpf, name: &str, tracepoint: &str, kernel: &Btf) -> Result<ProgramFd, String> {
+    let program: &mut BtfTracePoint = ebpf
         .program_mut(name)
-        .ok_or_else(|| format!("the object has no program {name}"))?;
-    let result = match point {
-        Point::Btf { tracepoint, .. } => <&mut BtfTracePoint>::try_from(program).and_then(|p| {
-            loaded(p.load(tracepoint, kernel))?;
-            p.attach().map(mem::drop)
-        }),
-        Point::Exit { call, .. } => <&mut TracePoint>::try_from(program).and_then(|p| {
-            loaded(p.load())?;
-            p.attach("syscalls", &format!("sys_exit_{call}"))
-                .map(mem::drop)
-        }),
-    };
-    result.map_err(|error| format!("{name}: {}", chain(&error)))
-}
-
-/// A program that serves two places is loaded once.
-fn loaded(result: Result<(), ProgramError>) -> Result<(), ProgramError> {
-    match result {
+        .ok_or_else(|| format!("the object has no program {name}"))?
+        .try_into()
+        .map_err(|error: ProgramError| format!("{name}: {error}"))?;
+    let loaded = match program.load(tracepoint, kernel) {
         Err(ProgramError::AlreadyLoaded) => Ok(()),
         other => other,
-    }
+    };
+    loaded
+        .and_then(|()| program.fd()?.try_clone().map_err(ProgramError::IOError))
+        .map_err(|error| format!("{name}: {}", chain(&error)))
+}
+
+fn attach_point(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<(), String> {
+    load(ebpf, point.program, point.tracepoint, kernel)?;
+    let program = ebpf.program_mut(point.program);
+    let program = program.ok_or_else(|| format!("the object has no program {}", point.program))?;
+    <&mut BtfTracePoint>::try_from(program)
+        .and_then(|program| program.attach().map(mem::drop))
+        .map_err(|error| format!("{}: {}", point.program, chain(&error)))
 }
 
 fn load_error(error: &(dyn std::error::Error + 'static)) -> ProbeError {

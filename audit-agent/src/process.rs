@@ -10,8 +10,11 @@ pub mod proc_fs;
 use std::{collections::VecDeque, sync::Arc};
 
 use ahash::AHashMap;
-use audit_common::{limits::COMM_BYTES, record::Header};
-use audit_proto::v1::{Container, Event, Process};
+use audit_common::{
+    limits::COMM_BYTES,
+    record::{Credentials, Fork, Header},
+};
+use audit_proto::v1::{Container, Event, Process, TargetProcess};
 
 use crate::decode::{split_arguments, text};
 use proc_fs::Seed;
@@ -23,7 +26,7 @@ pub const KEPT_ARGV_BYTES: usize = 4096;
 const EXITED_KEPT_NS: u64 = 300_000_000_000;
 /// What an entry costs apart from its program, for the table's account: its slot in a hash table
 /// that is half empty, its exec_id, its place in two queues.
-const ENTRY_BYTES: usize = 2 * size_of::<(Key, Entry)>() + 48 + 3 * size_of::<Key>();
+const ENTRY_BYTES: usize = 2 * size_of::<(Key, Entry)>() + 48 + 6 * size_of::<Key>();
 /// The allocator's share in a piece of text.
 const TEXT_BYTES: usize = 16;
 /// Of the table's bytes, what processes read at the start and not met yet may take.
@@ -108,9 +111,35 @@ struct Entry {
     /// Comm and uid at the process's latest event, for its children's `parent`.
     comm: [u8; COMM_BYTES],
     uid: Option<u32>,
+    /// At its latest event.
+    rights: Option<Rights>,
     /// With the cgroup that it was found for.
     container: Option<(u64, Option<Arc<Container>>)>,
     exited: bool,
+}
+
+/// What a process may do and where it is: what `credentials` and `namespace` events change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    pub credentials: Credentials,
+    pub capabilities_effective: u64,
+    pub pid_namespace: u32,
+    pub mount_namespace: u32,
+    pub network_namespace: u32,
+    pub user_namespace: u32,
+}
+
+impl Rights {
+    fn of(header: &Header) -> Self {
+        Self {
+            credentials: header.credentials,
+            capabilities_effective: header.capabilities_effective,
+            pid_namespace: header.pid_namespace,
+            mount_namespace: header.mount_namespace,
+            network_namespace: header.network_namespace,
+            user_namespace: header.user_namespace,
+        }
+    }
 }
 
 /// What an exit was.
@@ -124,6 +153,8 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Table {
     entries: AHashMap<Key, Entry>,
+    /// The youngest process of each pid.
+    by_pid: AHashMap<u32, Key>,
     /// Every key, oldest first; may name entries that are gone. Bounded by twice the entries.
     order: VecDeque<Key>,
     exited: VecDeque<(Key, u64)>,
@@ -140,6 +171,7 @@ impl Table {
     pub fn new(boot_id: &str, limits: Limits) -> Self {
         Self {
             entries: AHashMap::new(),
+            by_pid: AHashMap::new(),
             order: VecDeque::new(),
             exited: VecDeque::new(),
             seeds: AHashMap::new(),
@@ -191,7 +223,7 @@ impl Table {
     }
 
     /// A child: it runs what its parent runs, in the same container.
-    pub fn fork(&mut self, header: &Header, child: Key) {
+    pub fn fork(&mut self, header: &Header, child: Key, fork: &Fork) {
         self.meet(header);
         let parent = self.entries.get(&Key::of(header));
         let program = parent.and_then(|entry| entry.program.clone());
@@ -203,6 +235,13 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&child)
             && entry.program.is_none()
         {
+            entry.rights = Some(Rights {
+                pid_namespace: fork.pid_namespace,
+                mount_namespace: fork.mount_namespace,
+                network_namespace: fork.network_namespace,
+                user_namespace: fork.user_namespace,
+                ..Rights::of(header)
+            });
             entry.container = container;
             self.set_program(child, program);
         }
@@ -231,8 +270,14 @@ impl Table {
             Some(entry) => {
                 entry.comm = header.comm;
                 entry.uid = uid;
+                entry.rights = Some(Rights::of(header));
             }
-            None => self.insert(key, header.comm, uid),
+            None => {
+                self.insert(key, header.comm, uid);
+                if let Some(entry) = self.entries.get_mut(&key) {
+                    entry.rights = Some(Rights::of(header));
+                }
+            }
         }
         let parent = Key::of_parent(header);
         if parent.pid != 0
@@ -289,6 +334,30 @@ impl Table {
         entry.uid
     }
 
+    /// As of the process's latest event; every thread of it is taken to have the same.
+    pub fn rights(&self, key: Key) -> Option<Rights> {
+        self.entries.get(&key)?.rights
+    }
+
+    /// The latest process with this pid, and what it runs.
+    pub fn latest(&self, pid: u32) -> Option<Key> {
+        self.by_pid.get(&pid).copied()
+    }
+
+    /// Names the process that an event was done to.
+    pub fn describe_target(&self, key: Key, target: &mut TargetProcess) {
+        target.exec_id = self.exec_id(key);
+        target.start_time_ns = Some(key.start_time_ns as i64);
+        let program = self
+            .entries
+            .get(&key)
+            .and_then(|entry| entry.program.as_deref());
+        if let Some(program) = program {
+            target.exe.clone_from(&program.exe);
+            target.argv.clone_from(&program.argv);
+        }
+    }
+
     /// True when the process was started at the root of its mount namespace.
     pub fn is_at_top(&self, key: Key) -> bool {
         let program = self
@@ -316,6 +385,7 @@ impl Table {
             program: None,
             comm,
             uid,
+            rights: None,
             container: None,
             exited: false,
         };
@@ -339,6 +409,10 @@ impl Table {
         self.make_room();
         self.bytes += ENTRY_BYTES;
         self.entries.insert(key, entry);
+        let youngest = self.by_pid.entry(key.pid).or_insert(key);
+        if youngest.start_time_ns < key.start_time_ns {
+            *youngest = key;
+        }
         self.order.push_back(key);
         self.set_program(key, program);
     }
@@ -394,6 +468,9 @@ impl Table {
         let Some(entry) = self.entries.remove(&key) else {
             return false;
         };
+        if self.by_pid.get(&key.pid) == Some(&key) {
+            self.by_pid.remove(&key.pid);
+        }
         self.bytes = self.bytes.saturating_sub(ENTRY_BYTES);
         self.release(entry.program);
         true

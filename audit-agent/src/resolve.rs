@@ -2,7 +2,8 @@
 //! that it starts from and the text; this joins them, and looks the parent directory up where a
 //! symbolic link or ".." on the way could make joining wrong.
 //!
-//! Invariants: the final component is never followed, because these calls act on the name itself.
+//! Invariants: the final component is followed only for calls that act on what it leads to (chmod,
+//! mount); unlink, rename and their like act on the name itself.
 //! Paths are as the process's root sees them. A lookup happens after the call, so what it says is
 //! marked "lookup"; when it cannot be made, the joined path stays and is marked "lexical".
 
@@ -15,17 +16,20 @@ use std::{
     },
 };
 
-use audit_common::record::{Record, Section, section, section_flags};
+use audit_common::{
+    call::flags,
+    record::{Call, Record, Section, form, section, section_flags},
+};
 use audit_proto::{
     text::escape,
     v1::{Event, File},
 };
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, open, openat,
-    openat2, readlinkat, statx,
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, fstat, open,
+    openat, openat2, readlinkat, statx,
 };
 
-use crate::{decode::text::walked_bytes, process::proc_fs};
+use crate::{calls, decode::text::walked_bytes, process::proc_fs};
 
 /// A path joined from directory and text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +120,7 @@ impl Resolver {
             mount_namespace: process.mount_namespace,
             at_top,
         };
+        let follow = follows(record);
         let pairs = [
             (&mut event.file, section::GIVEN, section::BASE),
             (
@@ -125,13 +130,49 @@ impl Resolver {
             ),
         ];
         for (file, given, base) in pairs {
-            if let Some(file) = file
-                && file.path_source == "lexical"
-                && let Some(given) = record.section(given)
-            {
-                self.refine(&actor, record.section(base), given, file);
+            let Some(file) = file else { continue };
+            let Some(given) = record.section(given) else {
+                continue;
+            };
+            let base = record.section(base);
+            if follow && !self.follow(&actor, base, given, file) {
+                file.path_source = "lexical".to_owned();
+            } else if file.path_source == "lexical" {
+                self.refine(&actor, base, given, file);
             }
         }
+    }
+
+    /// Where the whole path leads, its last component followed, and what is there; false when it
+    /// cannot be looked up.
+    fn follow(
+        &self,
+        actor: &Actor,
+        base: Option<Section<'_>>,
+        given: Section<'_>,
+        file: &mut File,
+    ) -> bool {
+        if is_cut(base, given) {
+            return false;
+        }
+        let base = base.map(|base| walked_bytes(&base));
+        let Some(whole) = whole(base.as_deref(), given.bytes) else {
+            return false;
+        };
+        let Some(root) = self.root_of(actor) else {
+            return false;
+        };
+        let Ok((path, stat)) = object(root.fd(), root.prefix(), &whole) else {
+            return false;
+        };
+        told(file, &path, given.bytes);
+        file.inode = Some(stat.st_ino as i64);
+        file.device = Some(kernel_device(stat.st_dev));
+        file.mode = Some(stat.st_mode.into());
+        file.owner_uid = Some(stat.st_uid.into());
+        file.owner_gid = Some(stat.st_gid.into());
+        file.size_bytes = Some(stat.st_size);
+        true
     }
 
     fn refine(
@@ -141,22 +182,13 @@ impl Resolver {
         given: Section<'_>,
         file: &mut File,
     ) {
-        let cut = section_flags::TRUNCATED | section_flags::UNREACHABLE;
-        if given.header.flags & cut != 0 || base.is_some_and(|base| base.header.flags & cut != 0) {
+        if is_cut(base, given) {
             return;
         }
         let base = base.map(|base| walked_bytes(&base));
-        let Some(path) = self.look_up(actor, base.as_deref(), given.bytes) else {
-            return;
-        };
-        file.path = escape(&path).into_owned();
-        file.path_source = "lookup".to_owned();
-        let given = escape(given.bytes);
-        file.path_given = if given == file.path {
-            String::new()
-        } else {
-            given.into_owned()
-        };
+        if let Some(path) = self.look_up(actor, base.as_deref(), given.bytes) {
+            told(file, &path, given.bytes);
+        }
     }
 
     fn look_up(&self, actor: &Actor, base: Option<&[u8]>, given: &[u8]) -> Option<Vec<u8>> {
@@ -188,6 +220,48 @@ impl Resolver {
             (Err(_), _) => None,
         }
     }
+}
+
+fn is_cut(base: Option<Section<'_>>, given: Section<'_>) -> bool {
+    let cut = section_flags::TRUNCATED | section_flags::UNREACHABLE;
+    given.header.flags & cut != 0 || base.is_some_and(|base| base.header.flags & cut != 0)
+}
+
+/// Writes a path that was looked up.
+fn told(file: &mut File, path: &[u8], given: &[u8]) {
+    file.path = escape(path).into_owned();
+    file.path_source = "lookup".to_owned();
+    let given = escape(given);
+    file.path_given = if given == file.path {
+        String::new()
+    } else {
+        given.into_owned()
+    };
+}
+
+/// Does the call act on what a final link leads to?
+fn follows(record: &Record<'_>) -> bool {
+    if record.header.form != form::CALL {
+        return false;
+    }
+    let call = record.payload::<Call>();
+    let row = call.and_then(|call| calls::of_slot(call.slot));
+    row.is_some_and(|(row, _)| row.shape.flags & flags::FOLLOW != 0)
+}
+
+/// The path from the process's root.
+fn whole(base: Option<&[u8]>, given: &[u8]) -> Option<Vec<u8>> {
+    if given.starts_with(b"/") {
+        return Some(given.to_vec());
+    }
+    let base = base.filter(|base| base.starts_with(b"/"))?;
+    Some([base, b"/", given].concat())
+}
+
+/// From stat's form of a device to the kernel's own.
+fn kernel_device(device: u64) -> i64 {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    i64::from(major) << 20 | i64::from(minor)
 }
 
 /// Whose view counts.
@@ -270,6 +344,29 @@ fn split<'a>(base: Option<&[u8]>, given: &'a [u8]) -> Option<(Vec<u8>, &'a [u8])
     Some((parent, name))
 }
 
+/// What `path` below `root` leads to, and its real path.
+fn object(root: BorrowedFd<'_>, prefix: &[u8], path: &[u8]) -> io::Result<(Vec<u8>, Stat)> {
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let object = openat2(root, path, flags, Mode::empty(), within)?;
+    let stat = fstat(&object)?;
+    if stat.st_nlink == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok((below(prefix, path_of(object.as_fd())?)?, stat))
+}
+
+/// A path as seen from the root at `prefix`.
+fn below(prefix: &[u8], path: Vec<u8>) -> io::Result<Vec<u8>> {
+    if path == prefix {
+        return Ok(b"/".to_vec());
+    }
+    match path.strip_prefix(prefix) {
+        Some(below) if below.starts_with(b"/") => Ok(below.to_vec()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// The real path of directory `path` below `root`, links within that root followed.
 fn directory(root: BorrowedFd<'_>, prefix: &[u8], path: &[u8]) -> io::Result<Vec<u8>> {
     let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -281,14 +378,7 @@ fn directory(root: BorrowedFd<'_>, prefix: &[u8], path: &[u8]) -> io::Result<Vec
     if fstat(&dir)?.st_nlink == 0 {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let found = path_of(dir.as_fd())?;
-    if found == prefix {
-        return Ok(b"/".to_vec());
-    }
-    match found.strip_prefix(prefix) {
-        Some(below) if below.starts_with(b"/") => Ok(below.to_vec()),
-        _ => Err(io::ErrorKind::NotFound.into()),
-    }
+    below(prefix, path_of(dir.as_fd())?)
 }
 
 fn path_of(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {

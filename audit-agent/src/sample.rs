@@ -3,14 +3,14 @@
 use audit_common::{
     class, kind,
     record::{
-        Credentials, Exec, ExecFailed, Exit, FileObject, Fork, Header, Open, PathCall, Record,
-        SectionHeader, Socket, open_outcome, section, via,
+        Bpf, Call, Credentials, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
+        Record, SectionHeader, Signal, Socket, form, open_outcome, section, via,
     },
 };
 use audit_proto::v1::Event;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
-use crate::{clock::Clock, decode};
+use crate::{calls, clock::Clock, decode};
 
 /// A record in parts.
 #[derive(Debug, Clone)]
@@ -161,6 +161,10 @@ pub fn record(kind: u16) -> Sample {
             &Fork {
                 child_start_time_ns: 77_000_000,
                 child_pid: 4321,
+                pid_namespace: 4_026_531_836,
+                mount_namespace: 4_026_531_841,
+                network_namespace: 4_026_531_840,
+                user_namespace: 4_026_531_837,
                 reserved: 0,
             },
         ),
@@ -174,7 +178,31 @@ pub fn record(kind: u16) -> Sample {
                 reserved: 0,
             },
         ),
-        kind::CONNECT | kind::ACCEPT | kind::BIND => sample(kind, &socket()),
+        kind::CONNECT
+        | kind::ACCEPT
+        | kind::BIND
+        | kind::LISTEN
+        | kind::DATAGRAM
+        | kind::SOCKET_SPECIAL => sample(kind, &socket()),
+        kind::UNIX_CONNECT => {
+            let mut socket = socket();
+            socket.family = 1;
+            sample(kind, &socket).section(section::SOCKET_NAME, b"/run/a.sock\0")
+        }
+        kind::CLOSE_FLOW => {
+            let mut flow = Flow::new_zeroed();
+            flow.socket = socket();
+            flow.begin_ns = 50_000_000;
+            flow.bytes_sent = 10;
+            sample(kind, &flow)
+        }
+        kind::SIGNAL => {
+            let mut signal = Signal::new_zeroed();
+            signal.signal = 9;
+            signal.target_pid = 77;
+            sample(kind, &signal)
+        }
+        kind::BPF => sample(kind, &bpf()),
         kind::OPEN => {
             let open = Open {
                 file: file_object(),
@@ -184,9 +212,25 @@ pub fn record(kind: u16) -> Sample {
             };
             sample(kind, &open).walked(section::PATH, "/tmp/out")
         }
-        kind::UNLINK | kind::RENAME => path_call(kind),
-        other => panic!("no sample of kind {other}"),
+        kind::UNLINK => call(kind, "unlinkat")
+            .section(section::GIVEN, b"gone")
+            .walked(section::BASE, "/tmp"),
+        kind::RENAME => call(kind, "renameat2")
+            .section(section::GIVEN, b"old")
+            .walked(section::BASE, "/tmp")
+            .section(section::TARGET_GIVEN, b"/srv/a/new"),
+        kind::TIME_CHANGE => call(kind, "clock_settime"),
+        kind::MEMFD => call(kind, "memfd_create").section(section::TEXT, b"name"),
+        other => call(other, first_call_of(other)),
     }
+}
+
+/// Any call that is told as `kind`.
+fn first_call_of(kind: u16) -> &'static str {
+    let rows = (0..audit_common::call::SLOTS).filter_map(calls::of_slot);
+    let mut of_kind = rows.filter(|(row, _)| row.shape.kind == kind && row.program == "call");
+    let (row, _) = of_kind.next().expect("a call of that kind");
+    row.name
 }
 
 fn socket() -> Socket {
@@ -202,22 +246,30 @@ fn socket() -> Socket {
     socket
 }
 
-fn path_call(kind: u16) -> Sample {
-    let call = PathCall {
-        result: 0,
-        flags: 2,
-        reserved: 0,
-    };
-    let given: &[u8] = if kind == kind::UNLINK {
-        b"gone"
-    } else {
-        b"old"
-    };
-    let call = sample(kind, &call)
-        .section(section::GIVEN, given)
-        .walked(section::BASE, "/tmp");
-    if kind == kind::UNLINK {
-        return call;
+fn bpf() -> Bpf {
+    let mut bpf = Bpf::new_zeroed();
+    bpf.result = 5;
+    bpf.command = 5;
+    bpf.is_program = 1;
+    bpf.object_type = 2;
+    bpf.object_id = 7;
+    bpf.tag = [1, 2, 3, 4, 5, 6, 7, 8];
+    bpf.name[..3].copy_from_slice(b"spy");
+    bpf
+}
+
+/// A record of the call `name`, with arguments that count from zero (its flags: 2).
+fn call(kind: u16, name: &str) -> Sample {
+    let slot = (0..audit_common::call::SLOTS)
+        .find(|slot| calls::of_slot(*slot).is_some_and(|(row, _)| row.name == name));
+    let slot = slot.expect(name);
+    let (row, _) = calls::of_slot(slot).expect(name);
+    let mut call = Call::new_zeroed();
+    call.slot = slot;
+    if let Some(flags) = call.arguments.get_mut(usize::from(row.meaning.flags)) {
+        *flags = 2;
     }
-    call.section(section::TARGET_GIVEN, b"/srv/a/new")
+    let mut sample = sample(kind, &call);
+    sample.header.form = form::CALL;
+    sample
 }

@@ -13,6 +13,7 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 pub struct Glyphs {
     pub ellipsis: &'static str,
     pub from: &'static str,
+    pub to: &'static str,
     pub branch: &'static str,
     pub last: &'static str,
     pub bar: &'static str,
@@ -22,6 +23,7 @@ pub struct Glyphs {
 pub const UNICODE: Glyphs = Glyphs {
     ellipsis: "…",
     from: "←",
+    to: "→",
     branch: "├─ ",
     last: "└─ ",
     bar: "│  ",
@@ -31,6 +33,7 @@ pub const UNICODE: Glyphs = Glyphs {
 pub const ASCII: Glyphs = Glyphs {
     ellipsis: "...",
     from: "<-",
+    to: "->",
     branch: "|- ",
     last: "`- ",
     bar: "|  ",

@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::call::ARGUMENTS;
+
 /// Read-only global `SETTINGS`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -10,17 +12,42 @@ pub struct Settings {
     pub watch_reads: u32,
     /// A ring wakes its reader when this much waits in it; below that the reader's timer collects.
     pub wakeup_bytes: u32,
-    /// Where the saved user registers (`struct pt_regs`) hold the arguments of a system call.
-    pub argument_offsets: [u32; 5],
+    /// The helper bpf_get_current_task_btf is there (Linux 5.11).
+    pub typed_task: u32,
+    /// Where `struct pt_regs` holds the number of a system call, and its arguments.
+    pub number_offset: u32,
+    pub argument_offsets: [u32; ARGUMENTS],
+    /// The arguments of a 32-bit caller.
+    pub compat_argument_offsets: [u32; ARGUMENTS],
+    /// The bits of [`crate::offsets::COMPAT_WORD`] that are set while a 32-bit call is served.
+    pub compat_bits: u32,
 }
 
-/// Argument registers of a system call in `struct pt_regs` (x86_64: rdi, rsi, rdx, r10, r8).
+/// How an architecture passes a system call's number and arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct CallAbi {
+    pub number: u32,
+    pub arguments: [u32; ARGUMENTS],
+    pub compat_arguments: [u32; ARGUMENTS],
+    pub compat_bits: u32,
+}
+
+/// orig_rax; rdi, rsi, rdx, r10, r8, r9; of i386 ebx, ecx, edx, esi, edi, ebp; TS_COMPAT.
 #[cfg(target_arch = "x86_64")]
-pub const ARGUMENT_OFFSETS: [u32; 5] = [112, 104, 96, 56, 72];
-/// Argument registers of a system call in `struct pt_regs` (arm64: orig_x0, because x0 holds the
-/// result by then, then x1 to x4).
+pub const CALL_ABI: CallAbi = CallAbi {
+    number: 120,
+    arguments: [112, 104, 96, 56, 72, 64],
+    compat_arguments: [40, 88, 96, 104, 112, 32],
+    compat_bits: 2,
+};
+/// syscallno; orig_x0 (x0 holds the result by then), x1 to x5, the same for 32 bits; TIF_32BIT.
 #[cfg(target_arch = "aarch64")]
-pub const ARGUMENT_OFFSETS: [u32; 5] = [272, 8, 16, 24, 32];
+pub const CALL_ABI: CallAbi = CallAbi {
+    number: 280,
+    arguments: [272, 8, 16, 24, 32, 40],
+    compat_arguments: [272, 8, 16, 24, 32, 40],
+    compat_bits: 1 << 22,
+};
 
 /// Value of the per-CPU map `COUNTERS`, one per class.
 #[repr(C)]

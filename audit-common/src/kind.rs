@@ -35,18 +35,62 @@ events! {
     3 FORK "fork" PROCESS;
     /// The last thread of a process ended.
     4 EXIT "exit" PROCESS;
+    /// A process changed its user, group or capabilities.
+    5 CREDENTIALS "credentials" PROCESS;
+    /// A process attached to another, or wrote to its memory or registers.
+    6 PTRACE "ptrace" PROCESS;
+    /// A process sent a signal to another.
+    7 SIGNAL "signal" PROCESS;
+    /// A process left or joined a namespace.
+    8 NAMESPACE "namespace" PROCESS;
+    /// A kernel module was loaded or removed.
+    9 MODULE "module" PROCESS;
+    /// A BPF program or map was made, attached or changed.
+    10 BPF "bpf" PROCESS;
+    /// A file without a name was made in memory.
+    11 MEMFD "memfd" PROCESS;
+    /// Memory was made executable. Off by default.
+    12 MEMORY_EXEC "memory_exec" PROCESS;
+    /// A file system was mounted, moved or unmounted.
+    13 MOUNT "mount" PROCESS;
+    /// The clock was set.
+    14 TIME_CHANGE "time_change" PROCESS;
+    /// A system-wide setting or secret was used: reboot, kexec_load, sethostname, swapon, keyctl, ...
+    15 SYSTEM "system" PROCESS;
     /// connect on an IPv4 or IPv6 socket, or the later outcome of one that did not wait.
     20 CONNECT "connect" NETWORK;
     /// A connection was accepted.
     21 ACCEPT "accept" NETWORK;
     /// A socket got its local address by bind.
     22 BIND "bind" NETWORK;
+    /// A socket waits for connections.
+    23 LISTEN "listen" NETWORK;
+    /// A TCP connection ended.
+    24 CLOSE_FLOW "close_flow" FLOW;
+    /// A datagram was sent to a peer by a socket that is not connected, first per peer and minute.
+    25 DATAGRAM "datagram" NETWORK;
+    /// connect on a unix socket.
+    27 UNIX_CONNECT "unix_connect" NETWORK;
+    /// A raw, packet, vsock, crypto or audit socket was made.
+    28 SOCKET_SPECIAL "socket_special" NETWORK;
     /// A file was opened: created, truncated, for writing, or read when watched.
     40 OPEN "open" FILE;
     /// A name was removed: unlink, unlinkat, rmdir.
     42 UNLINK "unlink" FILE;
     /// A name was changed: rename, renameat, renameat2.
     43 RENAME "rename" FILE;
+    /// A second name was made: link, symlink.
+    44 LINK "link" FILE;
+    /// A directory, device, pipe or socket was made by name.
+    45 MKDIR_MKNOD "mkdir_mknod" FILE;
+    /// A file's mode was changed.
+    46 MODE "mode" FILE;
+    /// A file's owner was changed.
+    47 OWNER "owner" FILE;
+    /// A file was cut or extended by truncate.
+    48 TRUNCATE "truncate" FILE;
+    /// An extended attribute was set or removed.
+    49 XATTR "xattr" FILE;
 }
 
 /// A piece of a long argv; joined to the exec before it, never an event of its own.

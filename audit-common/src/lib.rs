@@ -5,6 +5,7 @@
 //! zerocopy's derives, so the agent decodes without unsafe and no stale kernel byte can leak.
 //!
 //! * [`kind`], [`class`]: the event table and the sequence streams;
+//! * [`call`]: what the arguments of a system call mean;
 //! * [`record`]: a record's header, payloads and sections, and the view that reads them;
 //! * [`offsets`]: which kernel fields the programs read; the agent resolves them from BTF;
 //! * [`config`]: what the agent sets in the programs, and the counters that they keep;
@@ -13,6 +14,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod call;
 pub mod class;
 pub mod config;
 pub mod kind;

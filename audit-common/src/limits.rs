@@ -29,3 +29,13 @@ pub const IGNORED_PROCESSES: u32 = 64;
 pub const WATCHED_NAMES: u32 = 1024;
 /// Longest watched name with its NUL.
 pub const WATCHED_NAME_BYTES: usize = 64;
+/// Our own maps, some twenty.
+pub const OWN_MAPS: u32 = 64;
+/// Connections whose end will be reported; beyond it the end of a connection is not.
+pub const FLOWS: u32 = 16 << 10;
+/// Peers of datagrams that are remembered, so that each is told once a minute.
+pub const DATAGRAM_PEERS: u32 = 16 << 10;
+/// How long a peer is remembered.
+pub const DATAGRAM_INTERVAL_NS: u64 = 60_000_000_000;
+/// Messages of one sendmmsg, the kernel's UIO_MAXIOV.
+pub const MESSAGES: u32 = 1024;

@@ -7,12 +7,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Offset of a field that this kernel does not have.
 pub const MISSING: u32 = u32::MAX;
 
+/// The word of a task that tells a 32-bit call, with the bits [`crate::config::CallAbi`] says.
+pub const COMPAT_WORD: &str = if cfg!(target_arch = "aarch64") {
+    "task_struct.thread_info.flags"
+} else {
+    "task_struct.thread_info.status"
+};
+
 macro_rules! offsets {
-    ($($field:ident: $path:literal,)+) => {
+    ($($field:ident: $path:expr,)+) => {
         /// Byte offsets, in the order of [`PATHS`].
         #[repr(C)]
         #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-        pub struct Offsets { $(#[doc = $path] pub $field: u32,)+ }
+        pub struct Offsets { $(#[doc = concat!("`", stringify!($path), "`")] pub $field: u32,)+ }
 
         /// `struct.member.member` for each field of [`Offsets`].
         pub const PATHS: &[&str] = &[$($path),+];
@@ -20,6 +27,8 @@ macro_rules! offsets {
 }
 
 offsets! {
+    task_compat: COMPAT_WORD,
+    task_flags: "task_struct.flags",
     task_tgid: "task_struct.tgid",
     task_pid: "task_struct.pid",
     task_group_leader: "task_struct.group_leader",
@@ -101,6 +110,33 @@ offsets! {
     sock_protocol: "sock.sk_protocol",
     sock_socket: "sock.sk_socket",
     sock_err: "sock.sk_err",
+    sock_type: "sock.sk_type",
+    sock_peer_pid: "sock.sk_peer_pid",
+    unix_sock_addr: "unix_sock.addr",
+    unix_sock_peer: "unix_sock.peer",
+    unix_address_len: "unix_address.len",
+    unix_address_name: "unix_address.name",
+    nsproxy_uts_ns: "nsproxy.uts_ns",
+    nsproxy_ipc_ns: "nsproxy.ipc_ns",
+    nsproxy_cgroup_ns: "nsproxy.cgroup_ns",
+    nsproxy_pid_ns: "nsproxy.pid_ns_for_children",
+    uts_namespace_inum: "uts_namespace.ns.inum",
+    ipc_namespace_inum: "ipc_namespace.ns.inum",
+    cgroup_namespace_inum: "cgroup_namespace.ns.inum",
+    siginfo_code: "kernel_siginfo.si_code",
+    prog_type: "bpf_prog.type",
+    prog_tag: "bpf_prog.tag",
+    prog_aux: "bpf_prog.aux",
+    prog_aux_name: "bpf_prog_aux.name",
+    prog_aux_id: "bpf_prog_aux.id",
+    map_id: "bpf_map.id",
+    map_name: "bpf_map.name",
+    map_type: "bpf_map.map_type",
+    tcp_bytes_acked: "tcp_sock.bytes_acked",
+    tcp_bytes_received: "tcp_sock.bytes_received",
+    tcp_segs_in: "tcp_sock.segs_in",
+    tcp_segs_out: "tcp_sock.segs_out",
+    tcp_total_retrans: "tcp_sock.total_retrans",
     cgroup_root: "cgroup.root",
     cgroup_kn: "cgroup.kn",
     cgroup_root_hierarchy_id: "cgroup_root.hierarchy_id",

@@ -26,7 +26,8 @@ pub struct Header {
     pub class: u8,
     /// [`via`].
     pub via: u8,
-    pub reserved: u16,
+    /// [`form`]
+    pub form: u16,
     /// The process (thread group) and the thread.
     pub pid: u32,
     pub tid: u32,
@@ -63,15 +64,24 @@ pub struct Credentials {
     pub fsgid: u32,
 }
 
+/// What the payload is.
+pub mod form {
+    /// The struct of the record's kind.
+    pub const OF_KIND: u16 = 0;
+    /// A [`super::Call`], whatever the kind.
+    pub const CALL: u16 = 1;
+}
+
 /// Which kind of hook wrote the record.
 pub mod via {
     pub const BTF_TRACEPOINT: u8 = 1;
-    pub const TRACEPOINT: u8 = 2;
+    /// `sys_exit`, at the end of a system call.
+    pub const SYS_EXIT: u8 = 2;
 
     pub const fn name(via: u8) -> Option<&'static str> {
         Some(match via {
             BTF_TRACEPOINT => "tp_btf",
-            TRACEPOINT => "tracepoint",
+            SYS_EXIT => "sys_exit",
             _ => return None,
         })
     }
@@ -138,6 +148,11 @@ pub struct ExecFailed {
 pub struct Fork {
     pub child_start_time_ns: u64,
     pub child_pid: u32,
+    /// The child's, which differ from the header's after clone with CLONE_NEW*.
+    pub pid_namespace: u32,
+    pub mount_namespace: u32,
+    pub network_namespace: u32,
+    pub user_namespace: u32,
     pub reserved: u32,
 }
 
@@ -167,13 +182,18 @@ pub struct Socket {
     /// Host byte order.
     pub local_port: u16,
     pub peer_port: u16,
-    /// AF_INET or AF_INET6.
+    /// AF_*
     pub family: u16,
     /// IPPROTO_*
     pub protocol: u16,
     /// [`socket_flags`]
     pub flags: u32,
-    pub reserved: u32,
+    /// SOCK_*
+    pub socket_type: u32,
+    /// Of listen; 0 otherwise.
+    pub backlog: u32,
+    /// Of a unix socket: who listens.
+    pub peer_pid: u32,
 }
 
 pub mod socket_flags {
@@ -207,15 +227,77 @@ pub mod open_outcome {
     pub const WATCHED_READ: u32 = 8;
 }
 
-/// [`crate::kind::UNLINK`] and RENAME. Sections: GIVEN, BASE; for RENAME also TARGET_GIVEN,
-/// TARGET_BASE.
+/// Any call that is told by its arguments alone; [`crate::call::Shape`] says which sections it has:
+/// GIVEN, BASE, TARGET_GIVEN, TARGET_BASE, PATH (of the descriptor's file), TEXT, SECOND_TEXT,
+/// STRUCTURE.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct PathCall {
+pub struct Call {
+    /// Of the descriptor; zero where the call has none.
+    pub file: FileObject,
     pub result: i64,
-    /// AT_REMOVEDIR, RENAME_*.
-    pub flags: u32,
+    /// As in the registers; the last two are room, so that a position can be masked.
+    pub arguments: [u64; 8],
+    /// [`crate::call`]
+    pub slot: u32,
     pub reserved: u32,
+    /// The namespaces that the header does not tell, after the call.
+    pub namespaces: Namespaces,
+}
+
+/// Inodes, as in /proc/PID/ns.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Namespaces {
+    pub pid_for_children: u32,
+    pub uts: u32,
+    pub ipc: u32,
+    pub cgroup: u32,
+}
+
+/// [`crate::kind::SIGNAL`], as the kernel delivers it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Signal {
+    pub target_start_time_ns: u64,
+    pub target_pid: u32,
+    pub signal: u32,
+    /// SI_USER, SI_QUEUE, SI_TKILL.
+    pub code: i32,
+    /// Whole process, not one thread.
+    pub group: u32,
+}
+
+/// [`crate::kind::BPF`]. Section: STRUCTURE (the first bytes of `union bpf_attr`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Bpf {
+    pub result: i64,
+    pub command: u32,
+    /// `enum bpf_prog_type` or `enum bpf_map_type` of the object.
+    pub object_type: u32,
+    pub object_id: u32,
+    /// A program and not a map.
+    pub is_program: u32,
+    pub tag: [u8; 8],
+    /// NUL-padded.
+    pub name: [u8; 16],
+}
+
+/// [`crate::kind::CLOSE_FLOW`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Flow {
+    pub socket: Socket,
+    /// When it was connected or accepted.
+    pub begin_ns: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub segments_sent: u32,
+    pub segments_received: u32,
+    pub retransmits: u32,
+    /// It was accepted here.
+    pub incoming: u32,
 }
 
 /// Before each section's bytes.
@@ -250,6 +332,13 @@ pub mod section {
     /// Arguments, each ended by NUL.
     pub const ARGV: u8 = 9;
     pub const CGROUP: u8 = 10;
+    /// Texts of a call that are not paths.
+    pub const TEXT: u8 = 11;
+    pub const SECOND_TEXT: u8 = 12;
+    /// The caller's structure, as it was when the call returned.
+    pub const STRUCTURE: u8 = 13;
+    /// The name of a unix socket's peer: a path, or NUL and an abstract name.
+    pub const SOCKET_NAME: u8 = 14;
 }
 
 pub mod section_flags {

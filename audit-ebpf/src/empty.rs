@@ -2,12 +2,16 @@
 //! cost. `cargo xtask bench overhead` attaches them as its limit.
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, tracepoint},
-    programs::{BtfTracePointContext, TracePointContext},
+    macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 
-#[tracepoint]
-pub fn empty_tracepoint(_: TracePointContext) -> u32 {
+#[btf_tracepoint(function = "sys_exit")]
+pub fn empty_sys_exit(_: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[btf_tracepoint(function = "signal_generate")]
+pub fn empty_signal(_: BtfTracePointContext) -> i32 {
     0
 }
 

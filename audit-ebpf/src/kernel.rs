@@ -1,9 +1,7 @@
 //! Reading kernel memory. A kernel pointer is a plain number here; a failed read is zero, because
 //! a field that cannot be read is reported as absent, never as a reason to lose the event.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 
 /// The `T` at `base + offset`.
 #[inline(always)]
@@ -40,19 +38,4 @@ pub fn read_user<T: Copy>(address: u64) -> Option<T> {
         );
         (failed == 0).then(|| value.assume_init())
     }
-}
-
-/// Calls `step(index, state)` up to `times` times, until it returns 1 (bpf_loop: Linux 5.17). The
-/// verifier checks the body once; a plain loop it would follow through every pass.
-#[inline(always)]
-pub fn repeat<T>(times: usize, state: &mut T, step: extern "C" fn(u64, *mut T) -> u64) {
-    // SAFETY: `step` has the signature that bpf_loop calls, and `state` outlives the call.
-    unsafe {
-        bpf_loop(
-            times as u32,
-            step as *mut c_void,
-            core::ptr::from_mut(state).cast(),
-            0,
-        )
-    };
 }

@@ -1,9 +1,10 @@
 //! The kernel programs: what happens in the kernel, written as records into three rings.
 //!
-//! One hook family per file ([`process`], [`network`], [`file`], [`cgroup`]); each entry function
-//! is a shell, the logic is `try_*`. Shared by them: [`record`] builds a record and sends it,
-//! [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`] reads kernel memory,
-//! [`settings`] is what the agent decided.
+//! One hook family per file ([`process`], [`network`], [`file`], [`system`], [`cgroup`], and [`call`]
+//! for what needs no program of its own); each entry function is a shell, the logic is `try_*`.
+//! [`syscall`] leads a returning system call to its program. Shared by them: [`record`] builds a
+//! record and sends it, [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`]
+//! reads kernel memory, [`settings`] is what the agent decided.
 //!
 //! Invariants: a sequence number is taken before the ring is tried; nothing is written to a ring
 //! but whole records; every loop has a bound from `audit_common::limits`.
@@ -12,6 +13,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod call;
 mod cgroup;
 mod empty;
 mod file;
@@ -23,6 +25,7 @@ mod process;
 mod record;
 mod settings;
 mod syscall;
+mod system;
 mod task;
 
 // bpf_probe_read_kernel and bpf_ringbuf_output are for GPL-compatible programs.

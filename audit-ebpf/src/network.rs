@@ -1,62 +1,90 @@
-//! Programs of the network class: connect, accept, bind, and how undecided connects ended.
+//! Programs of the network class: connect, accept, bind, listen, socket, datagrams; how undecided
+//! connects ended; and what went over a connection.
 //!
-//! Addresses come from the socket. Where the socket has none (a failed connect clears it), they
-//! come from the caller's memory and the record says so.
+//! Addresses come from the socket. Where the socket has none (a failed connect clears it, a datagram
+//! leaves none), they come from the caller's memory and the record says so.
 
 use audit_common::{
     class, kind, limits,
-    record::{Header, Socket, socket_flags},
+    record::{Flow, Header, Socket, section, socket_flags, via},
 };
 use aya_ebpf::{
-    macros::{btf_tracepoint, map, tracepoint},
-    maps::HashMap,
-    programs::{BtfTracePointContext, TracePointContext},
+    helpers::generated::bpf_ktime_get_boot_ns,
+    macros::{btf_tracepoint, map},
+    maps::{HashMap, LruHashMap, PerCpuArray},
+    programs::BtfTracePointContext,
 };
 
 use crate::{
     file, kernel,
     process::argument,
-    record::{BTF_TRACEPOINT, TRACEPOINT, Writer, count_pending_full},
+    record::{BTF_TRACEPOINT, Writer, count_filtered, count_pending_full},
     settings::offset,
-    syscall, task,
+    syscall::Call,
+    task,
 };
 
-/// A connect that returned before it was decided, by socket.
+/// A socket with its owner: a connect that returned before it was decided, or a connection.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Pending {
+struct Owned {
     who: Header,
     inode: u64,
+    begin_ns: u64,
+    incoming: u64,
 }
 
 #[map]
-static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(limits::PENDING_CONNECTS, 0);
+static PENDING: HashMap<u64, Owned> = HashMap::with_max_entries(limits::PENDING_CONNECTS, 0);
+/// TCP connections of which the end will be told.
+#[map]
+static FLOWS: HashMap<u64, Owned> = HashMap::with_max_entries(limits::FLOWS, 0);
+/// Room for an [`Owned`], which the stack has not: for programs of the network and the flow class.
+#[map]
+static OWNED: PerCpuArray<Owned> = PerCpuArray::with_max_entries(2, 0);
 
+const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+const SOCK_DGRAM: u16 = 2;
+const SOCK_RAW: u16 = 3;
 const TCP_ESTABLISHED: u64 = 1;
 const TCP_SYN_SENT: u64 = 2;
 const TCP_CLOSE: u64 = 7;
 const EINPROGRESS: i64 = -115;
 const ECANCELED: i64 = -125;
 
-/// A socket of the current process: `struct sock` and the inode of its file.
-#[inline(always)]
-fn of_descriptor(fd: u64) -> Option<(u64, u64)> {
-    const FILE_TYPE: u16 = 0o170_000;
-    const SOCKET: u16 = 0o140_000;
-    let file = file::of_descriptor(fd);
-    let inode = kernel::pointer(file, offset!(file_inode));
-    if kernel::read::<u16>(inode, offset!(inode_mode)) & FILE_TYPE != SOCKET {
-        return None;
+/// A socket of the current process: `struct sock`, the inode of its file, its family.
+struct Of {
+    sock: u64,
+    inode: u64,
+    family: u16,
+}
+
+impl Of {
+    #[inline(always)]
+    fn descriptor(fd: u64) -> Option<Self> {
+        const FILE_TYPE: u16 = 0o170_000;
+        const SOCKET: u16 = 0o140_000;
+        let file = file::of_descriptor(fd);
+        let inode = kernel::pointer(file, offset!(file_inode));
+        if kernel::read::<u16>(inode, offset!(inode_mode)) & FILE_TYPE != SOCKET {
+            return None;
+        }
+        let socket = kernel::pointer(file, offset!(file_private_data));
+        let sock = kernel::pointer(socket, offset!(socket_sk));
+        Some(Self {
+            sock,
+            inode: kernel::read(inode, offset!(inode_ino)),
+            family: kernel::read(sock, offset!(sock_family)),
+        })
     }
-    let socket = kernel::pointer(file, offset!(file_private_data));
-    let sock = kernel::pointer(socket, offset!(socket_sk));
-    let family: u16 = kernel::read(sock, offset!(sock_family));
-    if family != AF_INET && family != AF_INET6 {
-        return None;
+
+    #[inline(always)]
+    fn is_inet(&self) -> bool {
+        self.family == AF_INET || self.family == AF_INET6
     }
-    Some((sock, kernel::read(inode, offset!(inode_ino))))
 }
 
 /// Both ends as the socket has them.
@@ -91,29 +119,61 @@ fn given(address: u64) -> Option<(u16, [u8; 16])> {
     Some((u16::from_be(port), bytes))
 }
 
-#[tracepoint]
-pub fn exit_connect(ctx: TracePointContext) -> u32 {
-    try_connect(syscall::result(&ctx));
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_connect(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    try_connect(&call, call.argument::<0>(), call.argument::<1>());
     0
 }
 
 #[inline(always)]
-fn try_connect(result: i64) -> Option<()> {
-    let registers = syscall::registers();
-    let (sock, inode) = of_descriptor(syscall::argument::<0>(registers))?;
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::CONNECT, TRACEPOINT)?;
-    payload.result = result;
-    describe(payload, sock, inode);
+fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
+    let of = Of::descriptor(fd)?;
+    if of.family == AF_UNIX {
+        return try_unix_connect(call, &of, address);
+    }
+    if !of.is_inet() {
+        return None;
+    }
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::CONNECT, call.via())?;
+    payload.result = call.result;
+    describe(payload, of.sock, of.inode);
     if payload.peer_port == 0
-        && let Some((port, address)) = given(syscall::argument::<1>(registers))
+        && let Some((port, address)) = given(address)
     {
         payload.peer_port = port;
         payload.peer_address = address;
         payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
     }
+    let follow = call.result == 0 && payload.protocol == IPPROTO_TCP;
     writer.send();
-    if result == EINPROGRESS {
-        expect_outcome(sock, inode);
+    if call.result == EINPROGRESS {
+        expect_outcome(call.via(), &of);
+    } else if follow {
+        follow_flow(&of, false);
+    }
+    Some(())
+}
+
+/// Who owns the socket, as of now, in this CPU's room for it.
+#[inline(always)]
+fn owned(of: &Of, incoming: bool) -> Option<&'static mut Owned> {
+    let owned = OWNED.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU map value that the network class alone uses.
+    let owned = unsafe { &mut *owned };
+    task::fill(&mut owned.who);
+    owned.inode = of.inode;
+    // SAFETY: no arguments.
+    owned.begin_ns = unsafe { bpf_ktime_get_boot_ns() };
+    owned.incoming = incoming.into();
+    Some(owned)
+}
+
+#[inline(always)]
+fn follow_flow(of: &Of, incoming: bool) -> Option<()> {
+    let owned = owned(of, incoming)?;
+    if FLOWS.insert(of.sock, &*owned, 0).is_err() {
+        count_pending_full(class::NETWORK);
     }
     Some(())
 }
@@ -121,26 +181,24 @@ fn try_connect(result: i64) -> Option<()> {
 /// Keeps who connected until the socket's state tells the outcome, which may be now: on loopback
 /// the peer has answered before connect returns.
 #[inline(always)]
-fn expect_outcome(sock: u64, inode: u64) {
-    // SAFETY: all-zero bytes are a Pending.
-    let mut pending: Pending = unsafe { core::mem::zeroed() };
-    task::fill(&mut pending.who);
-    pending.inode = inode;
-    if PENDING.insert(sock, pending, 0).is_err() {
+fn expect_outcome(via: u8, of: &Of) -> Option<()> {
+    let owned = owned(of, false)?;
+    if PENDING.insert(of.sock, &*owned, 0).is_err() {
         count_pending_full(class::NETWORK);
-        return;
+        return None;
     }
-    let state = u64::from(kernel::read::<u8>(sock, offset!(sock_state)));
-    if state != TCP_SYN_SENT && PENDING.remove(sock).is_ok() {
+    let state = u64::from(kernel::read::<u8>(of.sock, offset!(sock_state)));
+    if state != TCP_SYN_SENT && PENDING.remove(of.sock).is_ok() {
         // Whoever removes the entry reports.
-        outcome(class::NETWORK, TRACEPOINT, sock, state, &pending);
+        outcome(class::NETWORK, via, of.sock, state, owned);
     }
+    Some(())
 }
 
 #[inline(always)]
-fn outcome(class: u8, via: u8, sock: u64, state: u64, pending: &Pending) -> Option<()> {
-    let (writer, payload) = Writer::begin_as::<Socket>(class, kind::CONNECT, via, &pending.who)?;
-    describe(payload, sock, pending.inode);
+fn outcome(class: u8, via: u8, sock: u64, state: u64, owned: &Owned) -> Option<()> {
+    let (writer, payload) = Writer::begin_as::<Socket>(class, kind::CONNECT, via, &owned.who)?;
+    describe(payload, sock, owned.inode);
     payload.flags = socket_flags::OUTCOME;
     payload.result = match kernel::read::<i32>(sock, offset!(sock_err)) {
         _ if state != TCP_CLOSE => 0,
@@ -148,6 +206,9 @@ fn outcome(class: u8, via: u8, sock: u64, state: u64, pending: &Pending) -> Opti
         error => -i64::from(error),
     };
     writer.send();
+    if state != TCP_CLOSE && FLOWS.insert(sock, owned, 0).is_err() {
+        count_pending_full(class);
+    }
     Some(())
 }
 
@@ -155,60 +216,97 @@ fn outcome(class: u8, via: u8, sock: u64, state: u64, pending: &Pending) -> Opti
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new) = (argument(&ctx, 1) as u32, argument(&ctx, 2) as u32);
+    let (sock, new) = (argument(&ctx, 0), u64::from(new));
     if u64::from(old) == TCP_SYN_SENT {
-        try_socket_state(argument(&ctx, 0), new.into());
+        try_decided(sock, new);
+    } else if new == TCP_CLOSE {
+        try_closed(sock);
     }
     0
 }
 
 #[inline(always)]
-fn try_socket_state(sock: u64, state: u64) -> Option<()> {
+fn try_decided(sock: u64, state: u64) -> Option<()> {
     if state != TCP_ESTABLISHED && state != TCP_CLOSE {
         return None;
     }
-    // SAFETY: entries are written once, before anyone can find them.
-    let pending = unsafe { PENDING.get(sock) }?;
-    let pending = *pending;
+    let owned = OWNED.get_ptr_mut(1)?;
+    // SAFETY: entries are written once, before anyone can find them; OWNED is this CPU's, and this
+    // part of it the flow class's. Copied, because a removed entry may be used again at once.
+    let owned = unsafe {
+        *owned = *PENDING.get(sock)?;
+        &*owned
+    };
     if PENDING.remove(sock).is_ok() {
-        outcome(class::FLOW, BTF_TRACEPOINT, sock, state, &pending);
+        outcome(class::FLOW, BTF_TRACEPOINT, sock, state, owned);
     }
     Some(())
 }
 
-#[tracepoint]
-pub fn exit_accept(ctx: TracePointContext) -> u32 {
-    try_accept(syscall::result(&ctx));
+/// A connection has ended: what went over it.
+#[inline(always)]
+fn try_closed(sock: u64) -> Option<()> {
+    // SAFETY: as above; nobody else removes it.
+    let owned = unsafe { FLOWS.get(sock) }?;
+    let (writer, payload) =
+        Writer::begin_as::<Flow>(class::FLOW, kind::CLOSE_FLOW, BTF_TRACEPOINT, &owned.who)?;
+    describe(&mut payload.socket, sock, owned.inode);
+    payload.begin_ns = owned.begin_ns;
+    payload.incoming = owned.incoming as u32;
+    payload.bytes_sent = kernel::read(sock, offset!(tcp_bytes_acked));
+    payload.bytes_received = kernel::read(sock, offset!(tcp_bytes_received));
+    payload.segments_sent = kernel::read(sock, offset!(tcp_segs_out));
+    payload.segments_received = kernel::read(sock, offset!(tcp_segs_in));
+    payload.retransmits = kernel::read(sock, offset!(tcp_total_retrans));
+    writer.send();
+    let _ = FLOWS.remove(sock);
+    Some(())
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_accept(ctx: BtfTracePointContext) -> i32 {
+    try_accept(&Call::of(&ctx));
     0
 }
 
 #[inline(always)]
-fn try_accept(result: i64) -> Option<()> {
-    if result < 0 {
+fn try_accept(call: &Call) -> Option<()> {
+    if call.result < 0 {
         return None; // nobody came
     }
-    let (sock, inode) = of_descriptor(result as u64)?;
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, TRACEPOINT)?;
-    payload.result = result;
-    describe(payload, sock, inode);
+    let of = Of::descriptor(call.result as u64)?;
+    if !of.is_inet() {
+        return None;
+    }
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, call.via())?;
+    payload.result = call.result;
+    describe(payload, of.sock, of.inode);
+    let follow = payload.protocol == IPPROTO_TCP;
     writer.send();
+    if follow {
+        follow_flow(&of, true);
+    }
     Some(())
 }
 
-#[tracepoint]
-pub fn exit_bind(ctx: TracePointContext) -> u32 {
-    try_bind(syscall::result(&ctx));
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_bind(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    try_bind(&call, call.argument::<0>(), call.argument::<1>());
     0
 }
 
 #[inline(always)]
-fn try_bind(result: i64) -> Option<()> {
-    let registers = syscall::registers();
-    let (sock, inode) = of_descriptor(syscall::argument::<0>(registers))?;
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::BIND, TRACEPOINT)?;
-    payload.result = result;
-    describe(payload, sock, inode);
-    if result < 0
-        && let Some((port, address)) = given(syscall::argument::<1>(registers))
+fn try_bind(call: &Call, fd: u64, address: u64) -> Option<()> {
+    let of = Of::descriptor(fd)?;
+    if !of.is_inet() {
+        return None;
+    }
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::BIND, call.via())?;
+    payload.result = call.result;
+    describe(payload, of.sock, of.inode);
+    if call.result < 0
+        && let Some((port, address)) = given(address)
     {
         payload.local_port = port;
         payload.local_address = address;
@@ -216,4 +314,276 @@ fn try_bind(result: i64) -> Option<()> {
     }
     writer.send();
     Some(())
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_listen(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    try_listen(&call, call.argument::<0>(), call.argument::<1>());
+    0
+}
+
+#[inline(always)]
+fn try_listen(call: &Call, fd: u64, backlog: u64) -> Option<()> {
+    let of = Of::descriptor(fd)?;
+    if !of.is_inet() {
+        return None;
+    }
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::LISTEN, call.via())?;
+    payload.result = call.result;
+    payload.backlog = backlog as u32;
+    describe(payload, of.sock, of.inode);
+    writer.send();
+    Some(())
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_socket(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    let (family, kind) = (call.argument::<0>(), call.argument::<1>());
+    try_socket(&call, family, kind, call.argument::<2>());
+    0
+}
+
+/// Sockets that ordinary programs do not make: raw, packet, vsock, crypto, and the kernel's audit.
+#[inline(always)]
+fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Option<()> {
+    const AF_NETLINK: u64 = 16;
+    const NETLINK_AUDIT: u64 = 9;
+    const AF_PACKET: u64 = 17;
+    const AF_ALG: u64 = 38;
+    const AF_VSOCK: u64 = 40;
+    /// Without SOCK_CLOEXEC and SOCK_NONBLOCK.
+    const TYPE: u64 = 0xf;
+    let special = match family as u32 as u64 {
+        AF_PACKET | AF_ALG | AF_VSOCK => true,
+        AF_NETLINK => protocol as u32 as u64 == NETLINK_AUDIT,
+        _ => socket_type & TYPE == SOCK_RAW as u64 && family != 1,
+    };
+    if !special {
+        return None;
+    }
+    let (writer, payload) =
+        Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call.via())?;
+    payload.result = call.result;
+    payload.family = family as u16;
+    payload.protocol = protocol as u16;
+    payload.socket_type = (socket_type & TYPE) as u32;
+    if let Some(of) = Of::descriptor(call.result as u64) {
+        payload.inode = of.inode;
+    }
+    writer.send();
+    Some(())
+}
+
+/// The peer's name is the socket's own, where it is connected.
+#[inline(always)]
+fn try_unix_connect(call: &Call, of: &Of, address: u64) -> Option<()> {
+    /// `struct sockaddr_un`: two bytes of family, 108 of name.
+    const NAME_BYTES: u64 = 108;
+    let (mut writer, payload) =
+        Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call.via())?;
+    payload.result = call.result;
+    payload.inode = of.inode;
+    payload.family = of.family;
+    payload.socket_type = kernel::read::<u16>(of.sock, offset!(sock_type)).into();
+    let peer = kernel::pointer(of.sock, offset!(unix_sock_peer));
+    let name = kernel::pointer(peer, offset!(unix_sock_addr));
+    let mut open = writer.section(section::SOCKET_NAME);
+    if call.result == 0 && name != 0 {
+        let pid = kernel::pointer(of.sock, offset!(sock_peer_pid));
+        // struct upid { int nr; ... }: the first is the host's.
+        payload.peer_pid = kernel::read(pid, offset!(pid_numbers));
+        let size = kernel::read::<u32>(name, offset!(unix_address_len)).wrapping_sub(2);
+        let text = name + offset!(unix_address_name) as u64 + 2;
+        if !writer.kernel_bytes::<NAME_BYTES>(text, size.into()) {
+            open.truncated();
+        }
+    } else {
+        payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
+        // The third argument, its size, includes the family.
+        let size = call.argument::<2>().wrapping_sub(2);
+        let size = if size < NAME_BYTES { size } else { NAME_BYTES };
+        if !writer.user_bytes(address + 2, size) {
+            open.truncated();
+        }
+    }
+    writer.close(open);
+    writer.send();
+    Some(())
+}
+
+/// Who sends to whom, so that a peer is told once a minute.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Peer {
+    address: [u8; 16],
+    pid: u32,
+    port: u16,
+    protocol: u16,
+}
+
+#[map]
+static PEERS: LruHashMap<Peer, u64> = LruHashMap::with_max_entries(limits::DATAGRAM_PEERS, 0);
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_sendto(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    if call.result >= 0 {
+        try_datagram(&call, call.argument::<0>(), call.argument::<4>());
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_sendmsg(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    if call.result >= 0 {
+        let address = message_address(call.argument::<1>(), call.has_short_pointers());
+        try_datagram(&call, call.argument::<0>(), address.unwrap_or(0));
+    }
+    0
+}
+
+/// The address in `struct msghdr`, its first field.
+#[inline(always)]
+fn message_address(message: u64, short_pointers: bool) -> Option<u64> {
+    if short_pointers {
+        kernel::read_user::<u32>(message).map(u64::from)
+    } else {
+        kernel::read_user(message)
+    }
+}
+
+/// The program may be one of many that send what the first message of the call tells: all messages
+/// of one sendmmsg are looked at.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_sendmmsg(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    let Some(batch) = MESSAGES.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU map value that only this program uses.
+    unsafe {
+        *batch = Messages {
+            fd: call.argument::<0>(),
+            first: call.argument::<1>(),
+            sent: call.result as u64,
+            short_pointers: call.has_short_pointers().into(),
+        }
+    };
+    let mut index = 0;
+    while i64::from(index) < call.result && index < limits::MESSAGES {
+        if one_message(index) != 0 {
+            break;
+        }
+        index += 1;
+    }
+    0
+}
+
+#[map]
+static MESSAGES: PerCpuArray<Messages> = PerCpuArray::with_max_entries(1, 0);
+
+/// The messages of a sendmmsg.
+#[repr(C)]
+struct Messages {
+    fd: u64,
+    first: u64,
+    sent: u64,
+    short_pointers: u64,
+}
+
+/// A global function, as [`crate::path::climb_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn one_message(index: u32) -> u32 {
+    let Some(batch) = MESSAGES.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: as in `exit_sendmmsg`.
+    let batch = unsafe { &*batch };
+    let short = batch.short_pointers != 0;
+    // struct mmsghdr: a msghdr and a length.
+    let stride = if short { 32 } else { 64 };
+    let message = batch.first + u64::from(index) * stride;
+    let address = message_address(message, short).unwrap_or(0);
+    datagram(batch.fd, address, via::SYS_EXIT, batch.sent as i64);
+    0
+}
+
+#[inline(always)]
+fn try_datagram(call: &Call, fd: u64, address: u64) -> Option<()> {
+    datagram(fd, address, call.via(), call.result)
+}
+
+#[inline(always)]
+fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
+    if address == 0 {
+        return None; // connected: connect told the peer
+    }
+    let of = Of::descriptor(fd)?;
+    let socket_type: u16 = kernel::read(of.sock, offset!(sock_type));
+    if !of.is_inet() || (socket_type != SOCK_DGRAM && socket_type != SOCK_RAW) {
+        return None;
+    }
+    let (port, bytes) = given(address)?;
+    let peer = Peer {
+        address: bytes,
+        pid: task::current_pid(),
+        port,
+        protocol: kernel::read(of.sock, offset!(sock_protocol)),
+    };
+    // SAFETY: no arguments; a number that is written whole.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let last = unsafe { PEERS.get(peer) }.copied().unwrap_or(0);
+    if last != 0 && now - last < limits::DATAGRAM_INTERVAL_NS {
+        count_filtered(class::NETWORK);
+        return None;
+    }
+    let _ = PEERS.insert(peer, now, 0);
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::DATAGRAM, via)?;
+    describe(payload, of.sock, of.inode);
+    payload.result = result;
+    payload.peer_port = port;
+    payload.peer_address = bytes;
+    payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
+    writer.send();
+    Some(())
+}
+
+/// `socketcall(call, arguments)` of i386: the arguments are in the caller's memory.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_socketcall(ctx: BtfTracePointContext) -> i32 {
+    try_socketcall(&Call::of(&ctx));
+    0
+}
+
+#[inline(always)]
+fn try_socketcall(call: &Call) -> Option<()> {
+    // include/uapi/linux/net.h
+    const SOCKET: u64 = 1;
+    const BIND: u64 = 2;
+    const CONNECT: u64 = 3;
+    const LISTEN: u64 = 4;
+    const ACCEPT: u64 = 5;
+    const SENDTO: u64 = 11;
+    const SENDMSG: u64 = 16;
+    const ACCEPT4: u64 = 18;
+    let number = call.argument::<0>();
+    let [a, b, c]: [u32; 3] = kernel::read_user(call.argument::<1>())?;
+    let (a, b, c) = (a.into(), b.into(), c.into());
+    match number {
+        SOCKET => try_socket(call, a, b, c),
+        BIND => try_bind(call, a, b),
+        CONNECT => try_connect(call, a, b),
+        LISTEN => try_listen(call, a, b),
+        ACCEPT | ACCEPT4 => try_accept(call),
+        SENDTO if call.result >= 0 => {
+            let address: u32 = kernel::read_user(call.argument::<1>() + 16)?;
+            try_datagram(call, a, address.into())
+        }
+        SENDMSG if call.result >= 0 => try_datagram(call, a, message_address(b, true)?),
+        _ => None,
+    }
 }

@@ -8,8 +8,14 @@ use audit_common::{
     limits::{NAME_BYTES, PATH_COMPONENTS},
     record::section_flags,
 };
+use aya_ebpf::{macros::map, maps::PerCpuArray};
 
-use crate::{kernel, record::Writer, settings::offset, task};
+use crate::{
+    kernel,
+    record::{CLASSES, Writer},
+    settings::offset,
+    task,
+};
 
 /// `struct path`: a dentry in a mount.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,32 +69,45 @@ impl Path {
     }
 }
 
+/// How far the walk of each class has come.
+#[map]
+static CLIMBS: PerCpuArray<Climb> = PerCpuArray::with_max_entries(CLASSES, 0);
+
 /// Writes the section `tag` with the components of `path`.
 #[inline(always)]
 pub fn section(writer: &mut Writer, tag: u8, path: Path) {
+    let class = writer.class();
+    let Some(climb) = CLIMBS.get_ptr_mut(class.into()) else {
+        return;
+    };
+    // SAFETY: a per-CPU map value, and programs of one class never interrupt each other.
+    let climb = unsafe { &mut *climb };
     let mut open = writer.section(tag);
-    let root = Path::root();
-    let mut climb = Climb {
-        class: writer.class().into(),
-        start: writer.end(),
+    let start = writer.end();
+    *climb = Climb {
+        start,
         at: path,
         mount_root: kernel::pointer(path.mount, offset!(vfsmount_root)),
-        root,
+        root: Path::root(),
         root_at: BELOW_ROOT,
         flags: section_flags::TRUNCATED.into(),
     };
     writer.suspend();
-    kernel::repeat(PATH_COMPONENTS, &mut climb, step);
+    let mut passes = 0;
+    while passes < PATH_COMPONENTS && climb_step(class.into()) == CONTINUE {
+        passes += 1;
+    }
     writer.reload();
     open.flags = climb.flags as u8;
     if deleted(path.dentry) {
         open.flags |= section_flags::DELETED;
     }
-    if climb.root_at == BELOW_ROOT {
-        climb.root_at = writer.end() - climb.start;
+    let mut root_at = climb.root_at;
+    if root_at == BELOW_ROOT {
+        root_at = writer.end() - start;
         open.flags |= section_flags::UNREACHABLE;
     }
-    open.root_at = climb.root_at as u16;
+    open.root_at = root_at as u16;
     writer.close(open);
 }
 
@@ -96,8 +115,8 @@ pub fn section(writer: &mut Writer, tag: u8, path: Path) {
 const BELOW_ROOT: u64 = u64::MAX;
 
 /// How far a walk has come.
+#[repr(C)]
 struct Climb {
-    class: u64,
     start: u64,
     at: Path,
     /// The dentry at which the mount `at.mount` begins.
@@ -108,14 +127,20 @@ struct Climb {
     flags: u64,
 }
 
-const CONTINUE: u64 = 0;
-const STOP: u64 = 1;
+const CONTINUE: u32 = 0;
+const STOP: u32 = 1;
 
-/// One component, or one crossing of a mount.
-extern "C" fn step(_: u64, climb: *mut Climb) -> u64 {
-    // SAFETY: bpf_loop passes on the pointer that `section` gave it.
+/// One component, or one crossing of a mount. A global function: the verifier checks it once, for
+/// any state of the walk, and not in every pass of the loop (Linux 5.6; bpf_loop is of 5.17).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn climb_step(class: u32) -> u32 {
+    let Some(climb) = CLIMBS.get_ptr_mut(class) else {
+        return STOP;
+    };
+    // SAFETY: as in `section`.
     let climb = unsafe { &mut *climb };
-    let Some(mut writer) = Writer::resume(climb.class as u8) else {
+    let Some(mut writer) = Writer::resume(class as u8) else {
         return STOP;
     };
     if climb.root_at == BELOW_ROOT && climb.at == climb.root {
@@ -141,7 +166,7 @@ extern "C" fn step(_: u64, climb: *mut Climb) -> u64 {
 
 /// From the root of a mount to the directory that it is mounted on.
 #[inline(always)]
-fn cross(climb: &mut Climb) -> u64 {
+fn cross(climb: &mut Climb) -> u32 {
     let mount = climb.at.mount - offset!(mount_mnt) as u64;
     let above = kernel::pointer(mount, offset!(mount_parent));
     if above == mount {

@@ -6,16 +6,18 @@ use audit_common::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    macros::{btf_tracepoint, tracepoint},
-    programs::{BtfTracePointContext, TracePointContext},
+    macros::{btf_tracepoint, map},
+    maps::PerCpuArray,
+    programs::BtfTracePointContext,
 };
 
 use crate::{
     file, kernel, path,
     path::Path,
-    record::{BTF_TRACEPOINT, TRACEPOINT, Writer, file_object, kernel_section, user_section},
+    record::{BTF_TRACEPOINT, Writer, file_object, kernel_section, user_section},
     settings::offset,
-    syscall, task,
+    syscall::Call,
+    task,
 };
 
 /// Argument `n` of a BTF tracepoint, as a number.
@@ -58,20 +60,32 @@ fn try_exec(bprm: u64) -> Option<()> {
         path::section(&mut writer, section::CWD, Path::working_directory());
     }
     let sent = arguments(&mut writer, start, total);
-    let mut rest = Rest {
-        exec_sequence: writer.header().sequence,
-        start,
-        sent,
-        total,
-    };
+    let exec_sequence = writer.header().sequence;
     writer.send();
     if sent < total {
-        kernel::repeat(limits::ARGS_CHUNKS, &mut rest, continue_arguments);
+        let rest = REST.get_ptr_mut(0)?;
+        // SAFETY: a per-CPU map value that only this program uses.
+        unsafe {
+            *rest = Rest {
+                exec_sequence,
+                start,
+                sent,
+                total,
+            }
+        };
+        let mut index = 0;
+        while index < limits::ARGS_CHUNKS as u32 && continue_arguments(index) == 0 {
+            index += 1;
+        }
     }
     Some(())
 }
 
+#[map]
+static REST: PerCpuArray<Rest> = PerCpuArray::with_max_entries(1, 0);
+
 /// An argv of which a part is sent.
+#[repr(C)]
 struct Rest {
     exec_sequence: u64,
     start: u64,
@@ -79,11 +93,16 @@ struct Rest {
     total: u64,
 }
 
-// Each pass works out its own place: a sum carried on would be a new state to the verifier.
-extern "C" fn continue_arguments(index: u64, rest: *mut Rest) -> u64 {
-    // SAFETY: bpf_loop passes on the pointer that `try_exec` gave it.
+/// A global function, as [`path::climb_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn continue_arguments(index: u32) -> u32 {
+    let Some(rest) = REST.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: as in `try_exec`.
     let rest = unsafe { &*rest };
-    let sent = rest.sent + index * limits::ARGS_CHUNK_BYTES as u64;
+    let sent = rest.sent + u64::from(index) * limits::ARGS_CHUNK_BYTES as u64;
     if sent >= rest.total {
         return 1;
     }
@@ -115,46 +134,41 @@ fn arguments(writer: &mut Writer, start: u64, left: u64) -> u64 {
     take
 }
 
-#[tracepoint]
-pub fn exit_execve(ctx: TracePointContext) -> u32 {
-    let result = syscall::result(&ctx);
-    if result < 0 {
-        let registers = syscall::registers();
-        let given = syscall::argument::<0>(registers);
-        try_exec_failed(result, None, given, syscall::argument::<1>(registers));
-    }
-    0
-}
-
-#[tracepoint]
-pub fn exit_execveat(ctx: TracePointContext) -> u32 {
-    let result = syscall::result(&ctx);
-    if result < 0 {
-        let registers = syscall::registers();
-        let directory = syscall::argument::<0>(registers) as i32;
-        let given = syscall::argument::<1>(registers);
-        let argv = syscall::argument::<2>(registers);
-        try_exec_failed(result, Some(directory), given, argv);
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_exec(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    if call.result < 0 {
+        try_exec_failed(&call);
     }
     0
 }
 
 #[inline(always)]
-fn try_exec_failed(result: i64, directory: Option<i32>, given: u64, argv: u64) -> Option<()> {
+fn try_exec_failed(call: &Call) -> Option<()> {
+    let shape = call.shape()?;
     let (mut writer, payload) =
-        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, TRACEPOINT)?;
-    payload.result = result;
+        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, call.via())?;
+    payload.result = call.result;
+    let given = call.argument_at(shape.path);
     user_section(&mut writer, section::GIVEN, given);
+    let directory = call.directory(shape.directory);
     file::base_section(&mut writer, section::BASE, directory, given);
 
     let mut open = writer.section(section::ARGV);
-    let mut scattered = Scattered {
-        argv,
+    let scattered = SCATTERED.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU map value that only this program uses.
+    let scattered = unsafe { &mut *scattered };
+    *scattered = Scattered {
+        argv: call.argument_at(shape.text),
+        short_pointers: call.has_short_pointers().into(),
         unread: 0,
         truncated: 1,
     };
     writer.suspend();
-    kernel::repeat(limits::FAILED_ARGS, &mut scattered, gather);
+    let mut index = 0;
+    while index < limits::FAILED_ARGS as u32 && gather(index) == 0 {
+        index += 1;
+    }
     writer.reload();
     payload.unread_arguments = scattered.unread as u32;
     if scattered.truncated != 0 {
@@ -165,20 +179,38 @@ fn try_exec_failed(result: i64, directory: Option<i32>, given: u64, argv: u64) -
     Some(())
 }
 
+#[map]
+static SCATTERED: PerCpuArray<Scattered> = PerCpuArray::with_max_entries(1, 0);
+
 /// The caller's array of arguments, read one by one.
+#[repr(C)]
 struct Scattered {
     argv: u64,
+    /// Its pointers are of 4 bytes.
+    short_pointers: u64,
     unread: u64,
     /// Until the array's end is met, and ever after a text was cut.
     truncated: u64,
 }
 
-extern "C" fn gather(index: u64, scattered: *mut Scattered) -> u64 {
+/// A global function, as [`path::climb_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn gather(index: u32) -> u32 {
     /// Some text was cut.
     const CUT: u64 = 2;
-    // SAFETY: bpf_loop passes on the pointer that `try_exec_failed` gave it.
+    let Some(scattered) = SCATTERED.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: as in `try_exec_failed`.
     let scattered = unsafe { &mut *scattered };
-    let Some(text) = kernel::read_user::<u64>(scattered.argv + index * 8) else {
+    let at = u64::from(index);
+    let text = if scattered.short_pointers != 0 {
+        kernel::read_user::<u32>(scattered.argv + at * 4).map(u64::from)
+    } else {
+        kernel::read_user::<u64>(scattered.argv + at * 8)
+    };
+    let Some(text) = text else {
         return 1;
     };
     if text == 0 {
@@ -219,6 +251,11 @@ fn try_fork(child: u64) -> Option<()> {
     let (writer, payload) = Writer::begin::<Fork>(class::PROCESS, kind::FORK, BTF_TRACEPOINT)?;
     payload.child_pid = pid;
     payload.child_start_time_ns = kernel::read(child, offset!(task_start_boottime));
+    let namespaces = task::namespaces(child);
+    payload.pid_namespace = namespaces.pid;
+    payload.mount_namespace = namespaces.mount;
+    payload.network_namespace = namespaces.network;
+    payload.user_namespace = namespaces.user;
     writer.send();
     Some(())
 }

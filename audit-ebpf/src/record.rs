@@ -10,11 +10,12 @@ use audit_common::{
     class,
     config::Counters,
     limits::{SCRATCH_BYTES, TAIL_BYTES},
-    record::{Header, SectionHeader, section_flags, via},
+    record::{Header, SectionHeader, form, section_flags, via},
 };
 use aya_ebpf::{
     helpers::generated::{
-        bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
+        bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
+        bpf_probe_read_kernel_str,
         bpf_probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_output, bpf_ringbuf_query,
     },
     macros::map,
@@ -40,7 +41,7 @@ static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(CLASSES, 0);
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(CLASSES, 0);
 
-const CLASSES: u32 = class::FLOW as u32 + 1;
+pub const CLASSES: u32 = class::FLOW as u32 + 1;
 /// Waking costs an interrupt, so a ring that is being drained is not woken at every record.
 const WAKE_INTERVAL_NS: u64 = 1_000_000;
 const WAKE: u64 = aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP as u64;
@@ -133,7 +134,7 @@ impl Writer {
             header.payload_size = size_of::<T>() as u16;
             header.class = class;
             header.via = via;
-            header.reserved = 0;
+            header.form = form::OF_KIND;
             header.reserved2 = 0;
             let payload = base.add(size_of::<Header>()).cast::<T>();
             zero(payload);
@@ -291,6 +292,25 @@ impl Writer {
         failed == 0
     }
 
+    /// Appends `size` bytes, at most `MOST`, of kernel memory.
+    #[inline(always)]
+    pub fn kernel_bytes<const MOST: u64>(&mut self, source: u64, size: u64) -> bool {
+        let at = bounded::<HALF>(self.end);
+        let size = if size < MOST { size } else { MOST };
+        // SAFETY: both bounded by half the buffer.
+        let failed = unsafe {
+            bpf_probe_read_kernel(
+                self.base.add(at as usize).cast(),
+                size as u32,
+                source as *const _,
+            )
+        };
+        if failed == 0 {
+            self.end = at + size;
+        }
+        failed == 0
+    }
+
     /// Sends the record; what does not fit into the ring is counted, and its number is missed.
     #[inline(always)]
     pub fn send(self) {
@@ -387,7 +407,7 @@ pub fn user_section(writer: &mut Writer, tag: u8, source: u64) {
     writer.close(open);
 }
 
-pub use via::{BTF_TRACEPOINT, TRACEPOINT};
+pub use via::BTF_TRACEPOINT;
 
 /// Fills a [`audit_common::record::FileObject`] from an inode.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! What the agent decided before load: field offsets, settings, and processes to leave out.
 
-use audit_common::{config::Settings, limits, offsets::Offsets};
+use audit_common::{call::ARGUMENTS, config::Settings, limits, offsets::Offsets};
 use aya_ebpf::{macros::map, maps::HashMap};
 
 // Read through volatile loads: the agent replaces their bytes in the object, so the compiler must
@@ -11,7 +11,11 @@ static OFFSETS: Offsets = ZERO_OFFSETS;
 static SETTINGS: Settings = Settings {
     watch_reads: 0,
     wakeup_bytes: 0,
-    argument_offsets: [0; 5],
+    typed_task: 0,
+    number_offset: 0,
+    argument_offsets: [0; ARGUMENTS],
+    compat_argument_offsets: [0; ARGUMENTS],
+    compat_bits: 0,
 };
 
 // SAFETY: all fields are u32, for which zero is a value.
@@ -20,6 +24,10 @@ const ZERO_OFFSETS: Offsets = unsafe { core::mem::zeroed() };
 /// Threads' process ids whose events are not reported: the agent, the collector.
 #[map]
 static IGNORED: HashMap<u32, u8> = HashMap::with_max_entries(limits::IGNORED_PROCESSES, 0);
+
+/// Ids of our own maps: who else writes to them is reported.
+#[map]
+static OWN_MAPS: HashMap<u32, u8> = HashMap::with_max_entries(limits::OWN_MAPS, 0);
 
 /// `offset!(task_cred)`: the field's offset in the running kernel.
 macro_rules! offset {
@@ -45,10 +53,38 @@ pub fn wakeup_bytes() -> u64 {
     read(|_, settings| unsafe { &raw const (*settings).wakeup_bytes }) as u64
 }
 
-/// Where `struct pt_regs` holds argument `N` of a system call.
+#[inline(always)]
+pub fn typed_task() -> bool {
+    read(|_, settings| unsafe { &raw const (*settings).typed_task }) != 0
+}
+
+#[inline(always)]
+pub fn compat_bits() -> u32 {
+    read(|_, settings| unsafe { &raw const (*settings).compat_bits }) as u32
+}
+
+/// Where `struct pt_regs` holds the number of a system call.
+#[inline(always)]
+pub fn number_offset() -> usize {
+    read(|_, settings| unsafe { &raw const (*settings).number_offset })
+}
+
+/// Where it holds argument `N`.
 #[inline(always)]
 pub fn argument_offset<const N: usize>() -> usize {
     read(|_, settings| unsafe { &raw const (*settings).argument_offsets[N] })
+}
+
+/// The same, of a 32-bit call.
+#[inline(always)]
+pub fn compat_argument_offset<const N: usize>() -> usize {
+    read(|_, settings| unsafe { &raw const (*settings).compat_argument_offsets[N] })
+}
+
+#[inline(always)]
+pub fn own_map(id: u32) -> bool {
+    // SAFETY: only the presence of the key is used.
+    unsafe { OWN_MAPS.get(id).is_some() }
 }
 
 #[inline(always)]

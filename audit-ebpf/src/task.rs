@@ -40,33 +40,43 @@ pub fn fill(header: &mut Header) {
     header.parent_start_time_ns = kernel::read(parent_leader, offset!(task_start_boottime));
     header.loginuid = kernel::read(task, offset!(task_loginuid));
     header.session = kernel::read(task, offset!(task_sessionid));
-    credentials(header, task);
-    namespaces(header, task);
-}
-
-#[inline(always)]
-fn credentials(header: &mut Header, task: u64) {
     let cred = kernel::pointer(task, offset!(task_cred));
     header.credentials = kernel::read(cred, offset!(cred_uid));
     header.capabilities_effective = kernel::read(cred, offset!(cred_cap_effective));
-    let user = kernel::pointer(cred, offset!(cred_user_ns));
-    header.user_namespace = kernel::read(user, offset!(user_namespace_inum));
+    let namespaces = namespaces(task);
+    header.pid_namespace = namespaces.pid;
+    header.mount_namespace = namespaces.mount;
+    header.network_namespace = namespaces.network;
+    header.user_namespace = namespaces.user;
 }
 
+pub struct Namespaces {
+    pub pid: u32,
+    pub mount: u32,
+    pub network: u32,
+    pub user: u32,
+}
+
+/// Of a task: inodes as in /proc/PID/ns.
 #[inline(always)]
-fn namespaces(header: &mut Header, task: u64) {
+pub fn namespaces(task: u64) -> Namespaces {
     let proxy = kernel::pointer(task, offset!(task_nsproxy));
     let mount = kernel::pointer(proxy, offset!(nsproxy_mnt_ns));
-    header.mount_namespace = kernel::read(mount, offset!(mnt_namespace_inum));
     let network = kernel::pointer(proxy, offset!(nsproxy_net_ns));
-    header.network_namespace = kernel::read(network, offset!(net_inum));
+    let cred = kernel::pointer(task, offset!(task_cred));
+    let user = kernel::pointer(cred, offset!(cred_user_ns));
     // The process's own pid namespace is that of its innermost number; nsproxy has the children's.
     let pid = kernel::pointer(task, offset!(task_thread_pid));
     let level: u32 = kernel::read(pid, offset!(pid_level));
     // struct upid { int nr; struct pid_namespace *ns; } since Linux 2.6.24
     let upid = pid + offset!(pid_numbers) as u64 + u64::from(level) * 16;
-    let namespace = kernel::pointer(upid, 8);
-    header.pid_namespace = kernel::read(namespace, offset!(pid_namespace_inum));
+    let own = kernel::pointer(upid, 8);
+    Namespaces {
+        pid: kernel::read(own, offset!(pid_namespace_inum)),
+        mount: kernel::read(mount, offset!(mnt_namespace_inum)),
+        network: kernel::read(network, offset!(net_inum)),
+        user: kernel::read(user, offset!(user_namespace_inum)),
+    }
 }
 
 /// As [`fill`], from a header kept earlier.

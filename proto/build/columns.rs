@@ -85,7 +85,7 @@ impl<'a> Schema<'a> {
             let name = format!("{prefix}{}", field.name());
             let repeated = field.label() == Label::Repeated;
             if field.r#type() == Type::Message && !repeated {
-                path.push(field.name().to_owned());
+                path.push(identifier(field.name()));
                 self.walk(field.type_name(), path, &format!("{name}_"), leaves)?;
                 path.pop();
                 continue;
@@ -102,11 +102,19 @@ impl<'a> Schema<'a> {
                     .trim()
                     .to_owned(),
                 path: path.clone(),
-                field: field.name().to_owned(),
+                field: identifier(field.name()),
                 name,
             });
         }
         Ok(())
+    }
+}
+
+/// As prost names a field: a word of the language is written raw.
+fn identifier(name: &str) -> String {
+    match name {
+        "type" => "r#type".to_owned(),
+        name => name.to_owned(),
     }
 }
 

@@ -1,11 +1,9 @@
-//! open, unlink, rename, and how a file becomes an object of an event.
+//! open, and how a file becomes an object of an event.
 
-use audit_common::record::{
-    FileObject, Open, PathCall, Record, open_outcome, section, section_flags,
-};
+use audit_common::record::{FileObject, Open, Record, open_outcome, section, section_flags};
 use audit_proto::{
     text::escape,
-    v1::{Event, File, Syscall},
+    v1::{Event, File},
 };
 
 use super::{number, result, text};
@@ -13,6 +11,9 @@ use crate::resolve;
 
 pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let open: Open = record.payload()?;
+    if open.result < 0 {
+        return refused(record, &open, event);
+    }
     let walked = text::walked(record, section::PATH).unwrap_or_default();
     let FileObject {
         inode,
@@ -41,6 +42,19 @@ pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
         memfd: walked.memfd.then_some(true),
         open_flags: Some(open.flags.into()),
         access: access(open.outcome).to_owned(),
+        ..File::default()
+    });
+    event.result = Some(result(open.result));
+    Some(())
+}
+
+/// An open that was not permitted: what it asked for.
+fn refused(record: &Record<'_>, open: &Open, event: &mut Event) -> Option<()> {
+    let named = named(record, section::GIVEN, section::BASE, event);
+    event.file = Some(File {
+        open_flags: Some(open.flags.into()),
+        access: access(open.outcome).to_owned(),
+        ..named
     });
     event.result = Some(result(open.result));
     Some(())
@@ -63,23 +77,6 @@ fn access(outcome: u32) -> &'static str {
 pub fn is_watched_read(outcome: u32) -> bool {
     outcome & open_outcome::WATCHED_READ != 0
         && outcome & (open_outcome::CREATED | open_outcome::TRUNCATE | open_outcome::WRITE) == 0
-}
-
-pub(super) fn unlink(record: &Record<'_>, event: &mut Event) -> Option<()> {
-    let call: PathCall = record.payload()?;
-    event.file = Some(named(record, section::GIVEN, section::BASE, event));
-    event.syscall = Some(Syscall {
-        flags: Some(call.flags.into()),
-    });
-    event.result = Some(result(call.result));
-    Some(())
-}
-
-pub(super) fn rename(record: &Record<'_>, event: &mut Event) -> Option<()> {
-    unlink(record, event)?;
-    let target = named(record, section::TARGET_GIVEN, section::TARGET_BASE, event);
-    event.target_file = Some(target);
-    Some(())
 }
 
 /// A file known by the name that a call gave: joined here, looked up by [`resolve`] where joining
@@ -152,32 +149,5 @@ mod tests {
         assert!(!is_watched_read(
             open_outcome::WATCHED_READ | open_outcome::WRITE
         ));
-    }
-
-    #[test]
-    fn a_name_in_a_walked_directory_is_the_kernels() {
-        let file = sample::record(kind::UNLINK).event().file.expect("file");
-        assert_eq!(
-            (file.path.as_str(), file.path_source.as_str()),
-            ("/tmp/gone", "kernel")
-        );
-        assert_eq!(file.path_given, "gone");
-    }
-
-    #[test]
-    fn a_rename_has_both_files() {
-        let event = sample::record(kind::RENAME).event();
-        let file = event.file.expect("file");
-        let target = event.target_file.expect("target");
-        assert_eq!(
-            (file.path.as_str(), file.path_given.as_str()),
-            ("/tmp/old", "old")
-        );
-        assert_eq!(
-            (target.path.as_str(), target.path_given.as_str()),
-            ("/srv/a/new", "")
-        );
-        assert_eq!(target.path_source, "lexical");
-        assert_eq!(event.syscall.expect("syscall").flags, Some(2));
     }
 }

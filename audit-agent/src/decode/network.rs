@@ -1,9 +1,12 @@
-//! connect, accept, bind.
+//! Sockets: connect, accept, bind, listen, datagrams, unix sockets, special ones, ended connections.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use audit_common::record::{self, Record, socket_flags};
-use audit_proto::v1::{Endpoint, Event, Socket};
+use audit_common::record::{self, Record, section, socket_flags};
+use audit_proto::{
+    text::escape,
+    v1::{Endpoint, Event, Flow, Socket, TargetProcess},
+};
 
 use super::result;
 
@@ -30,31 +33,116 @@ pub(super) fn bind(record: &Record<'_>, event: &mut Event) -> Option<()> {
     Some(())
 }
 
+/// The peer's name, and who listens.
+pub(super) fn unix_connect(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    socket(record, "out", event)?;
+    let payload: record::Socket = record.payload()?;
+    let name = record
+        .section(section::SOCKET_NAME)
+        .map_or(&[][..], |section| section.bytes);
+    let socket = event.socket.as_mut()?;
+    socket.path = unix_name(name);
+    if payload.peer_pid != 0 {
+        event.target_process = Some(TargetProcess {
+            pid: Some(payload.peer_pid.into()),
+            ..TargetProcess::default()
+        });
+    }
+    Some(())
+}
+
+/// A path ends at its NUL; an abstract name begins with one, and is shown with "@" in its place.
+fn unix_name(name: &[u8]) -> String {
+    match name.split_first() {
+        None => String::new(),
+        Some((0, rest)) => {
+            // What a caller pads its abstract name with is part of it, but says nothing.
+            let end = rest.iter().rposition(|byte| *byte != 0);
+            let rest = rest.get(..end.map_or(0, |end| end + 1)).unwrap_or_default();
+            format!("@{}", escape(rest))
+        }
+        Some(_) => {
+            let end = name.iter().position(|byte| *byte == 0);
+            escape(&name[..end.unwrap_or(name.len())]).into_owned()
+        }
+    }
+}
+
+pub(super) fn special(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    socket(record, "", event)
+}
+
+pub(super) fn close_flow(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    let flow: record::Flow = record.payload()?;
+    let direction = if flow.incoming != 0 { "in" } else { "out" };
+    event.socket = Some(describe(&flow.socket, direction));
+    let duration = record.header.time_ns.saturating_sub(flow.begin_ns);
+    event.flow = Some(Flow {
+        bytes_sent: Some(flow.bytes_sent as i64),
+        bytes_received: Some(flow.bytes_received as i64),
+        segments_sent: Some(flow.segments_sent.into()),
+        segments_received: Some(flow.segments_received.into()),
+        retransmits: Some(flow.retransmits.into()),
+        duration_ns: Some(duration as i64),
+    });
+    Some(())
+}
+
 fn socket(record: &Record<'_>, direction: &str, event: &mut Event) -> Option<()> {
     let socket: record::Socket = record.payload()?;
+    event.result = Some(result(socket.result));
+    event.socket = Some(describe(&socket, direction));
+    Some(())
+}
+
+fn describe(socket: &record::Socket, direction: &str) -> Socket {
     let end = |address: &[u8; 16], port: u16| endpoint(socket.family, address, port, false);
-    event.socket = Some(Socket {
+    Socket {
         family: family(socket.family),
-        protocol: protocol(socket.protocol),
+        protocol: protocol(socket.family, socket.protocol),
         direction: direction.to_owned(),
         local: end(&socket.local_address, socket.local_port),
         peer: end(&socket.peer_address, socket.peer_port),
         inode: (socket.inode != 0).then_some(socket.inode as i64),
         outcome: (socket.flags & socket_flags::OUTCOME != 0).then_some(true),
-    });
-    event.result = Some(result(socket.result));
-    Some(())
+        r#type: socket_type(socket.socket_type),
+        path: String::new(),
+        backlog: (socket.backlog != 0).then_some(socket.backlog.into()),
+    }
 }
 
 fn family(family: u16) -> String {
     match i32::from(family) {
         libc::AF_INET => "ipv4".to_owned(),
         libc::AF_INET6 => "ipv6".to_owned(),
+        libc::AF_UNIX => "unix".to_owned(),
+        libc::AF_PACKET => "packet".to_owned(),
+        libc::AF_NETLINK => "netlink".to_owned(),
+        libc::AF_VSOCK => "vsock".to_owned(),
+        libc::AF_ALG => "alg".to_owned(),
         other => other.to_string(),
     }
 }
 
-fn protocol(protocol: u16) -> String {
+/// Absent where the record does not tell it.
+fn socket_type(socket_type: u32) -> String {
+    match socket_type as i32 {
+        0 => String::new(),
+        libc::SOCK_STREAM => "stream".to_owned(),
+        libc::SOCK_DGRAM => "datagram".to_owned(),
+        libc::SOCK_RAW => "raw".to_owned(),
+        libc::SOCK_SEQPACKET => "seqpacket".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn protocol(family: u16, protocol: u16) -> String {
+    if ![libc::AF_INET, libc::AF_INET6].contains(&family.into()) {
+        return match protocol {
+            0 => String::new(),
+            other => other.to_string(),
+        };
+    }
     match i32::from(protocol) {
         libc::IPPROTO_TCP => "tcp".to_owned(),
         libc::IPPROTO_UDP => "udp".to_owned(),

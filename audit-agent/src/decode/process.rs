@@ -1,14 +1,14 @@
 //! exec, exec_failed, fork, exit.
 
 use audit_common::record::{
-    Exec, ExecFailed, Exit, FileObject, Fork, Record, section, section_flags,
+    Exec, ExecFailed, Exit, FileObject, Fork, Record, Signal, section, section_flags,
 };
 use audit_proto::{
     text::escape,
-    v1::{self, Event, TargetProcess},
+    v1::{self, Event, NewNamespaces, TargetProcess},
 };
 
-use super::{file, number, result, text};
+use super::{file, known, number, result, text};
 
 pub(super) fn exec(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let exec: Exec = record.payload()?;
@@ -100,6 +100,30 @@ pub(super) fn fork(record: &Record<'_>, event: &mut Event) -> Option<()> {
         start_time_ns: Some(fork.child_start_time_ns as i64),
         ..TargetProcess::default()
     });
+    let header = &record.header;
+    let same = fork.pid_namespace == header.pid_namespace
+        && fork.mount_namespace == header.mount_namespace
+        && fork.network_namespace == header.network_namespace
+        && fork.user_namespace == header.user_namespace;
+    event.new_namespaces = (!same).then(|| NewNamespaces {
+        pid: known(fork.pid_namespace),
+        mount: known(fork.mount_namespace),
+        network: known(fork.network_namespace),
+        user: known(fork.user_namespace),
+        ..NewNamespaces::default()
+    });
+    Some(())
+}
+
+pub(super) fn signal(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    let signal: Signal = record.payload()?;
+    event.target_process = Some(TargetProcess {
+        pid: Some(signal.target_pid.into()),
+        start_time_ns: Some(signal.target_start_time_ns as i64),
+        signal: Some(signal.signal.into()),
+        ..TargetProcess::default()
+    });
+    event.result = Some(result(0));
     Some(())
 }
 

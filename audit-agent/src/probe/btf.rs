@@ -3,12 +3,17 @@
 //!
 //! Format: Documentation/bpf/btf.rst of Linux; little-endian, as on both supported architectures.
 
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::Path,
+};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FUNCTION: u32 = 12;
 /// Names for the same type: typedef, volatile, const, restrict, type tag.
 const ALIASES: [u32; 5] = [8, 9, 10, 11, 18];
 /// Typedef chains and anonymous nesting are short; a longer one is not BTF.
@@ -62,6 +67,7 @@ pub struct Types {
     /// Where each type's header is; ids count from 1.
     types: Vec<usize>,
     structs: HashMap<Vec<u8>, u32>,
+    functions: HashSet<Vec<u8>>,
 }
 
 impl Types {
@@ -91,6 +97,7 @@ impl Types {
             strings,
             types: vec![0],
             structs: HashMap::new(),
+            functions: HashSet::new(),
         };
         let mut at = start;
         while at < end {
@@ -102,10 +109,21 @@ impl Types {
                 let name = name.to_vec();
                 this.structs.entry(name).or_insert(id);
             }
+            if kind(header) == KIND_FUNCTION
+                && let Some(name) = this.name(header.name)
+            {
+                let name = name.to_vec();
+                this.functions.insert(name);
+            }
             this.types.push(at);
             at += size_of::<TypeHeader>() + trailer_bytes(header)?;
         }
         Some(this)
+    }
+
+    /// Does this kernel have a function of that name? True of helpers of BPF programs too.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.functions.contains(name.as_bytes())
     }
 
     /// The byte offset of `path` ("file.f_path"); `None` when this kernel has no such field.
@@ -220,6 +238,8 @@ mod tests {
         assert_eq!(types.offset("dentry.d_name.name"), Some(parent + 16));
         assert_eq!(types.offset("task_struct.no_such_field"), None);
         assert_eq!(types.offset("no_such_struct.x"), None);
+        assert!(types.has_function("vfs_read"));
+        assert!(!types.has_function("no_such_function"));
     }
 
     #[test]

@@ -6,6 +6,10 @@
 
 use std::fmt;
 
+use audit_common::kind;
+
+use crate::calls::{self, Row};
+
 /// Places to attach to, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {
@@ -25,162 +29,202 @@ impl fmt::Display for Rung {
     }
 }
 
-/// One program and where it goes.
+/// A program and the typed tracepoint (`tp_btf`) that it is for.
 #[derive(Debug, Clone, Copy)]
-pub enum Point {
-    /// `tp_btf`: a tracepoint whose arguments are typed.
-    Btf {
-        program: &'static str,
-        tracepoint: &'static str,
-    },
-    /// `syscalls:sys_exit_NAME`; absent where the architecture has no such call.
-    Exit {
-        program: &'static str,
-        call: &'static str,
-    },
+pub struct Point {
+    pub program: &'static str,
+    pub tracepoint: &'static str,
 }
 
 pub struct Hook {
     pub name: &'static str,
-    pub kinds: &'static [&'static str],
+    /// Numbers of the kinds that it tells.
+    pub kinds: &'static [u16],
     pub points: &'static [Point],
+    /// System calls, whose programs the dispatcher at `sys_exit` leads to.
+    pub calls: &'static [&'static [Row]],
     /// Kernel structs of whose fields none may be missing, besides [`CORE`].
-    pub needs: &'static [&'static str],
+    pub needs: &'static [&'static [&'static str]],
 }
 
 /// Structs that every program reads.
 pub const CORE: &[&str] = &["task_struct", "cred", "nsproxy", "pid", "user_namespace"];
-const FILES: &[&str] = &[
-    "files_struct",
-    "fdtable",
-    "file",
-    "path",
-    "dentry",
-    "vfsmount",
-    "mount",
-    "fs_struct",
-    "inode",
-];
-const SOCKETS: &[&str] = &["files_struct", "fdtable", "file", "inode", "socket", "sock"];
+const PATHS: &[&str] = &["path", "dentry", "vfsmount", "mount", "fs_struct", "inode"];
+const DESCRIPTORS: &[&str] = &["files_struct", "fdtable", "file"];
+const SOCKETS: &[&str] = &["inode", "socket", "sock"];
+const FILES: &[&[&str]] = &[PATHS, DESCRIPTORS];
+const SOCKET_CALLS: &[&[&str]] = &[DESCRIPTORS, SOCKETS];
 
-const fn btf(program: &'static str, tracepoint: &'static str) -> Point {
-    Point::Btf {
+/// What attaches to typed tracepoints.
+const fn points(
+    name: &'static str,
+    kinds: &'static [u16],
+    points: &'static [Point],
+    needs: &'static [&'static [&'static str]],
+) -> Hook {
+    Hook {
+        name,
+        kinds,
+        points,
+        calls: &[],
+        needs,
+    }
+}
+
+/// What the ends of system calls tell.
+const fn calls(
+    name: &'static str,
+    kinds: &'static [u16],
+    calls: &'static [&'static [Row]],
+    needs: &'static [&'static [&'static str]],
+) -> Hook {
+    Hook {
+        name,
+        kinds,
+        points: &[],
+        calls,
+        needs,
+    }
+}
+
+const fn point(program: &'static str, tracepoint: &'static str) -> Point {
+    Point {
         program,
         tracepoint,
     }
 }
 
-const fn exit(program: &'static str, call: &'static str) -> Point {
-    Point::Exit { program, call }
-}
+/// Leads each returning system call to its program; attached when any hook has calls.
+pub const DISPATCHER: Point = point("sys_exit", "sys_exit");
 
 pub const HOOKS: &[Hook] = &[
-    Hook {
-        name: "exec",
-        kinds: &["exec"],
-        points: &[btf("exec", "sched_process_exec")],
-        needs: &[
-            "linux_binprm",
-            "mm_struct",
-            "path",
-            "dentry",
-            "vfsmount",
-            "mount",
-            "fs_struct",
-            "inode",
-        ],
-    },
-    Hook {
-        name: "exec_failed",
-        kinds: &["exec_failed"],
-        points: &[
-            exit("exit_execve", "execve"),
-            exit("exit_execveat", "execveat"),
-        ],
-        needs: FILES,
-    },
-    Hook {
-        name: "fork",
-        kinds: &["fork"],
-        points: &[btf("fork", "sched_process_fork")],
-        needs: &[],
-    },
-    Hook {
-        name: "exit",
-        kinds: &["exit"],
-        points: &[btf("exit", "sched_process_exit")],
-        needs: &["signal_struct"],
-    },
+    points(
+        "exec",
+        &[kind::EXEC],
+        &[point("exec", "sched_process_exec")],
+        &[&["linux_binprm", "mm_struct"], PATHS],
+    ),
+    calls(
+        "exec_failed",
+        &[kind::EXEC_FAILED],
+        &[calls::EXEC_FAILED],
+        FILES,
+    ),
+    points(
+        "fork",
+        &[kind::FORK],
+        &[point("fork", "sched_process_fork")],
+        &[],
+    ),
+    points(
+        "exit",
+        &[kind::EXIT],
+        &[point("exit", "sched_process_exit")],
+        &[&["signal_struct"]],
+    ),
     // Without it, containers that end at once may stay unnamed.
+    points(
+        "cgroup",
+        &[],
+        &[point("cgroup", "cgroup_mkdir")],
+        &[&["cgroup", "cgroup_root", "kernfs_node"]],
+    ),
+    calls(
+        "credentials",
+        &[kind::CREDENTIALS],
+        &[calls::CREDENTIALS],
+        FILES,
+    ),
+    calls("ptrace", &[kind::PTRACE], &[calls::PTRACE], FILES),
     Hook {
-        name: "cgroup",
-        kinds: &[],
-        points: &[btf("cgroup", "cgroup_mkdir")],
-        needs: &["cgroup", "cgroup_root", "kernfs_node"],
+        name: "signal",
+        kinds: &[kind::SIGNAL],
+        points: &[point("signal", "signal_generate")],
+        calls: &[calls::SIGNAL],
+        needs: &[&["kernel_siginfo"]],
     },
-    Hook {
-        name: "open",
-        kinds: &["open"],
-        points: &[
-            exit("exit_open", "open"),
-            exit("exit_openat", "openat"),
-            exit("exit_openat2", "openat2"),
-            exit("exit_creat", "creat"),
+    calls(
+        "namespace",
+        &[kind::NAMESPACE],
+        &[calls::NAMESPACE],
+        &[
+            &["uts_namespace", "ipc_namespace", "cgroup_namespace"],
+            PATHS,
+            DESCRIPTORS,
         ],
-        needs: FILES,
-    },
-    Hook {
-        name: "unlink",
-        kinds: &["unlink"],
-        points: &[
-            exit("exit_unlink", "unlink"),
-            exit("exit_unlinkat", "unlinkat"),
-            exit("exit_rmdir", "rmdir"),
-        ],
-        needs: FILES,
-    },
-    Hook {
-        name: "rename",
-        kinds: &["rename"],
-        points: &[
-            exit("exit_rename", "rename"),
-            exit("exit_renameat", "renameat"),
-            exit("exit_renameat2", "renameat2"),
-        ],
-        needs: FILES,
-    },
+    ),
+    calls("module", &[kind::MODULE], &[calls::MODULE], FILES),
+    calls(
+        "bpf",
+        &[kind::BPF],
+        &[calls::BPF],
+        &[&["bpf_prog", "bpf_prog_aux", "bpf_map"], DESCRIPTORS],
+    ),
+    calls("memfd", &[kind::MEMFD], &[calls::MEMFD], FILES),
+    calls(
+        "memory_exec",
+        &[kind::MEMORY_EXEC],
+        &[calls::MEMORY_EXEC],
+        FILES,
+    ),
+    calls("mount", &[kind::MOUNT], &[calls::MOUNT], FILES),
+    calls(
+        "time_change",
+        &[kind::TIME_CHANGE],
+        &[calls::TIME_CHANGE],
+        FILES,
+    ),
+    calls("system", &[kind::SYSTEM], &[calls::SYSTEM], FILES),
     Hook {
         name: "connect",
-        kinds: &["connect"],
-        points: &[
-            exit("exit_connect", "connect"),
-            btf("socket_state", "inet_sock_set_state"),
+        kinds: &[kind::CONNECT, kind::UNIX_CONNECT, kind::CLOSE_FLOW],
+        points: &[point("socket_state", "inet_sock_set_state")],
+        calls: &[calls::CONNECT, calls::SOCKETCALL],
+        needs: &[
+            DESCRIPTORS,
+            SOCKETS,
+            &["unix_sock", "unix_address", "tcp_sock"],
         ],
-        needs: SOCKETS,
     },
-    Hook {
-        name: "accept",
-        kinds: &["accept"],
-        points: &[
-            exit("exit_accept", "accept"),
-            exit("exit_accept", "accept4"),
-        ],
-        needs: SOCKETS,
-    },
-    Hook {
-        name: "bind",
-        kinds: &["bind"],
-        points: &[exit("exit_bind", "bind")],
-        needs: SOCKETS,
-    },
+    calls("accept", &[kind::ACCEPT], &[calls::ACCEPT], SOCKET_CALLS),
+    calls("bind", &[kind::BIND], &[calls::BIND], SOCKET_CALLS),
+    calls("listen", &[kind::LISTEN], &[calls::LISTEN], SOCKET_CALLS),
+    calls(
+        "datagram",
+        &[kind::DATAGRAM],
+        &[calls::DATAGRAM],
+        SOCKET_CALLS,
+    ),
+    calls(
+        "socket_special",
+        &[kind::SOCKET_SPECIAL],
+        &[calls::SOCKET],
+        SOCKET_CALLS,
+    ),
+    calls("open", &[kind::OPEN], &[calls::OPEN], FILES),
+    calls("unlink", &[kind::UNLINK], &[calls::UNLINK], FILES),
+    calls("rename", &[kind::RENAME], &[calls::RENAME], FILES),
+    calls("link", &[kind::LINK], &[calls::LINK], FILES),
+    calls(
+        "mkdir_mknod",
+        &[kind::MKDIR_MKNOD],
+        &[calls::MKDIR_MKNOD],
+        FILES,
+    ),
+    calls("mode", &[kind::MODE], &[calls::MODE], FILES),
+    calls("owner", &[kind::OWNER], &[calls::OWNER], FILES),
+    calls("truncate", &[kind::TRUNCATE], &[calls::TRUNCATE], FILES),
+    calls("xattr", &[kind::XATTR], &[calls::XATTR], FILES),
 ];
 
 /// What a hook got.
 #[derive(Debug, Clone)]
 pub struct HookStatus {
     pub name: &'static str,
-    pub kinds: &'static [&'static str],
+    pub kinds: Vec<&'static str>,
     pub attached: Option<Rung>,
+    /// The configuration leaves all of its kinds out.
+    pub off: bool,
     /// Better rungs that were not taken, and why.
     pub tried: Vec<(Rung, String)>,
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::sample;
 use audit_common::kind;
+use zerocopy::FromZeros as _;
 
 const LIMITS: Limits = Limits {
     entries: 100,
@@ -36,13 +37,13 @@ fn a_child_runs_what_its_parent_ran_until_it_execs() {
     let mut table = Table::new(BOOT, LIMITS);
     let (parent, child) = (header(10, 100), header(11, 200));
     exec(&mut table, &parent, "/bin/sh");
-    table.fork(&parent, Key::of(&child));
+    table.fork(&parent, Key::of(&child), &Fork::new_zeroed());
     assert_eq!(exe_of(&table, &child), "/bin/sh");
     exec(&mut table, &child, "/bin/ls");
     assert_eq!(exe_of(&table, &child), "/bin/ls");
     assert_eq!(exe_of(&table, &parent), "/bin/sh");
     // The fork's record comes late: the exec knows better.
-    table.fork(&parent, Key::of(&child));
+    table.fork(&parent, Key::of(&child), &Fork::new_zeroed());
     assert_eq!(exe_of(&table, &child), "/bin/ls");
 }
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use audit_proto::{
     columns::{self, COLUMNS, Value},
-    v1::{Endpoint, Event, Exit, File, Kind, Lost, Process, Socket},
+    v1::{Endpoint, Event, Exit, File, Kind, Lost, Process, Socket, TargetProcess},
 };
 
 use super::Span;
@@ -49,6 +49,29 @@ impl Action {
             Kind::Heartbeat => ("beat", Style::Dim, totals(event)),
             Kind::Agent => ("agent", Style::Dim, agent(event)),
             Kind::Unspecified => ("event", Style::Plain, unknown(event)),
+            // Named by the call, told by the objects that are there.
+            Kind::Credentials => ("creds", grown(event), objects(event, glyphs)),
+            Kind::Ptrace => ("ptrace", Style::Red, objects(event, glyphs)),
+            Kind::Signal => ("signal", Style::Plain, objects(event, glyphs)),
+            Kind::Namespace => ("ns", Style::Yellow, objects(event, glyphs)),
+            Kind::Module => ("module", Style::Red, objects(event, glyphs)),
+            Kind::Bpf => ("bpf", Style::Red, objects(event, glyphs)),
+            Kind::Memfd => ("memfd", Style::Yellow, objects(event, glyphs)),
+            Kind::MemoryExec => ("memexec", Style::Plain, objects(event, glyphs)),
+            Kind::Mount => ("mount", Style::Yellow, objects(event, glyphs)),
+            Kind::TimeChange => ("clock", Style::Yellow, objects(event, glyphs)),
+            Kind::System => ("system", Style::Plain, objects(event, glyphs)),
+            Kind::Listen => ("listen", Style::Blue, bind(event.socket.as_ref())),
+            Kind::CloseFlow => ("close", Style::Blue, flow(event, glyphs)),
+            Kind::Datagram => ("send", Style::Blue, socket(event.socket.as_ref(), glyphs)),
+            Kind::UnixConnect => ("connect", Style::Blue, objects(event, glyphs)),
+            Kind::SocketSpecial => ("socket", Style::Yellow, objects(event, glyphs)),
+            Kind::Link => ("link", Style::Yellow, objects(event, glyphs)),
+            Kind::MkdirMknod => ("make", Style::Yellow, objects(event, glyphs)),
+            Kind::Mode => ("chmod", Style::Yellow, objects(event, glyphs)),
+            Kind::Owner => ("chown", Style::Yellow, objects(event, glyphs)),
+            Kind::Truncate => ("trunc", Style::Yellow, objects(event, glyphs)),
+            Kind::Xattr => ("xattr", Style::Yellow, objects(event, glyphs)),
         };
         object.extend(result(event, kind));
         Self {
@@ -327,6 +350,106 @@ fn totals(event: &Event) -> Vec<Span> {
     .filter_map(|(name, value)| Some(format!("{name} {}", display::count(value?))))
     .collect();
     vec![dim(told.join(", "))]
+}
+
+/// A process that came to more power stands out.
+fn grown(event: &Event) -> Style {
+    let grew = event.new_credentials.as_ref();
+    match grew.and_then(|new| new.privileges_grew) {
+        Some(true) => Style::Red,
+        _ => Style::Plain,
+    }
+}
+
+/// The call, and whatever it was about.
+fn objects(event: &Event, glyphs: Glyphs) -> Vec<Span> {
+    let mut spans = Vec::new();
+    if let Some(call) = &event.syscall {
+        spans.push(dim(display::safe(&call.name)));
+        let text = (!call.text.is_empty()).then(|| plain(display::safe(&call.text)));
+        spans.extend(text);
+    }
+    spans.extend(files(event));
+    spans.extend(event.socket.as_ref().map_or_else(Vec::new, special));
+    spans.extend(event.bpf.as_ref().map_or_else(Vec::new, |bpf| {
+        let parts = [&bpf.command, &bpf.r#type, &bpf.name];
+        let told = parts.into_iter().filter(|part| !part.is_empty());
+        told.map(|part| plain(display::safe(part))).collect()
+    }));
+    if let Some(module) = &event.module {
+        spans.push(plain(display::safe(&module.name)));
+    }
+    if let Some(target) = &event.target_process {
+        spans.push(dim(glyphs.to));
+        spans.extend(process(target));
+    }
+    if let Some(new) = &event.new_credentials {
+        spans.push(plain(format!("uid {}", change(new.uid, new.euid))));
+        spans.push(plain(format!("gid {}", change(new.gid, new.egid))));
+    }
+    spans
+}
+
+fn files(event: &Event) -> Vec<Span> {
+    let mut spans = Vec::new();
+    if let Some(mount) = &event.mount
+        && !mount.source.is_empty()
+    {
+        spans.extend([plain(display::safe(&mount.source)), dim("on")]);
+    }
+    spans.extend(file(event.file.as_ref()));
+    if event.target_file.is_some() {
+        spans.push(dim("->"));
+        spans.extend(file(event.target_file.as_ref()));
+    }
+    if let Some(f) = event.file.as_ref().or(event.target_file.as_ref()) {
+        spans.extend(f.new_mode.map(|mode| plain(format!("{:o}", mode & 0o7777))));
+        let owner = f.new_owner_uid.zip(f.new_owner_gid);
+        spans.extend(owner.map(|(uid, gid)| plain(format!("{uid}:{gid}"))));
+        spans.extend(f.new_size_bytes.map(|size| plain(display::bytes(size))));
+        let attribute = (!f.attribute.is_empty()).then(|| plain(display::safe(&f.attribute)));
+        spans.extend(attribute);
+    }
+    spans
+}
+
+fn special(socket: &Socket) -> Vec<Span> {
+    let parts = [&socket.family, &socket.r#type, &socket.path];
+    let told = parts.into_iter().filter(|part| !part.is_empty());
+    told.map(|part| plain(display::safe(part))).collect()
+}
+
+fn process(target: &TargetProcess) -> Vec<Span> {
+    let mut spans = Vec::new();
+    if !target.exe.is_empty() {
+        spans.push(plain(display::safe(&target.exe)));
+    }
+    spans.extend(target.pid.map(|pid| dim(format!("pid {pid}"))));
+    if let Some(signal) = target.signal {
+        spans.push(plain(format!("{signal}{}", signal_name(signal))));
+    }
+    spans
+}
+
+/// A real and an effective id, as one where they are the same.
+fn change(real: Option<i64>, effective: Option<i64>) -> String {
+    let text = |id: Option<i64>| id.map_or_else(|| "?".to_owned(), |id| id.to_string());
+    if real == effective {
+        return text(real);
+    }
+    format!("{}/{}", text(real), text(effective))
+}
+
+fn flow(event: &Event, glyphs: Glyphs) -> Vec<Span> {
+    let mut spans = socket(event.socket.as_ref(), glyphs);
+    if let Some(flow) = &event.flow {
+        let bytes = |value: Option<i64>| display::bytes(value.unwrap_or_default());
+        let (sent, received) = (bytes(flow.bytes_sent), bytes(flow.bytes_received));
+        spans.push(dim(format!("{sent} out, {received} in")));
+        let duration = flow.duration_ns.map(display::duration);
+        spans.extend(duration.map(|duration| dim(format!("({duration})"))));
+    }
+    spans
 }
 
 fn unknown(event: &Event) -> Vec<Span> {

@@ -1,0 +1,122 @@
+//! A call that is told by its arguments: one program for all of them, led by the call's
+//! [`Shape`](audit_common::call::Shape).
+//!
+//! Paths and structures are read from the caller's memory when the call returns, a descriptor's
+//! file from the kernel.
+
+use audit_common::{
+    call::{NONE, Shape, flags},
+    class, kind,
+    record::{self, form, section},
+};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+
+use crate::{
+    file, kernel, path,
+    path::Path,
+    record::{Writer, file_object, user_section},
+    settings::offset,
+    syscall::Call,
+    task,
+};
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn call(ctx: BtfTracePointContext) -> i32 {
+    let call = Call::of(&ctx);
+    if let Some(shape) = call.shape() {
+        try_call(&call, shape);
+    }
+    0
+}
+
+/// Does the shape's filter let this call pass?
+#[inline(always)]
+fn wanted(call: &Call, shape: &Shape) -> bool {
+    let left_out = if call.result < 0 { flags::ONLY_SUCCESS } else { flags::ONLY_FAILURE };
+    if shape.flags & left_out != 0 {
+        return false;
+    }
+    if shape.flags & flags::STRUCTURE_SET != 0 {
+        let first = kernel::read_user::<u32>(call.argument_at(shape.structure));
+        return first.is_some_and(|first| first != 0);
+    }
+    if shape.filter == NONE {
+        return true;
+    }
+    let value = call.argument_at(shape.filter) as u32;
+    if shape.flags & flags::VALUES == 0 {
+        return value & shape.mask != 0;
+    }
+    value == shape.also || (value < 32 && shape.mask >> value & 1 != 0)
+}
+
+#[inline(always)]
+fn try_call(call: &Call, shape: &Shape) -> Option<()> {
+    if !wanted(call, shape) {
+        return None;
+    }
+    let (mut writer, payload) = Writer::begin::<record::Call>(shape.class, shape.kind, call.via())?;
+    writer.header().form = form::CALL;
+    payload.result = call.result;
+    payload.slot = call.slot;
+    payload.arguments[..6].copy_from_slice(&call.arguments());
+    if shape.class == class::PROCESS && shape.kind == kind::NAMESPACE {
+        namespaces(&mut payload.namespaces);
+    }
+    if shape.descriptor != NONE {
+        let file = file::of_descriptor(call.argument_at(shape.descriptor));
+        file_object(&mut payload.file, kernel::pointer(file, offset!(file_inode)));
+        path::section(&mut writer, section::PATH, Path::of_file(file));
+    }
+    text(&mut writer, call, shape.path, section::GIVEN);
+    text(&mut writer, call, shape.target_path, section::TARGET_GIVEN);
+    text(&mut writer, call, shape.text, section::TEXT);
+    text(&mut writer, call, shape.second_text, section::SECOND_TEXT);
+    base(&mut writer, call, (shape.path, shape.directory), section::BASE);
+    let target = (shape.target_path, shape.target_directory);
+    base(&mut writer, call, target, section::TARGET_BASE);
+    structure(&mut writer, call, shape);
+    writer.send();
+    Some(())
+}
+
+#[inline(always)]
+fn text(writer: &mut Writer, call: &Call, position: u8, tag: u8) {
+    if position != NONE && writer.has_room() {
+        user_section(writer, tag, call.argument_at(position));
+    }
+}
+
+#[inline(always)]
+fn base(writer: &mut Writer, call: &Call, (given, directory): (u8, u8), tag: u8) {
+    if given != NONE {
+        let directory = call.directory(directory);
+        file::base_section(writer, tag, directory, call.argument_at(given));
+    }
+}
+
+#[inline(always)]
+fn structure(writer: &mut Writer, call: &Call, shape: &Shape) {
+    let address = call.argument_at(shape.structure);
+    if shape.structure == NONE || address == 0 || !writer.has_room() {
+        return;
+    }
+    let mut open = writer.section(section::STRUCTURE);
+    if !writer.user_bytes(address, shape.structure_bytes.into()) {
+        open.truncated();
+    }
+    writer.close(open);
+}
+
+#[inline(always)]
+fn namespaces(namespaces: &mut record::Namespaces) {
+    let proxy = kernel::pointer(task::current(), offset!(task_nsproxy));
+    let pid = kernel::pointer(proxy, offset!(nsproxy_pid_ns));
+    namespaces.pid_for_children = kernel::read(pid, offset!(pid_namespace_inum));
+    let uts = kernel::pointer(proxy, offset!(nsproxy_uts_ns));
+    namespaces.uts = kernel::read(uts, offset!(uts_namespace_inum));
+    let ipc = kernel::pointer(proxy, offset!(nsproxy_ipc_ns));
+    namespaces.ipc = kernel::read(ipc, offset!(ipc_namespace_inum));
+    let cgroup = kernel::pointer(proxy, offset!(nsproxy_cgroup_ns));
+    namespaces.cgroup = kernel::read(cgroup, offset!(cgroup_namespace_inum));
+}
