@@ -361,7 +361,8 @@ mod tests {
             let record = parse(&bytes).expect("parse");
             let decoded = decode(&record, &Clock::from_offset(0), &mut Event::default());
             // The noise may have hit the number of a call.
-            prop_assert!(matches!(decoded, Ok(()) | Err(DecodeError::UnknownCall { .. })));
+            let fine = matches!(decoded, Ok(()) | Err(DecodeError::UnknownCall { .. }));
+            prop_assert!(fine, "{decoded:?}");
         }
     }
 }
