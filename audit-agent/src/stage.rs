@@ -143,7 +143,7 @@ impl Stage {
         record.header.kind == kind::OPEN
             && record
                 .payload::<Open>()
-                .is_some_and(|open| decode::is_watched_read(open.outcome))
+                .is_some_and(|open| open.result >= 0 && decode::is_watched_read(open.outcome))
             && !self
                 .parts
                 .filter

@@ -49,6 +49,8 @@ const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u16 = 6;
 const SOCK_DGRAM: u16 = 2;
 const SOCK_RAW: u16 = 3;
+/// Number of the flag (enum sock_flags).
+const SOCK_DONE: u64 = 1;
 const TCP_ESTABLISHED: u64 = 1;
 const TCP_SYN_SENT: u64 = 2;
 const TCP_CLOSE: u64 = 7;
@@ -251,10 +253,18 @@ fn try_closed(sock: u64) -> Option<()> {
     let (writer, payload) =
         Writer::begin_as::<Flow>(class::FLOW, kind::CLOSE_FLOW, BTF_TRACEPOINT, &owned.who)?;
     describe(&mut payload.socket, sock, owned.inode);
+    if payload.socket.local_port == 0 {
+        // The port is given back before the state changes; its copy for sending is still there.
+        payload.socket.local_port = u16::from_be(kernel::read(sock, offset!(inet_sport)));
+    }
     payload.begin_ns = owned.begin_ns;
     payload.incoming = owned.incoming as u32;
-    payload.bytes_sent = kernel::read(sock, offset!(tcp_bytes_acked));
-    payload.bytes_received = kernel::read(sock, offset!(tcp_bytes_received));
+    let sent: u64 = kernel::read(sock, offset!(tcp_bytes_sent));
+    let again: u64 = kernel::read(sock, offset!(tcp_bytes_retransmitted));
+    payload.bytes_sent = sent - again;
+    // The peer's FIN is counted as a byte; SOCK_DONE says that it came.
+    let ended = kernel::read::<u64>(sock, offset!(sock_flags)) >> SOCK_DONE & 1;
+    payload.bytes_received = kernel::read::<u64>(sock, offset!(tcp_bytes_received)) - ended;
     payload.segments_sent = kernel::read(sock, offset!(tcp_segs_out));
     payload.segments_received = kernel::read(sock, offset!(tcp_segs_in));
     payload.retransmits = kernel::read(sock, offset!(tcp_total_retrans));

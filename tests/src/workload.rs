@@ -2,10 +2,14 @@
 //! exact. The program `workload` performs one group a run and prints what it expects, as JSON lines;
 //! actions and expectations stand side by side.
 
+mod compat;
 mod exec;
+mod files;
 mod network;
 mod paths;
 mod places;
+mod processes;
+mod sockets;
 mod system;
 
 use std::{
@@ -21,7 +25,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 9] = [
+pub const GROUPS: [&str; 17] = [
     "arguments",
     "programs",
     "lives",
@@ -31,6 +35,14 @@ pub const GROUPS: [&str; 9] = [
     "mounts",
     "root",
     "network",
+    "files",
+    "credentials",
+    "signals",
+    "tracing",
+    "namespaces",
+    "kernel",
+    "sockets",
+    "compat",
 ];
 
 /// One question to the collector and its only right answer.
@@ -77,6 +89,14 @@ impl Workload {
             "mounts" => places::mounts(&mut work)?,
             "root" => places::root(&mut work)?,
             "network" => network::network(&mut work)?,
+            "files" => files::files(&mut work)?,
+            "credentials" => processes::credentials(&mut work)?,
+            "signals" => processes::signals(&mut work)?,
+            "tracing" => processes::tracing(&mut work)?,
+            "namespaces" => processes::namespaces(&mut work)?,
+            "kernel" => processes::kernel(&mut work)?,
+            "sockets" => sockets::sockets(&mut work)?,
+            "compat" => compat::compat(&mut work)?,
             other => bail!("no group {other}; there are {}", GROUPS.join(", ")),
         }
         Ok(work.expected)

@@ -28,18 +28,16 @@ pub(super) fn call(
     event.result = Some(result(call.result));
     event.syscall = Some(syscall(&call, row, abi));
     file(record, &call, row, event);
-    let text = text::given(record, section::TEXT).map(|(text, _)| text);
-    let text = text.unwrap_or_default();
+    let text = given(record, section::TEXT, event);
     match record.header.kind {
         kind::CREDENTIALS => event.new_credentials = Some(credentials(record)),
         kind::NAMESPACE => event.new_namespaces = Some(namespaces(record, call.namespaces)),
         kind::MEMFD => event.file = Some(memfd(text)),
         kind::MODULE => event.module = Some(module(row, text)),
         kind::MOUNT => {
-            let kind = text::given(record, section::SECOND_TEXT).map(|(kind, _)| kind);
             event.mount = Some(Mount {
                 source: text,
-                r#type: kind.unwrap_or_default(),
+                r#type: given(record, section::SECOND_TEXT, event),
             });
         }
         kind::TIME_CHANGE => {
@@ -67,6 +65,17 @@ pub(super) fn call(
     Ok(())
 }
 
+/// A text of the call that is no path.
+fn given(record: &Record<'_>, tag: u8, event: &mut Event) -> String {
+    let Some((text, cut)) = text::given(record, tag) else {
+        return String::new();
+    };
+    if cut {
+        event.syscall.get_or_insert_default().text_truncated_bytes = Some(1);
+    }
+    text
+}
+
 fn argument(call: &Call, position: u8) -> Option<u64> {
     (position != NONE).then(|| call.arguments.get(usize::from(position)).copied())?
 }
@@ -90,6 +99,7 @@ fn syscall(call: &Call, row: &Row, abi: &str) -> Syscall {
         a5,
         text: String::new(),
         time_step_ns: None,
+        text_truncated_bytes: None,
     }
 }
 

@@ -45,6 +45,10 @@ fn walk(section: &Section<'_>) -> Walked {
     };
     if is(section_flags::PSEUDO) {
         let name = below.next().unwrap_or_default();
+        if name == b"/" {
+            // A namespace's file, or another that is named only when it is asked.
+            return walked;
+        }
         walked.memfd = name.starts_with(b"memfd:");
         if walked.memfd {
             walked.path.push('/');

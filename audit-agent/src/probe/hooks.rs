@@ -183,7 +183,7 @@ pub const HOOKS: &[Hook] = &[
         needs: &[
             DESCRIPTORS,
             SOCKETS,
-            &["unix_sock", "unix_address", "tcp_sock"],
+            &["unix_sock", "unix_address", "tcp_sock", "inet_sock"],
         ],
     },
     calls("accept", &[kind::ACCEPT], &[calls::ACCEPT], SOCKET_CALLS),
