@@ -205,7 +205,7 @@ impl Store {
             self.place(prepared, index);
             records += 1;
             if self.over_bound() {
-                Compactor::new(self.clone()).run_once();
+                Compactor::new(self.clone()).run_once("fresh_max_bytes");
             }
         }
         tracing::info!(
