@@ -26,7 +26,8 @@ pub trait Disk: Clone + Send {
 
 pub trait DiskFile: Send {
     fn size_bytes(&self) -> io::Result<u64>;
-    /// Space for `bytes` from the start, as zeros where nothing was written.
+    /// Space for `bytes` from the start, as zeros where nothing was written. An error leaves the file
+    /// as long, and the disk as full, as it was.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     fn truncate(&self, bytes: u64) -> io::Result<()>;
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -79,10 +80,17 @@ impl DiskFile for File {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let before = self.metadata()?.len();
         match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, bytes) {
             // A file system without it (NFS, ZFS) meets a full disk at the write instead.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            other => Ok(other?),
+            Err(error) => {
+                // Some (ext4) keep what they could allocate, which may be all that was left. Without
+                // this nothing else is lost, so the first error is the one to tell.
+                let _ = self.set_len(before);
+                Err(error.into())
+            }
+            Ok(()) => Ok(()),
         }
     }
 

@@ -104,7 +104,7 @@ impl<D: Disk> Log<D> {
             file.truncate(segment.end()).map_err(WalError::at(&path))?;
             recovery.truncated_bytes += bytes.len() as u64;
         }
-        // Where the disk is full, it goes on in what is there.
+        // Where the disk is full, it goes on in what is there and leaves the rest to others.
         let _ = file.allocate(self.options.segment_bytes);
         // What a killed process wrote may be in memory only; and after a failed sync the kernel takes
         // it for written, so it is written again.
@@ -218,11 +218,7 @@ impl<D: Disk> Log<D> {
 
     fn make(&self, path: &Path, room: u64) -> std::io::Result<D::File> {
         let file = self.disk.create(path)?;
-        if let Err(error) = file.allocate(room) {
-            // Some file systems (ext4) keep what they could allocate, which may be all that was left.
-            let _ = file.truncate(0);
-            return Err(error);
-        }
+        file.allocate(room)?;
         file.sync()?;
         self.disk.sync_dir(&self.dir)?;
         Ok(file)

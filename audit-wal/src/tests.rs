@@ -209,22 +209,51 @@ fn ran(command: &mut std::process::Command) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// A failed allocation keeps what it got: then nothing else could be written either.
+/// On ext4 a failed allocation keeps what it got: then nothing else could be written either.
 #[test]
 fn a_segment_that_finds_no_room_leaves_the_room_there_is() {
     let Some(disk) = Ext4::mount(24 << 20) else {
         eprintln!("SKIPPED: no ext4 image can be mounted here (needs root and loop devices)");
         return;
     };
-    let options = Options {
-        segment_bytes: 64 << 20,
-        max_record_bytes: 500,
+    let dir = disk.path().join("log");
+    let small = Options {
+        segment_bytes: 64 << 10,
+        max_record_bytes: 40 << 10,
     };
-    let (mut log, _) = Log::open(&disk.path().join("log"), options).expect("opens");
-    log.append(b"record").expect("append");
+    let large = Options {
+        segment_bytes: 64 << 20,
+        ..small.clone()
+    };
+    let others = |name: &str| {
+        fs::write(disk.path().join(name), vec![1u8; 1 << 20]).expect("there is room for others");
+    };
+    let (mut log, _) = Log::open(&dir, large.clone()).expect("opens");
+    log.append(b"refused").expect("append");
     let refused = log.sync();
     assert!(matches!(refused, Err(WalError::DiskFull(_))), "{refused:?}");
-    fs::write(disk.path().join("other"), vec![1u8; 1 << 20]).expect("there is room for others");
+    others("when a segment is made");
+    drop(log);
+
+    let (mut log, _) = Log::open(&dir, small).expect("opens");
+    log.append(b"first").expect("append");
+    log.sync().expect("there is room for a small segment");
+    drop(log);
+    let path = dir.join(format!("{:016x}.seg", 1));
+    let bytes = |path: &Path| fs::metadata(path).expect("metadata").len();
+    assert_eq!(bytes(&path), 64 << 10);
+    let (mut log, _) = Log::open(&dir, large).expect("opens on a disk that is too small for more");
+    assert_eq!(bytes(&path), 64 << 10, "as long as it was");
+    others("when a segment is taken up");
+    log.append(b"second").expect("append");
+    log.sync().expect("it goes on in what is there");
+    log.append(&[3; 40 << 10]).expect("append");
+    log.append(&[4; 40 << 10]).expect("append");
+    let refused = log.sync();
+    assert!(matches!(refused, Err(WalError::DiskFull(_))), "{refused:?}");
+    others("when another segment is made");
+    let records: Vec<Vec<u8>> = all(&log, 1).into_iter().map(|r| r.1).collect();
+    assert_eq!(records, [b"first".to_vec(), b"second".to_vec()]);
 }
 
 #[test]
