@@ -22,6 +22,8 @@ pub trait Disk: Clone + Send {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Names made and removed in `dir` are durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// A number that nobody can guess. Not of the disk, but a test that repeats needs it to repeat.
+    fn random(&self) -> io::Result<u64>;
 }
 
 pub trait DiskFile: Send {
@@ -71,6 +73,13 @@ impl Disk for System {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn random(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        // Up to 256 bytes come whole.
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(u64::from_le_bytes(bytes))
     }
 }
 
