@@ -423,8 +423,8 @@ fn a_segment_that_finds_no_room_leaves_the_room_there_is() {
     others("when a segment is taken up");
     log.append(b"second").expect("append");
     log.sync().expect("it goes on in what is there");
-    log.append(&[3; 40 << 10]).expect("append");
-    log.append(&[4; 40 << 10]).expect("append");
+    log.append(&vec![3; 40 << 10]).expect("append");
+    log.append(&vec![4; 40 << 10]).expect("append");
     let refused = log.sync();
     assert!(matches!(refused, Err(WalError::DiskFull(_))), "{refused:?}");
     others("when another segment is made");
