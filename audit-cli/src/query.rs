@@ -165,6 +165,13 @@ impl Answer {
                 return Ok(None);
             };
             self.limited |= piece.limited;
+            if piece.missing_events > 0 {
+                eprintln!(
+                    "hostaudit: {} that this may be about could not be looked at: their files are \
+                     missing; `hostaudit status` names them",
+                    display::plural(piece.missing_events, "stored event")
+                );
+            }
             self.left = Buffer::from_vec(piece.arrow_ipc);
         }
     }

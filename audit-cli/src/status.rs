@@ -82,6 +82,10 @@ impl Report<'_> {
             "stored",
             &format!("{stored} in {batches}; not yet in Parquet {fresh}"),
         );
+        if s.missing_events > 0 {
+            let missing = display::plural(s.missing_events, "stored event");
+            self.say("missing", &format!("{missing}, see the problems below"));
+        }
         let (log, table) = (display::bytes(s.wal_bytes), display::bytes(s.table_bytes));
         let files = display::plural(s.table_files, "file");
         self.say("on disk", &format!("log {log}, table {table} in {files}"));
@@ -219,6 +223,7 @@ mod tests {
                 ..Default::default()
             }],
             problems: vec!["the disk is full".to_owned()],
+            missing_events: 17,
             ..Default::default()
         };
         let text = report(
@@ -235,6 +240,7 @@ mod tests {
             "x.yml: no such field",
             "connected",
             "Problem: the disk is full",
+            "17 stored events, see",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }

@@ -177,6 +177,13 @@ impl Reader {
     }
 
     fn page(&mut self, page: &TailResponse) -> Result<()> {
+        if page.missing_events > 0 {
+            self.notice.say(&format!(
+                "{} from here on cannot be shown: their files are missing; `hostaudit status` names \
+                 them",
+                display::plural(page.missing_events, "stored event")
+            ));
+        }
         // Locked for a page only: the lock must not be held while waiting for the next.
         let mut out = Output::new();
         for entry in &page.events {

@@ -4,9 +4,11 @@
 //! Queries run on threads of their own, so that a heavy one does not delay ingest. Bounds: memory
 //! (then spill, then an error), rows, time, and the number of queries at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use arrow::{datatypes::SchemaRef, ipc::writer::StreamWriter, record_batch::RecordBatch};
+use arrow::{
+    datatypes::SchemaRef, error::ArrowError, ipc::writer::StreamWriter, record_batch::RecordBatch,
+};
 use audit_proto::v1::QueryResponse;
 use bytes::Bytes;
 use datafusion::{
@@ -21,20 +23,78 @@ use datafusion::{
     logical_expr::LogicalPlan,
     prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext},
 };
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
+use parquet::errors::ParquetError;
 use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
 
 use crate::{
     alerts::{AlertLog, AlertsTable},
     config,
-    store::{EventsTable, Store},
+    store::{EventsTable, Reading, Store},
 };
 
 /// A piece of a result on the wire, far below the message limit.
 const PIECE_BYTES: usize = 1 << 20;
 /// Pieces waiting for a slow reader.
 const PIECES: usize = 4;
+
+/// Tables as of one moment, and what reading them met.
+pub struct Session {
+    context: SessionContext,
+    reading: Arc<Reading>,
+}
+
+impl std::ops::Deref for Session {
+    type Target = SessionContext;
+
+    fn deref(&self) -> &SessionContext {
+        &self.context
+    }
+}
+
+impl Session {
+    /// DataFusion's error for the person who asked; one of a file says of which.
+    pub async fn status(&self, error: &DataFusionError) -> Status {
+        if !of_a_file(error) {
+            return status(error);
+        }
+        let reading = self.reading.clone();
+        let damaged = tokio::task::spawn_blocking(move || reading.damaged()).await;
+        match damaged.ok().flatten() {
+            Some((path, reason)) => {
+                let path = path.display();
+                tracing::error!(%path, reason, "table file is damaged");
+                Status::data_loss(format!(
+                    "{path}: the file is damaged ({reason}); put it back from a backup. Questions about \
+                     other times are answered"
+                ))
+            }
+            None => status(error),
+        }
+    }
+}
+
+/// What a decoder may do with damaged bytes; nobody else has been seen to.
+fn panicked() -> DataFusionError {
+    let message = "the query panicked, see the collector's log".to_owned();
+    DataFusionError::ParquetError(Box::new(ParquetError::General(message)))
+}
+
+/// Whether it may come of what a table file holds, and not of the question.
+fn of_a_file(error: &DataFusionError) -> bool {
+    match error.find_root() {
+        DataFusionError::ParquetError(_)
+        | DataFusionError::ObjectStore(_)
+        | DataFusionError::IoError(_)
+        | DataFusionError::External(_) => true,
+        DataFusionError::ArrowError(error, _) => matches!(
+            **error,
+            ArrowError::ParquetError(_) | ArrowError::ExternalError(_) | ArrowError::IoError(..)
+        ),
+        _ => false,
+    }
+}
 
 pub struct Engine {
     config: config::Query,
@@ -74,21 +134,22 @@ impl Engine {
     }
 
     /// A session over this moment's rows.
-    pub fn session(&self, raw: bool) -> SqlResult<SessionContext> {
+    pub fn session(&self, raw: bool) -> SqlResult<Session> {
         let config = SessionConfig::new()
             .with_information_schema(true)
             .with_default_catalog_and_schema("hostaudit", "public")
             .set_bool("datafusion.execution.parquet.pushdown_filters", false);
-        let session = SessionContext::new_with_config_rt(config, self.runtime_env.clone());
+        let context = SessionContext::new_with_config_rt(config, self.runtime_env.clone());
+        let reading = Arc::new(Reading::default());
         let snapshot = self.store.snapshot();
         let events = if raw {
-            EventsTable::with_raw(snapshot)
+            EventsTable::with_raw(snapshot, reading.clone())
         } else {
-            EventsTable::new(snapshot)
+            EventsTable::new(snapshot, reading.clone())
         };
-        session.register_table("events", Arc::new(events))?;
-        session.register_table("alerts", Arc::new(AlertsTable::new(self.alerts.clone())))?;
-        Ok(session)
+        context.register_table("events", Arc::new(events))?;
+        context.register_table("alerts", Arc::new(AlertsTable::new(self.alerts.clone())))?;
+        Ok(Session { context, reading })
     }
 
     /// Starts a query; the receiver ends with its last piece or an error.
@@ -114,14 +175,15 @@ impl Engine {
             let Ok(_slot) = slots.acquire_owned().await else {
                 return;
             };
-            let work = answer(&session, &sql, rows, &sender);
+            let work = AssertUnwindSafe(answer(&session, &sql, rows, &sender)).catch_unwind();
             let outcome = tokio::select! {
                 outcome = tokio::time::timeout(Duration::from_secs(timeout_s), work) => outcome,
                 () = sender.closed() => return,
             };
             let failure = match outcome {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => status(&error),
+                Ok(Ok(Ok(()))) => return,
+                Ok(Ok(Err(error))) => session.status(&error).await,
+                Ok(Err(_)) => session.status(&panicked()).await,
                 Err(_) => Status::deadline_exceeded(format!(
                     "the query took longer than {timeout_s} s; narrow it, for example with \
                      `time > now() - interval '1 hour'`, or raise `query.timeout_s`"
@@ -169,7 +231,7 @@ pub async fn plan(session: &SessionContext, sql: &str) -> SqlResult<DataFrame> {
 }
 
 async fn answer(
-    session: &SessionContext,
+    session: &Session,
     sql: &str,
     rows: usize,
     sender: &mpsc::Sender<Result<QueryResponse, Status>>,
@@ -177,12 +239,13 @@ async fn answer(
     // One row more than wanted tells whether the limit cut something.
     let frame = plan(session, sql).await?.limit(0, Some(rows + 1))?;
     let stream = frame.execute_stream().await?;
-    send(stream, rows, sender).await
+    send(stream, rows, &session.reading, sender).await
 }
 
 async fn send(
     mut stream: SendableRecordBatchStream,
     mut left: usize,
+    reading: &Reading,
     sender: &mpsc::Sender<Result<QueryResponse, Status>>,
 ) -> SqlResult<()> {
     let schema: SchemaRef = stream.schema();
@@ -212,6 +275,7 @@ async fn send(
         let last = QueryResponse {
             arrow_ipc: Default::default(),
             limited,
+            missing_events: reading.missing_events(),
         };
         let _ = sender.send(Ok(last)).await;
     }
@@ -225,7 +289,7 @@ async fn pieces(bytes: Vec<u8>, sender: &mpsc::Sender<Result<QueryResponse, Stat
         let piece = bytes.slice(start..bytes.len().min(start + PIECE_BYTES));
         let response = QueryResponse {
             arrow_ipc: piece.to_vec(),
-            limited: false,
+            ..QueryResponse::default()
         };
         if sender.send(Ok(response)).await.is_err() {
             return false;
@@ -255,6 +319,7 @@ pub fn status(error: &DataFusionError) -> Status {
         )),
         DataFusionError::IoError(_)
         | DataFusionError::ObjectStore(_)
+        | DataFusionError::ParquetError(_)
         | DataFusionError::Internal(_) => {
             tracing::warn!(%error, "query failed");
             Status::internal(root.strip_backtrace())

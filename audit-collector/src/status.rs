@@ -47,6 +47,7 @@ impl StatusSource {
             rules_idle: self.rules.idle().to_vec(),
             agents: self.agents(),
             problems: self.problems.list(),
+            missing_events: totals.missing_events,
         }
     }
 

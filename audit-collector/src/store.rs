@@ -8,6 +8,8 @@
 mod compact;
 mod fresh;
 mod manifest;
+mod missing;
+mod reading;
 mod record;
 mod rows;
 mod table;
@@ -33,6 +35,7 @@ use crate::{
 pub use compact::Compactor;
 pub use fresh::Chunk;
 pub use manifest::{Manifest, TableFile, replace_file};
+pub use reading::Reading;
 pub use record::{Prepared, Refused, decode_events, prepare, report_recovery};
 pub use rows::{
     NotAnEvent, POSITION, POSITION_INDEX, RAW_INDEX, RowsBuilder, events, table_schema,
@@ -40,6 +43,7 @@ pub use rows::{
 pub use table::{EventsTable, fresh_columns};
 
 use fresh::Fresh;
+use missing::Missing;
 
 /// A batch's WAL index and an event's place in the batch, in one number that grows.
 pub fn position(wal_index: u64, at: usize) -> i64 {
@@ -107,6 +111,8 @@ pub struct Store {
     /// Records that detection has seen; the WAL keeps the others.
     detected_through: AtomicU64,
     problems: Arc<Problems>,
+    /// Of the manifest, the files that are not served.
+    missing: Arc<Missing>,
     /// Held for its lock on the data directory.
     _lock: File,
 }
@@ -116,6 +122,7 @@ pub struct Store {
 pub struct Snapshot {
     pub dir: PathBuf,
     pub manifest: Arc<Manifest>,
+    pub missing: Arc<Missing>,
     pub chunks: Vec<Arc<Chunk>>,
     /// Events in it.
     pub events: i64,
@@ -124,6 +131,8 @@ pub struct Snapshot {
 #[derive(Debug, Clone, Default)]
 pub struct Totals {
     pub events: i64,
+    /// Of them, those that cannot be served.
+    pub missing_events: i64,
     pub batches: i64,
     pub wal_bytes: u64,
     pub table_bytes: u64,
@@ -135,6 +144,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Snapshot {
+    /// The files that can be read.
+    pub fn files(&self) -> impl Iterator<Item = &TableFile> {
+        let files = self.manifest.files.iter();
+        files.filter(|file| !self.missing.contains(file))
+    }
 }
 
 impl Store {
@@ -156,6 +173,7 @@ impl Store {
         for path in &orphans {
             tracing::warn!(path = %path.display(), "deleted what an unfinished compaction left");
         }
+        let missing = Arc::new(Missing::find(&manifest, dir, &problems));
         let log = open_wal(dir, wal_segment_bytes, &manifest, &problems)?;
         let state = State {
             fresh: Fresh::default(),
@@ -175,6 +193,7 @@ impl Store {
             present: watch::Sender::new(end_position(last)),
             detected_through: AtomicU64::new(0),
             problems,
+            missing,
             _lock: lock_file,
         });
         store.recover()?;
@@ -205,7 +224,7 @@ impl Store {
             self.place(prepared, index);
             records += 1;
             if self.over_bound() {
-                Compactor::new(self.clone()).run_once();
+                Compactor::new(self.clone()).run_once("fresh_max_bytes");
             }
         }
         tracing::info!(
@@ -286,6 +305,7 @@ impl Store {
         Snapshot {
             dir: self.dir.clone(),
             manifest: state.manifest.clone(),
+            missing: self.missing.clone(),
             chunks: state.fresh.chunks().to_vec(),
             events: state.events,
         }
@@ -308,6 +328,7 @@ impl Store {
         let state = lock(&self.state);
         Totals {
             events: state.events,
+            missing_events: self.missing.events(),
             batches: state.batches,
             wal_bytes,
             table_bytes: state.manifest.files.iter().map(|f| f.bytes).sum(),

@@ -26,9 +26,9 @@ use tonic::Status;
 
 use crate::{
     ingest::raised,
-    query::{self, Engine},
+    query::{self, Engine, Session},
     store::{
-        self, Chunk, POSITION, POSITION_INDEX, RAW_INDEX, Snapshot, Store, end_position,
+        self, Chunk, POSITION, POSITION_INDEX, RAW_INDEX, Snapshot, Store, TableFile, end_position,
         fresh_columns, table_schema,
     },
 };
@@ -50,6 +50,8 @@ struct Tail {
     cursor: i64,
     /// Events at or before the cursor.
     seen: i64,
+    /// Files of its past that cannot be served, until it is told.
+    missing: Vec<TableFile>,
     sender: mpsc::Sender<Result<TailResponse, Status>>,
 }
 
@@ -64,11 +66,13 @@ struct Filter {
 enum End {
     Gone,
     Failed(Status),
+    /// The store could not be read.
+    Unread(DataFusionError),
 }
 
 impl From<DataFusionError> for End {
     fn from(error: DataFusionError) -> Self {
-        Self::Failed(query::status(&error))
+        Self::Unread(error)
     }
 }
 
@@ -118,9 +122,12 @@ pub async fn start(
         (cursor, None)
     };
     let filter = Filter::new(&request.r#where, since, &engine).map_err(|e| query::status(&e))?;
-    let seen = seen_at(&engine, &snapshot, cursor, now)
-        .await
-        .map_err(|e| query::status(&e))?;
+    let seen = seen_at(&engine, &snapshot, cursor, now).await?;
+    let missing = snapshot.missing.files().iter();
+    let missing = missing
+        .filter(|f| f.last_position > cursor && since.is_none_or(|since| f.last_time >= since))
+        .cloned()
+        .collect();
     let (sender, receiver) = mpsc::channel(PAGES);
     let mut tail = Tail {
         engine: engine.clone(),
@@ -128,6 +135,7 @@ pub async fn start(
         filter,
         cursor,
         seen,
+        missing,
         sender,
     };
     let until = request.until_now.then_some(now);
@@ -138,9 +146,12 @@ pub async fn start(
                 Err(End::Failed(Status::unavailable("the collector is stopping; resume with the cursor")))
             }
         };
-        if let Err(End::Failed(status)) = end {
-            let _ = tail.sender.send(Err(status)).await;
-        }
+        let status = match end {
+            Ok(()) | Err(End::Gone) => return,
+            Err(End::Failed(status)) => status,
+            Err(End::Unread(error)) => query::status(&error),
+        };
+        let _ = tail.sender.send(Err(status)).await;
     });
     Ok(receiver)
 }
@@ -165,15 +176,25 @@ async fn seen_at(
     snapshot: &Snapshot,
     cursor: i64,
     now: i64,
-) -> Result<i64, DataFusionError> {
+) -> Result<i64, Status> {
     if cursor >= now {
         return Ok(snapshot.events);
     }
-    let frame = engine.session(false)?.table("events").await?;
-    Ok(frame
-        .filter(col(POSITION).lt_eq(lit(cursor)))?
-        .count()
-        .await? as i64)
+    let session = engine.session(false).map_err(|e| query::status(&e))?;
+    let count = async {
+        let frame = session.table("events").await?;
+        frame
+            .filter(col(POSITION).lt_eq(lit(cursor)))?
+            .count()
+            .await
+    };
+    let served = match count.await {
+        Ok(count) => count as i64,
+        Err(error) => return Err(session.status(&error).await),
+    };
+    let missing = snapshot.missing.files().iter();
+    let missing = missing.filter(|f| f.last_position <= cursor);
+    Ok(served + missing.map(|f| f.rows as i64).sum::<i64>())
 }
 
 impl Filter {
@@ -258,9 +279,11 @@ impl Tail {
                 return Ok(());
             }
             if let Some(window) = self.next_window(&snapshot) {
+                self.tell_missing(window.1).await?;
                 self.read_files(window, stop).await?;
                 continue;
             }
+            self.tell_missing(stop).await?;
             let cursor = self.cursor;
             let chunks = snapshot.chunks.iter();
             let later: Vec<&Arc<Chunk>> = chunks
@@ -280,11 +303,7 @@ impl Tail {
 
     /// The next positions to read from files: (after, through).
     fn next_window(&self, snapshot: &Snapshot) -> Option<(i64, i64)> {
-        let later = snapshot
-            .manifest
-            .files
-            .iter()
-            .filter(|f| f.last_position > self.cursor);
+        let later = snapshot.files().filter(|f| f.last_position > self.cursor);
         let next = later.min_by_key(|f| f.first_position.max(self.cursor))?;
         let after = self.cursor.max(next.first_position - 1);
         let batches = next.batches.max(1) as i64;
@@ -298,9 +317,32 @@ impl Tail {
         ))
     }
 
-    async fn read_files(&mut self, (after, through): (i64, i64), stop: i64) -> Result<(), End> {
-        let through = through.min(stop);
+    /// What of it is missing up to `through` is said before what is there.
+    async fn tell_missing(&mut self, through: i64) -> Result<(), End> {
+        let here = self.missing.extract_if(.., |f| f.first_position <= through);
+        let missing_events: i64 = here.map(|f| f.rows as i64).sum();
+        if missing_events == 0 {
+            return Ok(());
+        }
+        self.seen += missing_events;
+        self.respond(Vec::new(), missing_events).await
+    }
+
+    async fn read_files(&mut self, window: (i64, i64), stop: i64) -> Result<(), End> {
         let session = self.engine.session(true)?;
+        match self.read_window(&session, window, stop).await {
+            Err(End::Unread(error)) => Err(End::Failed(session.status(&error).await)),
+            read => read,
+        }
+    }
+
+    async fn read_window(
+        &mut self,
+        session: &Session,
+        (after, through): (i64, i64),
+        stop: i64,
+    ) -> Result<(), End> {
+        let through = through.min(stop);
         let range = col(POSITION)
             .gt(lit(after))
             .and(col(POSITION).lt_eq(lit(through)));
@@ -376,8 +418,16 @@ impl Tail {
     }
 
     async fn send_page(&self, events: Vec<TailEvent>) -> Result<(), End> {
+        self.respond(events, 0).await
+    }
+
+    async fn respond(&self, events: Vec<TailEvent>, missing_events: i64) -> Result<(), End> {
         let behind = (self.store.totals().events - self.seen).max(0);
-        let response = TailResponse { events, behind };
+        let response = TailResponse {
+            events,
+            behind,
+            missing_events,
+        };
         self.sender.send(Ok(response)).await.map_err(|_| End::Gone)
     }
 }

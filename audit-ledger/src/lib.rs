@@ -118,7 +118,8 @@ impl Sealer {
     }
 }
 
-fn leaf(bytes: &[u8]) -> [u8; 32] {
+/// RFC 6962 hash of one event.
+pub fn leaf(bytes: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update([0]);
     hash.update(bytes);
@@ -135,7 +136,11 @@ fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
 
 /// RFC 6962 Merkle tree hash, bottom up: an odd node at the end of a level moves up as it is.
 pub fn root<T: AsRef<[u8]>>(leaves: &[T]) -> [u8; 32] {
-    let mut level: Vec<[u8; 32]> = leaves.iter().map(|l| leaf(l.as_ref())).collect();
+    root_of(leaves.iter().map(|l| leaf(l.as_ref())).collect())
+}
+
+/// As [`root`], of events whose [`leaf`] hashes are there already.
+pub fn root_of(mut level: Vec<[u8; 32]>) -> [u8; 32] {
     while level.len() > 1 {
         level = level
             .chunks(2)

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     Damage, WalError,
     disk::System,
-    segment::{self, Segment},
+    segment::{self, Bounds},
 };
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -28,7 +28,11 @@ pub fn check(dir: &Path, max_record_bytes: u32) -> Result<Report, WalError> {
     };
     for (at, first) in firsts.iter().enumerate() {
         let limit = firsts.get(at + 1).copied();
-        let scan = segment::scan(&System, Segment::new(dir, *first), limit, max_record_bytes)?;
+        let bounds = Bounds {
+            limit,
+            max_record_bytes,
+        };
+        let scan = segment::scan(&System, dir, *first, bounds)?;
         report.records += scan.records;
         report.last_index = scan.next - 1;
         report.damaged.extend(scan.damage);

@@ -22,11 +22,14 @@ pub trait Disk: Clone + Send {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Names made and removed in `dir` are durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// A number that nobody can guess. Not of the disk, but a test that repeats needs it to repeat.
+    fn random(&self) -> io::Result<u64>;
 }
 
 pub trait DiskFile: Send {
     fn size_bytes(&self) -> io::Result<u64>;
-    /// Space for `bytes` from the start, as zeros where nothing was written.
+    /// Space for `bytes` from the start, as zeros where nothing was written. An error leaves the file
+    /// as long, and the disk as full, as it was.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     fn truncate(&self, bytes: u64) -> io::Result<()>;
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -71,6 +74,13 @@ impl Disk for System {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
+
+    fn random(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        // Up to 256 bytes come whole.
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(u64::from_le_bytes(bytes))
+    }
 }
 
 impl DiskFile for File {
@@ -79,10 +89,17 @@ impl DiskFile for File {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let before = self.metadata()?.len();
         match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, bytes) {
             // A file system without it (NFS, ZFS) meets a full disk at the write instead.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            other => Ok(other?),
+            Err(error) => {
+                // Some (ext4) keep what they could allocate, which may be all that was left. Without
+                // this nothing else is lost, so the first error is the one to tell.
+                let _ = self.set_len(before);
+                Err(error.into())
+            }
+            Ok(()) => Ok(()),
         }
     }
 

@@ -3,17 +3,25 @@
 //!
 //! # Format
 //!
-//! A segment file `%016x.seg` is named by the index of its first record and is a run of frames, then
-//! zeros. A frame begins at a multiple of 8 bytes; integers are little-endian:
+//! A segment file `%016x.seg` is named by the index of its first record. It is a header, a run of
+//! frames, then zeros; integers are little-endian.
+//!
+//! The header is 16 bytes at the start and again at 4096, in case a bad disk takes a block: `wal2`,
+//! the CRC-32C of the other twelve bytes, and 8 random ones, the segment's salt. Frames begin behind
+//! the second copy, each at a multiple of 8 bytes:
 //!
 //! | bytes | field |
 //! |---|---|
+//! | 4 | CRC-32C of the next four fields, begun with the salt's first half |
 //! | 4 | length of the record, 1 to `max_record_bytes` |
-//! | 4 | CRC-32C of the length, of all that follows it, and of the record |
+//! | 4 | CRC-32C of the record, begun with the salt's second half |
 //! | 8 | index; the first of a log is 1, each next one greater |
 //! | 8 | greatest index that was durable when this frame was written |
 //! | length | the record |
 //! | 0 to 7 | zeros |
+//!
+//! Who chooses what is recorded does not know the salt, so no bytes inside a record are ever taken
+//! for a frame, also where damage makes the log look for the next one.
 //!
 //! Segments are allocated in full when they are made, so that a full disk is met there, with nothing
 //! at risk, and a sync has no new length to write. A segment that is full gives its rest back.
@@ -21,7 +29,7 @@
 //! # Writing
 //!
 //! [`Log::append`] only encodes; [`Log::sync`] writes everything appended at once and syncs once,
-//! which is the group commit. A segment's name is durable before its first record is. After a failed
+//! which is the group commit. A segment's name and header are durable before its first record is. After a failed
 //! write or sync nobody knows what is on disk, so the log goes on in a new segment, whose name says
 //! where the old one ends: what was refused cannot come back behind what is written later.
 //!
@@ -38,6 +46,7 @@
 mod check;
 mod disk;
 mod frame;
+mod header;
 mod lock;
 mod log;
 mod reader;

@@ -8,10 +8,10 @@ use std::{
 use crate::{
     Options, Recovery, WalError,
     disk::{Disk, DiskFile, System},
-    frame::{self, Frame},
-    lock,
+    frame::{self, Frame, Salt},
+    header, lock,
     reader::Reader,
-    segment::{self, Segment},
+    segment::{self, Bounds, Segment},
 };
 
 /// Segments, and what is appended but not yet synced.
@@ -21,8 +21,8 @@ pub struct Log<D: Disk = System> {
     dir: PathBuf,
     options: Options,
     segments: Vec<Segment>,
-    /// The last segment; `None` after a failure, until a new one is made.
-    file: Option<D::File>,
+    /// The last segment and its salt; `None` after a failure, until a new one is made.
+    file: Option<(D::File, Salt)>,
     /// Bytes allocated in it.
     room: u64,
     /// The greatest durable index.
@@ -65,9 +65,12 @@ impl<D: Disk> Log<D> {
             _lock: None,
         };
         for (at, first) in firsts.iter().enumerate() {
-            let segment = Segment::new(dir, *first);
             let limit = firsts.get(at + 1).copied();
-            let scan = segment::scan(&log.disk, segment, limit, log.options.max_record_bytes)?;
+            let bounds = Bounds {
+                limit,
+                max_record_bytes: log.options.max_record_bytes,
+            };
+            let scan = segment::scan(&log.disk, dir, *first, bounds)?;
             recovery.records += scan.records;
             recovery.damaged.extend(scan.damage);
             log.durable = scan.next - 1;
@@ -89,6 +92,14 @@ impl<D: Disk> Log<D> {
         let Some(segment) = self.segments.last() else {
             return Ok(());
         };
+        // A process that was killed may not have made its name durable.
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(WalError::at(&self.dir))?;
+        let Some(salt) = segment.salt else {
+            // It takes no record: the next one begins another segment, or this one anew.
+            return Ok(());
+        };
         let path = segment.path.clone();
         let file = self.disk.open(&path, true).map_err(WalError::at(&path))?;
         if let Some(bytes) = tail {
@@ -104,19 +115,16 @@ impl<D: Disk> Log<D> {
             file.truncate(segment.end()).map_err(WalError::at(&path))?;
             recovery.truncated_bytes += bytes.len() as u64;
         }
-        // Where the disk is full, it goes on in what is there.
+        // Where the disk is full, it goes on in what is there and leaves the rest to others.
         let _ = file.allocate(self.options.segment_bytes);
         // What a killed process wrote may be in memory only; and after a failed sync the kernel takes
         // it for written, so it is written again.
-        file.write_at(unproven, *offset)
+        file.write_at(&header::write(salt), 0)
+            .and_then(|()| file.write_at(unproven, *offset))
             .map_err(WalError::at(&path))?;
         file.sync().map_err(WalError::at(&path))?;
-        // Nor is its name durable for certain.
-        self.disk
-            .sync_dir(&self.dir)
-            .map_err(WalError::at(&self.dir))?;
         self.room = file.size_bytes().map_err(WalError::at(&path))?;
-        self.file = Some(file);
+        self.file = Some((file, salt));
         Ok(())
     }
 
@@ -170,9 +178,14 @@ impl<D: Disk> Log<D> {
         if self.file.is_none() || end + bytes > self.room {
             self.roll(bytes)?;
         }
-        let (Some(file), Some(segment)) = (&self.file, self.segments.last_mut()) else {
+        let (Some((file, salt)), Some(segment)) = (&self.file, self.segments.last_mut()) else {
             return Ok(());
         };
+        let mut at = 0;
+        for size in &self.sizes {
+            frame::stamp(&mut self.pending[at..], *salt);
+            at += *size as usize;
+        }
         let written = file
             .write_at(&self.pending, segment.end())
             .and_then(|()| file.sync());
@@ -194,12 +207,13 @@ impl<D: Disk> Log<D> {
     fn roll(&mut self, least: u64) -> Result<(), WalError> {
         // From here on a segment of the new name may be on disk, and ends the one before it.
         let full = self.file.take();
-        let segment = Segment::new(&self.dir, self.durable + 1);
-        let room = self.options.segment_bytes.max(least);
+        let salt = self.disk.random().map_err(WalError::at(&self.dir))?;
+        let segment = Segment::new(&self.dir, self.durable + 1, Some(salt));
+        let room = self.options.segment_bytes.max(segment.end() + least);
         let file = self
-            .make(&segment.path, room)
+            .make(&segment.path, room, salt)
             .map_err(WalError::at(&segment.path))?;
-        if let (Some(full), Some(last)) = (full, self.segments.last()) {
+        if let (Some((full, _)), Some(last)) = (full, self.segments.last()) {
             // Only space: zeros behind the last frame say the same.
             let _ = full.truncate(last.end());
         }
@@ -211,18 +225,15 @@ impl<D: Disk> Log<D> {
             self.segments.pop();
         }
         self.segments.push(segment);
-        self.file = Some(file);
+        self.file = Some((file, salt));
         self.room = room;
         Ok(())
     }
 
-    fn make(&self, path: &Path, room: u64) -> std::io::Result<D::File> {
+    fn make(&self, path: &Path, room: u64, salt: Salt) -> std::io::Result<D::File> {
         let file = self.disk.create(path)?;
-        if let Err(error) = file.allocate(room) {
-            // Some file systems (ext4) keep what they could allocate, which may be all that was left.
-            let _ = file.truncate(0);
-            return Err(error);
-        }
+        file.allocate(room)?;
+        file.write_at(&header::write(salt), 0)?;
         file.sync()?;
         self.disk.sync_dir(&self.dir)?;
         Ok(file)
@@ -237,7 +248,7 @@ impl<D: Disk> Log<D> {
         self.durable + self.sizes.len() as u64 + 1
     }
 
-    /// Bytes of durable frames.
+    /// Bytes of durable frames, and of the headers of their segments.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(Segment::end).sum()
     }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use crate::{Disk, DiskFile, Log, Options, WalError};
+use crate::{Disk, DiskFile, Log, Options, WalError, header};
 
 /// xorshift64*: a seed is a history.
 #[derive(Debug, Clone)]
@@ -188,6 +188,12 @@ impl Disk for Simulated {
         state.durable_names = state.names.clone();
         Ok(())
     }
+
+    fn random(&self) -> io::Result<u64> {
+        let mut state = self.state();
+        state.fails()?;
+        Ok(state.random.below(1 << 31) << 32 | state.random.below(1 << 31))
+    }
 }
 
 impl DiskFile for SimulatedFile {
@@ -271,7 +277,7 @@ const DIR: &str = "/log";
 
 fn options() -> Options {
     Options {
-        segment_bytes: 600,
+        segment_bytes: header::BYTES as u64 + 600,
         max_record_bytes: 300,
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use crate::{
     WalError,
     disk::{Disk, DiskFile, System},
-    frame,
+    frame::{self, Salt},
     segment::Segment,
 };
 
@@ -25,6 +25,7 @@ pub struct Reader<D: Disk = System> {
 /// A segment that is being read: its runs last to first, and what of the file is in memory.
 struct Open<F> {
     segment: Segment,
+    salt: Salt,
     file: F,
     runs: Vec<(u64, u64)>,
     /// Where `buffer` begins in the file.
@@ -50,7 +51,9 @@ impl<D: Disk> Reader<D> {
                 let Some(segment) = self.segments.next() else {
                     return Ok(None);
                 };
-                self.open = Some(self.begin(segment)?);
+                if let Some(salt) = segment.salt {
+                    self.open = Some(self.begin(segment, salt)?);
+                }
                 continue;
             };
             let path = open.segment.path.clone();
@@ -65,7 +68,7 @@ impl<D: Disk> Reader<D> {
         }
     }
 
-    fn begin(&self, segment: Segment) -> Result<Open<D::File>, WalError> {
+    fn begin(&self, segment: Segment, salt: Salt) -> Result<Open<D::File>, WalError> {
         let file = self
             .disk
             .open(&segment.path, false)
@@ -78,6 +81,7 @@ impl<D: Disk> Reader<D> {
         runs.reverse();
         Ok(Open {
             segment,
+            salt,
             file,
             runs,
             offset: 0,
@@ -101,7 +105,7 @@ impl<F: DiskFile> Open<F> {
             let bytes = frame::record_bytes(&self.buffer[self.used..], max_record_bytes);
             let size = bytes.map_or(0, frame::size);
             self.need(at, size)?;
-            let frame = frame::read(&self.buffer[self.used..], max_record_bytes);
+            let frame = frame::read(&self.buffer[self.used..], self.salt, max_record_bytes);
             let Some(frame) = frame else {
                 let message = format!("the record at byte {at} no longer checks out");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));

@@ -10,7 +10,8 @@ use std::{
 use crate::{
     Damage, WalError,
     disk::{Disk, DiskFile},
-    frame,
+    frame::{self, Salt},
+    header,
 };
 
 /// Distance of remembered offsets: a reader skips at most this much to find its index.
@@ -22,6 +23,8 @@ const EXTENSION: &str = "seg";
 pub struct Segment {
     pub path: Arc<PathBuf>,
     pub first: u64,
+    /// Without one it holds no record that can be told from other bytes, and takes none.
+    pub salt: Option<Salt>,
     /// Where its frames are. More than one only where damage lies between them.
     pub runs: Vec<Run>,
 }
@@ -59,11 +62,12 @@ impl Run {
 }
 
 impl Segment {
-    pub fn new(dir: &Path, first: u64) -> Self {
+    pub fn new(dir: &Path, first: u64, salt: Option<Salt>) -> Self {
         Self {
-            path: Arc::new(dir.join(format!("{first:016x}.{EXTENSION}"))),
+            path: Arc::new(path(dir, first)),
             first,
-            runs: vec![Run::new(first, 0)],
+            salt,
+            runs: vec![Run::new(first, header::BYTES as u64)],
         }
     }
 
@@ -77,16 +81,20 @@ impl Segment {
     }
 }
 
+fn path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:016x}.{EXTENSION}"))
+}
+
 /// The segments in `dir`, in order of their first index.
 pub fn list<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<u64>, WalError> {
     let paths = disk.list(dir).map_err(WalError::at(dir))?;
     let mut firsts: Vec<u64> = paths
         .iter()
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
-        .filter_map(|path| {
-            let first = u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()?;
+        .filter_map(|found| {
+            let first = u64::from_str_radix(found.file_stem()?.to_str()?, 16).ok()?;
             // Another spelling of the number is another file, and indexes begin at 1.
-            (first > 0 && *Segment::new(dir, first).path == **path).then_some(first)
+            (first > 0 && path(dir, first) == *found).then_some(first)
         })
         .collect();
     firsts.sort_unstable();
@@ -106,71 +114,93 @@ pub struct Scan {
     pub tail: Option<Vec<u8>>,
 }
 
-/// Reads a whole segment. `limit` is the first index of the next one: it ends this segment, and
-/// proves that all before it were durable.
-pub fn scan<D: Disk>(
-    disk: &D,
-    segment: Segment,
-    limit: Option<u64>,
-    max_record_bytes: u32,
-) -> Result<Scan, WalError> {
-    let path = segment.path.clone();
+/// What a scan knows before it begins.
+#[derive(Clone, Copy)]
+pub struct Bounds {
+    /// The first index of the next segment: it ends this one, and proves that all before it were
+    /// durable.
+    pub limit: Option<u64>,
+    pub max_record_bytes: u32,
+}
+
+/// Reads the whole segment of `dir` that begins with `first`.
+pub fn scan<D: Disk>(disk: &D, dir: &Path, first: u64, bounds: Bounds) -> Result<Scan, WalError> {
+    let path = path(dir, first);
     let bytes = read_all(disk, &path).map_err(WalError::at(&path))?;
+    let salt = header::read(&bytes);
     let mut scan = Scan {
-        next: segment.first,
-        segment,
+        segment: Segment::new(dir, first, salt),
         records: 0,
+        next: first,
         damage: Vec::new(),
         unproven: (0, Vec::new()),
         tail: None,
     };
-    let mut unproven = VecDeque::new();
-    let within = |index: u64| limit.is_none_or(|limit| index < limit);
-    let mut at = 0;
-    loop {
-        let rest = bytes.get(at..).unwrap_or_default();
-        match frame::read(rest, max_record_bytes) {
-            Some(frame) if frame.index == scan.next && within(frame.index) => {
-                let size = frame::size(frame.record.len());
-                while unproven
-                    .front()
-                    .is_some_and(|(index, _)| *index <= frame.durable)
-                {
-                    unproven.pop_front();
-                }
-                unproven.push_back((frame.index, at));
-                scan.accept(frame.index, size as u64);
-                at += size;
-            }
-            _ => match proof(&bytes, at, scan.next, limit, max_record_bytes) {
-                Some((found, index)) => {
-                    scan.skip(at as u64, index - 1);
-                    unproven.clear();
-                    scan.segment.runs.push(Run::new(index, found as u64));
-                    scan.next = index;
-                    at = found;
-                }
-                None => break,
-            },
+    match salt {
+        Some(salt) => scan.frames(&bytes, salt, bounds),
+        // Frames are only written behind a durable header: of at least one record it is gone.
+        None if bytes.iter().skip(header::BYTES).any(|byte| *byte != 0) => {
+            let next = bounds.limit.unwrap_or(first + 1);
+            scan.skip(0, next - 1);
+            scan.next = next;
         }
+        None => scan.end(0, bounds),
     }
-    if let Some(limit) = limit
-        && scan.next < limit
-    {
-        scan.skip(at as u64, limit - 1);
-        scan.next = limit;
-    }
-    let tail = bytes.get(at..).unwrap_or_default();
-    if tail.iter().any(|byte| *byte != 0) {
-        scan.tail = Some(tail.to_vec());
-    }
-    let from = unproven.front().map_or(at, |(_, offset)| *offset);
-    let last = bytes.get(from..at.min(bytes.len())).unwrap_or_default();
-    scan.unproven = (from as u64, last.to_vec());
     Ok(scan)
 }
 
 impl Scan {
+    fn frames(&mut self, bytes: &[u8], salt: Salt, bounds: Bounds) {
+        let mut unproven = VecDeque::new();
+        let within = |index: u64| bounds.limit.is_none_or(|limit| index < limit);
+        let mut at = header::BYTES;
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            match frame::read(rest, salt, bounds.max_record_bytes) {
+                Some(frame) if frame.index == self.next && within(frame.index) => {
+                    let size = frame::size(frame.record.len());
+                    while unproven
+                        .front()
+                        .is_some_and(|(index, _)| *index <= frame.durable)
+                    {
+                        unproven.pop_front();
+                    }
+                    unproven.push_back((frame.index, at));
+                    self.accept(frame.index, size as u64);
+                    at += size;
+                }
+                _ => match proof(bytes, at, self.next, salt, bounds) {
+                    Some((found, index)) => {
+                        self.skip(at as u64, index - 1);
+                        unproven.clear();
+                        self.segment.runs.push(Run::new(index, found as u64));
+                        self.next = index;
+                        at = found;
+                    }
+                    None => break,
+                },
+            }
+        }
+        self.end(at, bounds);
+        let tail = bytes.get(at..).unwrap_or_default();
+        if tail.iter().any(|byte| *byte != 0) {
+            self.tail = Some(tail.to_vec());
+        }
+        let from = unproven.front().map_or(at, |(_, offset)| *offset);
+        let last = bytes.get(from..at.min(bytes.len())).unwrap_or_default();
+        self.unproven = (from as u64, last.to_vec());
+    }
+
+    /// No frame is found at `at` or behind it.
+    fn end(&mut self, at: usize, bounds: Bounds) {
+        if let Some(limit) = bounds.limit
+            && self.next < limit
+        {
+            self.skip(at as u64, limit - 1);
+            self.next = limit;
+        }
+    }
+
     fn accept(&mut self, index: u64, bytes: u64) {
         if let Some(run) = self.segment.last_run() {
             run.add(index, bytes);
@@ -194,18 +224,19 @@ fn proof(
     bytes: &[u8],
     at: usize,
     missing: u64,
-    limit: Option<u64>,
-    max_record_bytes: u32,
+    salt: Salt,
+    bounds: Bounds,
 ) -> Option<(usize, u64)> {
-    let mut from = at + 1;
-    while let Some((found, frame)) = frame::find(bytes, from, max_record_bytes) {
-        let belongs = frame.index > missing && limit.is_none_or(|limit| frame.index < limit);
-        if belongs && (frame.durable >= missing || limit.is_some()) {
-            return Some((found, frame.index));
-        }
-        from = found + 1;
-    }
-    None
+    let limit = bounds.limit.unwrap_or(u64::MAX);
+    let plausible = |found: usize, index: u64, durable: u64| {
+        // The frames of those between were between.
+        let most = ((found - at) / frame::size(1)) as u64;
+        (missing + 1..limit.min(missing.saturating_add(most + 1))).contains(&index)
+            && durable < index
+            && (durable >= missing || bounds.limit.is_some())
+    };
+    frame::find(bytes, at + 1, salt, bounds.max_record_bytes, plausible)
+        .map(|(found, frame)| (found, frame.index))
 }
 
 fn read_all<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u8>> {

@@ -117,13 +117,35 @@ fn only(folder: &str, word: &str, places: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The crates of this workspace that ship (so not `tests` and `xtask`) and depend on `name`.
+fn dependents(name: &str) -> Result<BTreeSet<&'static str>> {
+    let mut found = BTreeSet::new();
+    for (folder, _) in MAY_DEPEND_ON {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml"))?;
+        let depends = manifest
+            .lines()
+            .any(|line| line.split(['.', ' ']).next() == Some(name));
+        if depends {
+            found.insert(folder);
+        }
+    }
+    Ok(found)
+}
+
 #[test]
 fn only_the_probe_touches_aya() -> Result<()> {
+    ensure!(dependents("aya")? == BTreeSet::from(["audit-agent"]));
     only("audit-agent", "aya::", &["probe"])
 }
 
 #[test]
 fn only_the_wire_touches_tonic() -> Result<()> {
+    let may = BTreeSet::from(["proto", "audit-agent", "audit-collector", "audit-cli"]);
+    let found = dependents("tonic")?;
+    ensure!(
+        found == may,
+        "tonic is a dependency of {found:?}, not of {may:?}"
+    );
     only("audit-agent", "tonic::", &["ship"])?;
     only(
         "audit-collector",

@@ -6,7 +6,7 @@
 //! rows do not give its root is written again with the original bytes in `raw`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arrow::{
@@ -90,7 +90,9 @@ impl Compactor {
     /// Compacts whenever there is enough to, until `stop`.
     pub fn run(&self, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) {
-            if self.due() && !self.run_once() {
+            if let Some(reason) = self.due()
+                && !self.run_once(reason)
+            {
                 let mut waited = Duration::ZERO;
                 while waited < RETRY && !stop.load(Ordering::Acquire) {
                     std::thread::sleep(Duration::from_millis(100));
@@ -105,7 +107,8 @@ impl Compactor {
         }
     }
 
-    fn due(&self) -> bool {
+    /// The configuration key whose bound is reached.
+    fn due(&self) -> Option<&'static str> {
         let state = lock(&self.store.state);
         let config = &self.store.config;
         let age = state
@@ -113,14 +116,20 @@ impl Compactor {
             .oldest()
             .map(|t| t.elapsed())
             .unwrap_or_default();
-        state.fresh.rows() >= config.compact_rows
-            || state.fresh.bytes() >= config.fresh_max_bytes / 2
-            || age >= Duration::from_secs(config.compact_after_s)
+        if state.fresh.rows() >= config.compact_rows {
+            Some("compact_rows")
+        } else if state.fresh.bytes() >= config.fresh_max_bytes / 2 {
+            Some("half of fresh_max_bytes")
+        } else if age >= Duration::from_secs(config.compact_after_s) {
+            Some("compact_after_s")
+        } else {
+            None
+        }
     }
 
     /// Compacts all there is; false when it failed and the rows stay where they are.
-    pub fn run_once(&self) -> bool {
-        match self.compact() {
+    pub fn run_once(&self, reason: &str) -> bool {
+        match self.compact(reason) {
             Ok(()) => {
                 self.store.problems.clear("compaction");
                 true
@@ -132,7 +141,8 @@ impl Compactor {
         }
     }
 
-    fn compact(&self) -> Result<(), CompactError> {
+    fn compact(&self, reason: &str) -> Result<(), CompactError> {
+        let began = Instant::now();
         let (chunks, mut manifest) = {
             let mut state = lock(&self.store.state);
             let chunks = state.fresh.set_border();
@@ -159,13 +169,15 @@ impl Compactor {
                 source,
             })?;
         let files = manifest.files.len();
+        let events: usize = chunks.iter().map(|chunk| chunk.rows).sum();
         {
             let mut state = lock(&self.store.state);
             state.manifest = Arc::new(manifest);
             state.fresh.remove_through(through);
         }
         self.store.room.notify_all();
-        tracing::info!(through, files, "compacted");
+        let took_ms = began.elapsed().as_millis() as u64;
+        tracing::info!(through, files, events, took_ms, reason, "compacted");
         self.store.drop_wal()?;
         Ok(())
     }
@@ -370,40 +382,48 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
     let mut reader = ParquetRecordBatchReaderBuilder::try_new(file)?
         .with_batch_size(8192)
         .build()?;
-    let mut pending: std::collections::VecDeque<Vec<u8>> = std::collections::VecDeque::new();
+    let mut pending = VecDeque::new();
     let mut wrong = Vec::new();
     for placed in batches {
         while pending.len() < placed.events {
             match reader.next() {
-                Some(batch) => pending.extend(encoded_events(&batch?)?),
+                Some(batch) => hash_events(&batch?, &mut pending)?,
                 None => return Ok(batches.iter().map(|b| b.wal_index).collect()),
             }
         }
-        let leaves: Vec<Vec<u8>> = pending.drain(..placed.events).collect();
+        let leaves = pending.drain(..placed.events).collect();
         let header = BatchHeader::decode(&placed.header[..]);
-        if !header.is_ok_and(|header| record::root(&leaves)[..] == header.root[..]) {
+        if !header.is_ok_and(|header| audit_ledger::root_of(leaves)[..] == header.root[..]) {
             wrong.push(placed.wal_index);
         }
     }
     Ok(wrong)
 }
 
-fn encoded_events(batch: &RecordBatch) -> Result<Vec<Vec<u8>>, CompactError> {
+/// Rebuilds the events of some rows and appends the hash of each one's bytes. A block of them at a
+/// time, because events column by column are only fast where all of them stay in the cache.
+fn hash_events(batch: &RecordBatch, hashes: &mut VecDeque<[u8; 32]>) -> Result<(), CompactError> {
     let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
         .iter()
         .map(|array| (array.null_count() < array.len()).then(|| array.clone()))
         .collect();
-    let rows: Vec<usize> = (0..batch.num_rows()).collect();
     let raw: &BinaryArray = batch.column(rows::RAW_INDEX).as_binary();
-    let events = rows::events(&columns, &rows)?;
-    Ok(events
-        .into_iter()
-        .enumerate()
-        .map(|(row, event)| match raw.is_valid(row) {
-            true => raw.value(row).to_vec(),
-            false => event.encode_to_vec(),
-        })
-        .collect())
+    let rows: Vec<usize> = (0..batch.num_rows()).collect();
+    let mut bytes = Vec::new();
+    for block in rows.chunks(rows::BLOCK_EVENTS) {
+        for (&row, event) in block.iter().zip(rows::events(&columns, block)?) {
+            let hash = if raw.is_valid(row) {
+                audit_ledger::leaf(raw.value(row))
+            } else {
+                bytes.clear();
+                // Into a Vec, which grows.
+                let _ = event.encode(&mut bytes);
+                audit_ledger::leaf(&bytes)
+            };
+            hashes.push_back(hash);
+        }
+    }
+    Ok(())
 }
 
 /// WAL index, event count and header of each batch, length-prefixed: enough to prove a row later.

@@ -60,11 +60,6 @@ pub fn decode_events(record: &[u8]) -> Result<Vec<Event>, Refused> {
         .collect()
 }
 
-/// RFC 6962 root of encoded events.
-pub fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
-    ledger::root(leaves)
-}
-
 /// Verifies a record and decodes its events into columns, each event once.
 pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
     let batch = Batch::decode(record)?;

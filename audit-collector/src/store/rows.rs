@@ -229,7 +229,7 @@ pub struct NotAnEvent {
 
 /// Rebuilds the events `rows` of some columns; `columns[i]` belongs to `COLUMNS[i]`.
 pub fn events(columns: &[Option<ArrayRef>], rows: &[usize]) -> Result<Vec<Event>, NotAnEvent> {
-    let mut events = vec![Event::default(); rows.len()];
+    let mut events: Vec<Event> = rows.iter().map(|_| Event::default()).collect();
     for (at, array) in columns.iter().take(COLUMNS.len()).enumerate() {
         let Some(array) = array else { continue };
         let cell = reader(array).ok_or_else(|| not_an_event(at, array))?;

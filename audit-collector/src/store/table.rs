@@ -30,6 +30,7 @@ use datafusion::{
 
 use super::{
     Chunk, Snapshot, TableFile,
+    reading::{Readers, Reading},
     rows::{self, POSITION, POSITION_INDEX, RAW_INDEX},
 };
 
@@ -37,24 +38,27 @@ use super::{
 pub struct EventsTable {
     schema: SchemaRef,
     snapshot: Snapshot,
+    reading: Arc<Reading>,
 }
 
 impl EventsTable {
     /// As SQL sees it.
-    pub fn new(snapshot: Snapshot) -> Self {
+    pub fn new(snapshot: Snapshot, reading: Arc<Reading>) -> Self {
         Self {
             schema: rows::table_schema(),
             snapshot,
+            reading,
         }
     }
 
     /// With the column `raw`, from which alone some events come back exactly.
-    pub fn with_raw(snapshot: Snapshot) -> Self {
+    pub fn with_raw(snapshot: Snapshot, reading: Arc<Reading>) -> Self {
         let mut fields = rows::table_schema().fields().to_vec();
         fields.push(rows::file_schema().fields()[RAW_INDEX].clone());
         Self {
             schema: Arc::new(arrow::datatypes::Schema::new(fields)),
             snapshot,
+            reading,
         }
     }
 
@@ -66,18 +70,23 @@ impl EventsTable {
         limit: Option<usize>,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let bounds = Bounds::of(filters);
-        let files: Vec<&TableFile> = self
-            .snapshot
-            .manifest
-            .files
-            .iter()
+        let missing = self.snapshot.missing.files().iter();
+        missing
             .filter(|f| bounds.touch_file(f))
-            .collect();
+            .for_each(|f| self.reading.lacks(f));
+        let served = self.snapshot.files();
+        let files: Vec<&TableFile> = served.filter(|f| bounds.touch_file(f)).collect();
         if files.is_empty() {
             return Ok(None);
         }
+        let url = ObjectStoreUrl::local_filesystem();
+        let readers = Readers::new(
+            state.runtime_env().object_store(&url)?,
+            self.reading.clone(),
+        );
         let mut source = ParquetSource::new(self.schema.clone())
-            .with_table_parquet_options(state.table_options().parquet.clone());
+            .with_table_parquet_options(state.table_options().parquet.clone())
+            .with_parquet_file_reader_factory(Arc::new(readers));
         if let Some(filter) = conjunction(filters.to_vec()) {
             let schema = DFSchema::try_from(self.schema.clone())?;
             source = source.with_predicate(state.create_physical_expr(filter, &schema)?);
@@ -88,10 +97,9 @@ impl EventsTable {
         for (at, file) in files.into_iter().enumerate() {
             groups[at % count].push(partitioned_file(&self.snapshot.dir, file)?);
         }
-        let mut builder =
-            FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
-                .with_projection_indices(projection.cloned())?
-                .with_limit(limit.filter(|_| filters.is_empty()));
+        let mut builder = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit.filter(|_| filters.is_empty()));
         for group in groups {
             builder = builder.with_file_group(FileGroup::new(group));
         }

@@ -10,7 +10,8 @@ use std::{
 use audit_proto::{Message as _, v1::TailRequest};
 
 use crate::support::{
-    Agent, Collector, Session, config, connect, deliver, eventually, number, status, table, tail,
+    Agent, Collector, Session, config, connect, deliver, eventually, number, parquet_files, status,
+    table, tail,
 };
 
 fn spawn(dir: &Path, options: &[&str]) -> Child {
@@ -34,14 +35,6 @@ fn spawn(dir: &Path, options: &[&str]) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .expect("starts")
-}
-
-fn parquet_files(data: &Path) -> Vec<std::path::PathBuf> {
-    let days = fs::read_dir(data.join("events")).expect("events");
-    days.flat_map(|day| fs::read_dir(day.expect("day").path()).expect("day"))
-        .map(|file| file.expect("file").path())
-        .filter(|path| path.extension().is_some_and(|e| e == "parquet"))
-        .collect()
 }
 
 const EXACT: &str = "select count(*) n, count(distinct id) ids, count(distinct position) positions, \

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod crash;
+mod damage;
 mod delivery;
 mod full_disk;
 mod network;

@@ -322,3 +322,15 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl Fn
     }
     panic!("did not happen: {what}");
 }
+
+/// In order of their names, which is that of their events.
+pub fn parquet_files(data: &Path) -> Vec<PathBuf> {
+    let days = std::fs::read_dir(data.join("events")).expect("events");
+    let mut files: Vec<PathBuf> = days
+        .flat_map(|day| std::fs::read_dir(day.expect("day").path()).expect("day"))
+        .map(|file| file.expect("file").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "parquet"))
+        .collect();
+    files.sort();
+    files
+}
