@@ -85,17 +85,17 @@ fn floods_stay_within_the_promised_memory() {
     for round in 0..3000_u32 {
         take(
             1 + round % 2,
-            &response(round, 1, 0, 1 << 25 | round * 64, 64),
+            &response(round, 1, 0, (1 << 25) + round * 64, 64),
         );
     }
     for round in 0..6000_u32 {
         take(
             round % 1200,
-            &response(round, 20, 1, 1 << 26 | round * 16, 16),
+            &response(round, 20, 1, (1 << 26) + round * 16, 16),
         );
     }
     for round in 0..3000_u32 {
-        take(round % 7, &response(round, 59, 4, 1 << 27 | round * 8, 8));
+        take(round % 7, &response(round, 59, 4, (1 << 27) + round * 8, 8));
     }
     let counters = names.counters();
     println!("{most_bytes} bytes at most, {MEMORY_BYTES} promised; {counters:?}");
