@@ -170,6 +170,20 @@ impl Slots {
         std::iter::successors(list.oldest(), newer)
     }
 
+    /// Every slot that was ever used is in use or free, and the slab did not grow.
+    #[cfg(test)]
+    pub fn check(&self, entries: usize) {
+        let mut free = 0;
+        let mut at = self.free;
+        while at != NONE {
+            free += 1;
+            assert!(free <= self.slots.len(), "the free list goes round");
+            at = self.get(at).chained;
+        }
+        assert_eq!(self.used + free, self.slots.len());
+        assert_eq!(self.slots.capacity(), entries);
+    }
+
     fn link(&mut self, list: &mut List, at: u32) {
         let older = std::mem::replace(&mut list.newest, at);
         if older == NONE {

@@ -49,6 +49,7 @@ fn check(cache: &Cache) {
     );
     assert!(entries <= cache.limits.entries && names_bytes <= cache.limits.names_bytes);
     assert!(cache.spaces.len() <= cache.limits.namespaces);
+    cache.slots.check(cache.limits.entries);
 }
 
 #[test]
@@ -300,14 +301,17 @@ proptest! {
     /// the bounds and accounts hold after any history.
     #[test]
     fn it_tells_the_last_answer_or_nothing(
-        steps in prop::collection::vec((0..4_u32, 0..40_u32, 0..12_usize, any::<bool>()), 1..400),
+        steps in prop::collection::vec((0..4_u32, 0..40_u32, 0..12_usize, 0..16_u8), 1..400),
     ) {
         let limits = Limits { entries: 24, names_bytes: 1536, namespaces: 3 };
         let mut cache = Cache::new(limits);
         let mut model: HashMap<(u32, u32), String> = HashMap::new();
-        for (step, (namespace, number, name, looks)) in steps.into_iter().enumerate() {
+        for (step, (namespace, number, name, action)) in steps.into_iter().enumerate() {
             let now_ns = step as u64 * SECOND_NS;
-            if looks {
+            if action == 0 {
+                cache.forget(namespace);
+                model.retain(|(of, _), _| *of != namespace);
+            } else if action < 6 {
                 if let Some(told) = name_of(&mut cache, namespace, address(number + 1), now_ns) {
                     prop_assert_eq!(Some(&told), model.get(&(namespace, number)));
                 }
