@@ -13,13 +13,14 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    static BYTES: Cell<usize> = const { Cell::new(0) };
-    static MOST_BYTES: Cell<usize> = const { Cell::new(0) };
+    // Signed: a thread also frees what another allocated.
+    static BYTES: Cell<isize> = const { Cell::new(0) };
+    static MOST_BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
 /// What an allocator takes for a piece; glibc and musl add a word and round to 16.
-fn taken(bytes: usize) -> usize {
-    (bytes + 8).next_multiple_of(16).max(32)
+fn taken(bytes: usize) -> isize {
+    (bytes + 8).next_multiple_of(16).max(32) as isize
 }
 
 #[expect(unsafe_code, reason = "only an allocator sees allocations")]
@@ -27,14 +28,14 @@ fn taken(bytes: usize) -> usize {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        BYTES.set(BYTES.get().wrapping_add(taken(layout.size())));
+        BYTES.set(BYTES.get() + taken(layout.size()));
         MOST_BYTES.set(MOST_BYTES.get().max(BYTES.get()));
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        BYTES.set(BYTES.get().wrapping_sub(taken(layout.size())));
+        BYTES.set(BYTES.get() - taken(layout.size()));
         // SAFETY: `at` came from `alloc` above.
         unsafe { System.dealloc(at, layout) }
     }
@@ -98,6 +99,7 @@ fn floods_stay_within_the_promised_memory() {
         take(round % 7, &response(round, 59, 4, (1 << 27) + round * 8, 8));
     }
     let counters = names.counters();
+    let most_bytes = usize::try_from(most_bytes).expect("more than before");
     println!("{most_bytes} bytes at most, {MEMORY_BYTES} promised; {counters:?}");
     assert!(counters.cache.evicted > 200_000 && counters.cache.refused > 0);
     assert!(counters.stream.evicted > 10_000);
