@@ -44,6 +44,7 @@ pub mod config;
 pub mod container;
 pub mod counters;
 pub mod decode;
+pub mod dns;
 pub mod enrich;
 pub mod errno;
 pub mod filter;
