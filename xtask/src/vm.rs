@@ -1,0 +1,251 @@
+//! `cargo xtask vm`: other kernels, in QEMU. Without a command it runs the capture tests on each
+//! and writes docs/kernels.md; with one it runs that.
+//!
+//! Everything it needs beyond a Debian host's apt, mke2fs and tar is downloaded and kept below
+//! target/vm; the host's packages, sources and mounts are left alone.
+
+mod apt;
+mod archive;
+mod guest;
+mod image;
+mod kernel;
+mod modules;
+mod sources;
+mod tools;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::cargo;
+use apt::Apt;
+use guest::{Host, Order};
+use kernel::{Kernel, Kernels};
+use sources::Mirror;
+use tools::Tools;
+
+/// Run programs on other kernels, in QEMU
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  cargo xtask vm --list                         which kernels there are
+  cargo xtask vm 6.12 -- audit-agent --dry-run  a program of target/debug, on Linux 6.12
+  cargo xtask vm 5.10 7 -- sh -c 'uname -r; cat /proc/cmdline'
+  cargo xtask vm 6.1 -- target/debug/deps/ground_truth-0123456789abcdef --nocapture
+
+A command sees a small root file system: a few programs of this host (more are busybox), the
+programs in target/debug and what --copy names, at the paths that they have here. Nothing is built
+first: run `cargo build --workspace --bins` yourself. tracefs, bpf, cgroup2 (/sys/fs/cgroup),
+securityfs and debugfs are mounted, lo is up, BPF LSM is on. What the command leaves in /results is
+kept in target/vm/logs/SERIES.results, its output in SERIES.output, the kernel's console in
+SERIES.console. Without KVM a guest is about 28 times slower than this host.")]
+pub struct Args {
+    /// Kernels such as 5.10, 6.12, 7 (the newest 7.x) or a whole `uname -r`
+    #[arg(value_name = "KERNEL")]
+    kernels: Vec<String>,
+    /// List the newest kernel of each series and end
+    #[arg(long)]
+    list: bool,
+    /// Another configuration of the kernels: `amd64` is the full one, which has the x32 ABI
+    #[arg(long, value_name = "NAME", default_value = kernel::FLAVOUR)]
+    flavour: String,
+    /// A file or directory of this host that the guest needs too, at the same path
+    #[arg(long, value_name = "PATH")]
+    copy: Vec<PathBuf>,
+    /// NAME=VALUE for the command
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// When a guest is stopped, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    timeout: u64,
+    /// The guest's memory
+    #[arg(long, value_name = "MIB", default_value_t = 3072)]
+    memory: u32,
+    /// Use /dev/kvm: fast, where it boots these kernels
+    #[arg(long)]
+    kvm: bool,
+    /// Debian's archive, instead of the one in this system's apt sources
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    /// What to run in each guest; all words after `--` are its own
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What the tests start, and what a person wants to try.
+const PROGRAMS: [&str; 4] = ["audit-agent", "audit-collector", "hostaudit", "workload"];
+/// Tests wait this much longer in a guest without KVM (HOSTAUDIT_TEST_SLOWNESS).
+const SLOWNESS: u32 = 10;
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let directory = cargo::target().join("vm");
+    fs::create_dir_all(&directory)?;
+    let lock = File::create(directory.join("lock"))?;
+    // Two runs of one tree would download into each other.
+    lock.lock()?;
+    let mirror = || match &args.mirror {
+        Some(url) => Ok(Mirror::given(url)),
+        None => Mirror::of_this_system(),
+    };
+    let kernels = kernels(&directory, &mirror()?, &args.flavour)?;
+    if args.list {
+        list(&kernels);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let asked: Vec<&str> = if args.kernels.is_empty() {
+        kernel::DEFAULT.to_vec()
+    } else {
+        args.kernels.iter().map(String::as_str).collect()
+    };
+    let chosen: Vec<Kernel> = asked
+        .into_iter()
+        .map(|asked| kernels.get(asked))
+        .collect::<Result<_>>()?;
+    let tools = Tools::get(&directory, || Tools::apt(&directory, &mirror()?))?;
+    ensure!(!args.command.is_empty(), "name a command after --");
+    let (words, files) = command(args)?;
+    let busybox = tools.busybox().context("no static busybox")?;
+    let image = image::make(&directory, &busybox, &files)?;
+    // Guests only read what was made so far.
+    drop(lock);
+    let host = Host {
+        directory: &directory,
+        tools: &tools,
+        image: &image,
+        kvm: args.kvm,
+        memory_mib: args.memory,
+    };
+    run_command(&host, &chosen, words, args)
+}
+
+/// The package lists of all suites that have kernels.
+fn kernels(directory: &Path, mirror: &Mirror, flavour: &str) -> Result<Kernels> {
+    let apt = Apt::new(
+        "kernels",
+        &directory.join("apt-kernels"),
+        mirror,
+        &kernel::SUITES,
+    )?;
+    if let Err(error) = apt.update() {
+        // The usual reason: a suite that is newer than this system's keys.
+        eprintln!("vm: {error:#}\nvm: trying the keys of the newest debian-archive-keyring");
+        apt.take_newer_keys(&Tools::apt(directory, mirror)?)?;
+        apt.update()?;
+    }
+    let kept = directory.join("kernels");
+    fs::create_dir_all(&kept)?;
+    Kernels::new(apt, &kept, flavour)
+}
+
+fn list(kernels: &Kernels) {
+    for release in kernels.newest() {
+        let series = release.series();
+        let here = if kernels.is_here(release) {
+            "downloaded"
+        } else {
+            ""
+        };
+        let tested = kernel::DEFAULT.iter().any(|asked| release.is(asked));
+        let mark = if tested { "*" } else { " " };
+        println!("{mark} {series:<6} {:<32} {here}", release.name);
+    }
+    println!("* tested by default (of 7.x the newest)");
+}
+
+/// The words for the guest, and the files that it needs for them.
+fn command(args: &Args) -> Result<(Vec<String>, Vec<PathBuf>)> {
+    let mut files: Vec<PathBuf> = PROGRAMS
+        .iter()
+        .map(|name| cargo::built("debug", name))
+        .filter(|path| path.exists())
+        .collect();
+    let mut words = args.command.clone();
+    if let Some(first) = words.first_mut() {
+        let built = cargo::built("debug", first);
+        let path = if first.contains('/') {
+            std::path::absolute(&*first)?
+        } else {
+            built
+        };
+        // Any other name is looked up in the guest.
+        if path.exists() {
+            *first = path.display().to_string();
+            files.push(path);
+        } else {
+            ensure!(
+                !first.contains('/') && !PROGRAMS.contains(&first.as_str()),
+                "no program {}: build it first",
+                path.display()
+            );
+        }
+    }
+    for path in &args.copy {
+        files.push(std::path::absolute(path)?);
+    }
+    Ok((words, files))
+}
+
+fn environment(args: &Args) -> Result<Vec<(String, String)>> {
+    let mut variables = vec![("RUST_BACKTRACE".to_owned(), "0".to_owned())];
+    if !args.kvm {
+        variables.push(("HOSTAUDIT_TEST_SLOWNESS".to_owned(), SLOWNESS.to_string()));
+    }
+    for setting in &args.env {
+        let (name, value) = setting
+            .split_once('=')
+            .with_context(|| format!("--env {setting}: not NAME=VALUE"))?;
+        variables.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(variables)
+}
+
+/// Every kernel is tried; the exit status is the first that is not success.
+fn run_command(
+    host: &Host<'_>,
+    kernels: &[Kernel],
+    words: Vec<String>,
+    args: &Args,
+) -> Result<ExitCode> {
+    let mut order = Order {
+        words,
+        environment: environment(args)?,
+        timeout: Duration::from_secs(args.timeout),
+        prefix: String::new(),
+    };
+    let mut status = 0;
+    for kernel in kernels {
+        if kernels.len() > 1 {
+            order.prefix = format!("{:<4} | ", kernel.release.series());
+        }
+        eprintln!("vm: Linux {} ...", kernel.release.name);
+        let began = Instant::now();
+        let this = match host.run(kernel, &order) {
+            Ok(answer) => {
+                eprintln!(
+                    "vm: Linux {}: exit status {} after {:.1} s",
+                    kernel.release.name,
+                    answer.status,
+                    answer.took.as_secs_f64()
+                );
+                answer.status
+            }
+            Err(error) => {
+                eprintln!(
+                    "vm: Linux {}: failed after {:.1} s: {error:#}",
+                    kernel.release.name,
+                    began.elapsed().as_secs_f64()
+                );
+                1
+            }
+        };
+        if status == 0 {
+            status = this;
+        }
+    }
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
+}
