@@ -6,17 +6,19 @@
 
 mod apt;
 mod archive;
+mod capture;
 mod guest;
 mod image;
 mod kernel;
 mod modules;
 mod sources;
+mod table;
 mod tools;
 
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -24,6 +26,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::cargo;
 use apt::Apt;
+use capture::Tested;
 use guest::{Host, Order};
 use kernel::{Kernel, Kernels};
 use sources::Mirror;
@@ -33,14 +36,18 @@ use tools::Tools;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
+  cargo xtask vm                                the capture tests on all kernels marked by --list
+  cargo xtask vm 5.10 7                         the capture tests on these
   cargo xtask vm --list                         which kernels there are
   cargo xtask vm 6.12 -- audit-agent --dry-run  a program of target/debug, on Linux 6.12
   cargo xtask vm 5.10 7 -- sh -c 'uname -r; cat /proc/cmdline'
   cargo xtask vm 6.1 -- target/debug/deps/ground_truth-0123456789abcdef --nocapture
 
-A command sees a small root file system: a few programs of this host (more are busybox), the
-programs in target/debug and what --copy names, at the paths that they have here. Nothing is built
-first: run `cargo build --workspace --bins` yourself. tracefs, bpf, cgroup2 (/sys/fs/cgroup),
+Without a command, everything is built first and docs/kernels.md is written when all marked kernels
+were tested. With one, nothing is built: run `cargo build --workspace --bins` yourself.
+
+A guest has a small root file system: a few programs of this host (more are busybox), the
+programs in target/debug and what --copy names, at the paths that they have here. tracefs, bpf, cgroup2 (/sys/fs/cgroup),
 securityfs and debugfs are mounted, lo is up, BPF LSM is on. What the command leaves in /results is
 kept in target/vm/logs/SERIES.results, its output in SERIES.output, the kernel's console in
 SERIES.console. Without KVM a guest is about 28 times slower than this host.")]
@@ -51,6 +58,9 @@ pub struct Args {
     /// List the newest kernel of each series and end
     #[arg(long)]
     list: bool,
+    /// One old and one new kernel: what continuous integration has time for
+    #[arg(long, conflicts_with_all = ["kernels", "list"])]
+    quick: bool,
     /// Another configuration of the kernels: `amd64` is the full one, which has the x32 ABI
     #[arg(long, value_name = "NAME", default_value = kernel::FLAVOUR)]
     flavour: String,
@@ -80,7 +90,7 @@ pub struct Args {
 /// What the tests start, and what a person wants to try.
 const PROGRAMS: [&str; 4] = ["audit-agent", "audit-collector", "hostaudit", "workload"];
 /// Tests wait this much longer in a guest without KVM (HOSTAUDIT_TEST_SLOWNESS).
-const SLOWNESS: u32 = 10;
+const SLOWNESS: u32 = 4;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let directory = cargo::target().join("vm");
@@ -97,19 +107,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         list(&kernels);
         return Ok(ExitCode::SUCCESS);
     }
-    let asked: Vec<&str> = if args.kernels.is_empty() {
-        kernel::DEFAULT.to_vec()
-    } else {
-        args.kernels.iter().map(String::as_str).collect()
-    };
-    let chosen: Vec<Kernel> = asked
+    let chosen: Vec<Kernel> = asked(args)
         .into_iter()
         .map(|asked| kernels.get(asked))
         .collect::<Result<_>>()?;
     let tools = Tools::get(&directory, || Tools::apt(&directory, &mirror()?))?;
-    ensure!(!args.command.is_empty(), "name a command after --");
-    let (words, files) = command(args)?;
     let busybox = tools.busybox().context("no static busybox")?;
+    let test = if args.command.is_empty() {
+        Some(capture::build()?)
+    } else {
+        None
+    };
+    let (words, mut files) = command(args)?;
+    files.extend(test.clone());
     let image = image::make(&directory, &busybox, &files)?;
     // Guests only read what was made so far.
     drop(lock);
@@ -120,7 +130,49 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         kvm: args.kvm,
         memory_mib: args.memory,
     };
-    run_command(&host, &chosen, words, args)
+    match test {
+        Some(test) => run_tests(&host, &chosen, &test, args),
+        None => run_command(&host, &chosen, words, args),
+    }
+}
+
+fn asked(args: &Args) -> Vec<&str> {
+    if args.quick {
+        kernel::QUICK.to_vec()
+    } else if args.kernels.is_empty() {
+        kernel::DEFAULT.to_vec()
+    } else {
+        args.kernels.iter().map(String::as_str).collect()
+    }
+}
+
+fn run_tests(host: &Host<'_>, kernels: &[Kernel], test: &Path, args: &Args) -> Result<ExitCode> {
+    let timeout = Duration::from_secs(args.timeout);
+    let mut tested: Vec<Tested> = Vec::new();
+    for kernel in kernels {
+        eprintln!("vm: Linux {} ...", kernel.release.name);
+        let of_this = capture::run(host, kernel, test, environment(args)?, timeout)?;
+        if let Some(reason) = &of_this.failure {
+            eprintln!("vm: Linux {}: {reason}", kernel.release.name);
+        }
+        tested.push(of_this);
+    }
+    println!("{}", table::summary(&tested).trim_end());
+    if args.kernels.is_empty() && !args.quick && args.flavour == kernel::FLAVOUR {
+        let page = cargo::root().join("docs/kernels.md");
+        fs::write(&page, table::page(&tested, &today()?))?;
+        eprintln!("vm: written: {}", page.display());
+    }
+    Ok(if tested.iter().all(|kernel| kernel.failure.is_none()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn today() -> Result<String> {
+    let output = Command::new("date").args(["-u", "+%F"]).output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// The package lists of all suites that have kernels.
@@ -142,19 +194,27 @@ fn kernels(directory: &Path, mirror: &Mirror, flavour: &str) -> Result<Kernels> 
     Kernels::new(apt, &kept, flavour)
 }
 
+/// The newest of each series; marked is what is tested when nothing is asked for.
 fn list(kernels: &Kernels) {
+    let tested: Vec<&str> = kernel::DEFAULT
+        .iter()
+        .filter_map(|asked| kernels.find(asked))
+        .map(|release| release.name.as_str())
+        .collect();
     for release in kernels.newest() {
-        let series = release.series();
+        let mark = if tested.contains(&release.name.as_str()) {
+            "*"
+        } else {
+            " "
+        };
         let here = if kernels.is_here(release) {
             "downloaded"
         } else {
             ""
         };
-        let tested = kernel::DEFAULT.iter().any(|asked| release.is(asked));
-        let mark = if tested { "*" } else { " " };
-        println!("{mark} {series:<6} {:<32} {here}", release.name);
+        let line = format!("{mark} {:<6} {:<32} {here}", release.series(), release.name);
+        println!("{}", line.trim_end());
     }
-    println!("* tested by default (of 7.x the newest)");
 }
 
 /// The words for the guest, and the files that it needs for them.

@@ -23,6 +23,9 @@ pub const SUITES: [&str; 4] = [
 /// The long-term kernels that hosts run, and the newest.
 pub const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
 
+/// The oldest of them, and the newest.
+pub const QUICK: [&str; 2] = ["5.10", "7"];
+
 /// Small, and configured as the full kernel is but for drivers and the x32 ABI.
 pub const FLAVOUR: &str = "cloud-amd64";
 
@@ -53,7 +56,7 @@ impl Release {
     }
 
     /// "6.12", "7", "7.x" or the whole name.
-    pub fn is(&self, asked: &str) -> bool {
+    fn is(&self, asked: &str) -> bool {
         let short = asked.trim_end_matches(".x");
         self.name == asked
             || short.split('.').all(|part| part.parse::<u64>().is_ok())
@@ -144,10 +147,14 @@ impl Kernels {
         self.directory.join(&release.name).is_dir()
     }
 
-    /// The newest that is asked for, downloaded if need be.
+    /// The newest that is asked for.
+    pub fn find(&self, asked: &str) -> Option<&Release> {
+        self.offered.iter().rev().find(|release| release.is(asked))
+    }
+
+    /// The same, downloaded if need be.
     pub fn get(&self, asked: &str) -> Result<Kernel> {
-        let release = self.offered.iter().rev().find(|release| release.is(asked));
-        let release = release.with_context(|| {
+        let release = self.find(asked).with_context(|| {
             let series: Vec<String> = self.newest().iter().map(|r| r.series()).collect();
             format!(
                 "no kernel {asked} ({}) in {}; there are: {}",
