@@ -93,15 +93,8 @@ const PROGRAMS: [&str; 4] = ["audit-agent", "audit-collector", "hostaudit", "wor
 const SLOWNESS: u32 = 4;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let directory = cargo::target().join("vm");
-    fs::create_dir_all(&directory)?;
-    let lock = File::create(directory.join("lock"))?;
-    // Two runs of one tree would download into each other.
-    lock.lock()?;
-    let mirror = || match &args.mirror {
-        Some(url) => Ok(Mirror::given(url)),
-        None => Mirror::of_this_system(),
-    };
+    let (lock, directory) = directory()?;
+    let mirror = || mirror(args.mirror.as_deref());
     let kernels = kernels(&directory, &mirror()?, &args.flavour)?;
     if args.list {
         list(&kernels);
@@ -134,6 +127,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(test) => run_tests(&host, &chosen, &test, args),
         None => run_command(&host, &chosen, words, args),
     }
+}
+
+/// Why the quick form cannot run here, after an attempt to get all that it needs.
+pub fn missing() -> Option<String> {
+    let get = || -> Result<()> {
+        let (_lock, directory) = directory()?;
+        let kernels = kernels(&directory, &mirror(None)?, kernel::FLAVOUR)?;
+        for asked in kernel::QUICK {
+            kernels.get(asked)?;
+        }
+        Tools::get(&directory, || Tools::apt(&directory, &mirror(None)?))?;
+        Ok(())
+    };
+    get()
+        .err()
+        .map(|error| format!("no QEMU or no kernels: {error:#}"))
+}
+
+/// Where everything is kept, for one user at a time: two would download into each other.
+fn directory() -> Result<(File, PathBuf)> {
+    let directory = cargo::target().join("vm");
+    fs::create_dir_all(&directory)?;
+    let lock = File::create(directory.join("lock"))?;
+    if lock.try_lock().is_err() {
+        eprintln!("vm: waiting for another `cargo xtask vm` of this tree ...");
+        lock.lock()?;
+    }
+    Ok((lock, directory))
+}
+
+fn mirror(given: Option<&str>) -> Result<Mirror> {
+    given.map_or_else(Mirror::of_this_system, |url| Ok(Mirror::given(url)))
 }
 
 fn asked(args: &Args) -> Vec<&str> {

@@ -2,7 +2,8 @@
 //! output as it comes, and brings back its exit status and what it left in /results.
 //!
 //! Invariants: the disk is not changed (writes go to a temporary file of QEMU); every guest ends,
-//! at the latest when its time is up; its console is kept in target/vm/logs.
+//! at the latest when its time is up, also when this program was killed (coreutils' timeout sees to
+//! it); its console is kept in target/vm/logs.
 
 use std::{
     fs::{self, File},
@@ -59,9 +60,10 @@ pub struct Host<'a> {
 
 impl Host<'_> {
     pub fn run(&self, kernel: &Kernel, order: &Order) -> Result<Answer> {
-        let name = format!("{}-{}", kernel.release.name, std::process::id());
-        let run = self.directory.join("run").join(&name);
+        let runs = self.directory.join("run");
+        let run = runs.join(std::process::id().to_string());
         fs::create_dir_all(&run)?;
+        remove_abandoned(&runs)?;
         let answer = self.run_in(&run, kernel, order);
         let removed = fs::remove_dir_all(&run);
         let answer = answer?;
@@ -80,14 +82,8 @@ impl Host<'_> {
         let (console, output) = (log("console"), log("output"));
         let _ = fs::remove_file(&console);
         let began = Instant::now();
-        let mut command = self.command(kernel, &initramfs, &disk, &console)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .context("cannot start QEMU")?;
-        let ended = watch(child, order, &output)?;
+        let qemu = self.command(kernel, &initramfs, &disk, &console)?;
+        let ended = watch(limited(&qemu, order.timeout), order, &output)?;
         if let Some(line) = ended {
             bail!(
                 "{line}\nthe end of {}:\n{}",
@@ -165,6 +161,18 @@ impl Host<'_> {
     }
 }
 
+/// What was left by runs that were killed.
+fn remove_abandoned(runs: &Path) -> Result<()> {
+    for entry in fs::read_dir(runs)?.flatten() {
+        let process = Path::new("/proc").join(entry.file_name());
+        if !process.exists() {
+            // Another run may be doing the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
+}
+
 /// What the guest's shell runs.
 fn script(order: &Order) -> String {
     let mut script = String::from("cd /root\n");
@@ -182,10 +190,31 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
+/// Under coreutils' timeout, which ends it also when nobody is left to wait for it.
+fn limited(qemu: &Command, timeout: Duration) -> Command {
+    let mut command = Command::new("timeout");
+    command.args([
+        "--foreground",
+        "--kill-after=5",
+        &timeout.as_secs().to_string(),
+    ]);
+    command.arg(qemu.get_program()).args(qemu.get_args());
+    for (name, value) in qemu.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    command
+}
+
 /// Shows and keeps the output until the guest ends. Some when it did not end by itself.
-fn watch(mut child: Child, order: &Order, output: &Path) -> Result<Option<String>> {
-    let stdout = child.stdout.take().context("QEMU has no output")?;
+fn watch(mut command: Command, order: &Order, output: &Path) -> Result<Option<String>> {
     let mut kept = File::create(output)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .context("cannot start QEMU")?;
+    let stdout = child.stdout.take().context("QEMU has no output")?;
     let prefix = order.prefix.clone();
     let reader = std::thread::spawn(move || -> std::io::Result<()> {
         let mut lines = BufReader::new(stdout);
@@ -200,12 +229,11 @@ fn watch(mut child: Child, order: &Order, output: &Path) -> Result<Option<String
         }
         Ok(())
     });
-    let ended = wait(&mut child, order);
+    let ended = wait(&mut child, order)?;
     let shown = reader.join();
-    let ended = ended?;
     ensure!(
         matches!(shown, Ok(Ok(()))),
-        "the guest's output could not be kept in {}",
+        "the guest's output could not be shown, or kept in {}",
         output.display()
     );
     Ok(ended)
@@ -216,23 +244,21 @@ fn wait(child: &mut Child, order: &Order) -> Result<Option<String>> {
     let mut said = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok((!status.success()).then(|| format!("QEMU: {status}")));
-        }
-        if began.elapsed() > order.timeout {
-            child.kill()?;
-            child.wait()?;
-            return Ok(Some(format!(
-                "not done within {} s (--timeout): {}",
-                order.timeout.as_secs(),
-                order.words.join(" ")
-            )));
+            return Ok(match status.code() {
+                Some(0) => None,
+                Some(124 | 137) => Some(format!(
+                    "not done within {} s (--timeout)",
+                    order.timeout.as_secs()
+                )),
+                _ => Some(format!("QEMU: {status}")),
+            });
         }
         if said.elapsed() > SIGN_OF_LIFE {
             said = Instant::now();
-            let at = began.elapsed().as_secs();
             eprintln!(
-                "{}... running for {at} s of at most {} s",
+                "{}... running for {} s of at most {} s",
                 order.prefix,
+                began.elapsed().as_secs(),
                 order.timeout.as_secs()
             );
         }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::apt::{self, Apt};
 
@@ -23,8 +23,8 @@ pub const SUITES: [&str; 4] = [
 /// The long-term kernels that hosts run, and the newest.
 pub const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
 
-/// The oldest of them, and the newest.
-pub const QUICK: [&str; 2] = ["5.10", "7"];
+/// An old one and a new one; docs/kernels.md says what the others do.
+pub const QUICK: [&str; 2] = ["6.1", "6.18"];
 
 /// Small, and configured as the full kernel is but for drivers and the x32 ABI.
 pub const FLAVOUR: &str = "cloud-amd64";
@@ -72,9 +72,15 @@ fn numbers(text: &str) -> Vec<u64> {
 
 /// All kernels of these package names, the oldest first.
 fn releases(packages: &[String], flavour: &str) -> Vec<Release> {
+    let has = |kind: &str, release: &Release| {
+        let name = format!("linux-{kind}-{}", release.name);
+        packages.iter().any(|package| *package == name)
+    };
     let mut found: Vec<Release> = packages
         .iter()
         .filter_map(|package| Release::parse(package.strip_prefix("linux-image-")?, flavour))
+        // Newer kernels are split into three packages, and a suite drops old ones one by one.
+        .filter(|release| !has("binary", release) || has("modules", release))
         .collect();
     found.sort_by(|a, b| a.numbers.cmp(&b.numbers));
     found.dedup();
@@ -118,12 +124,15 @@ pub struct Kernels {
     directory: PathBuf,
     flavour: String,
     offered: Vec<Release>,
+    packages: Vec<String>,
 }
 
 impl Kernels {
     pub fn new(apt: Apt, directory: &Path, flavour: &str) -> Result<Self> {
-        let offered = releases(&apt.names("linux-image-")?, flavour);
+        let packages = apt.names("linux-")?;
+        let offered = releases(&packages, flavour);
         Ok(Self {
+            packages,
             apt,
             directory: directory.to_owned(),
             flavour: flavour.to_owned(),
@@ -174,25 +183,21 @@ impl Kernels {
     }
 
     fn fetch(&self, release: &Release, directory: &Path) -> Result<()> {
-        // Newer kernels are split: the image package is empty and depends on these.
-        let mut packages = Vec::new();
-        for kind in ["image", "binary", "modules"] {
-            let package = format!("linux-{kind}-{}", release.name);
-            if self.apt.names(&package)?.contains(&package) {
-                packages.push(package);
-            }
-        }
+        let mut packages = ["image", "binary", "modules"]
+            .map(|kind| format!("linux-{kind}-{}", release.name))
+            .to_vec();
+        packages.retain(|package| self.packages.contains(package));
         let files = self.apt.download(&packages)?;
-        let unpacked = directory.with_extension("new");
+        let unpacked = self.directory.join(format!("{}.new", release.name));
         if unpacked.exists() {
             fs::remove_dir_all(&unpacked)?;
         }
         apt::unpack(&files, &unpacked)?;
-        ensure!(
-            unpacked.join("boot").is_dir() || unpacked.join("usr/lib/modules").is_dir(),
-            "{} hold no kernel",
-            packages.join(", ")
-        );
+        let kernel = Kernel {
+            release: release.clone(),
+            directory: unpacked.clone(),
+        };
+        kernel.image().and(kernel.modules())?;
         fs::rename(&unpacked, directory)?;
         Ok(())
     }
@@ -203,7 +208,11 @@ mod tests {
     use super::*;
 
     fn names(all: &[&str]) -> Vec<String> {
-        all.iter().map(|n| format!("linux-image-{n}")).collect()
+        let full = |name: &&str| match name.strip_prefix('=') {
+            Some(package) => package.to_owned(),
+            None => format!("linux-image-{name}"),
+        };
+        all.iter().map(full).collect()
     }
 
     #[test]
@@ -218,6 +227,9 @@ mod tests {
             "6.12.117+deb12-rt-amd64",
             "6.12.117+deb12-amd64-unsigned",
             "cloud-amd64",
+            // Its modules are gone.
+            "6.12.118+deb12-cloud-amd64",
+            "=linux-binary-6.12.118+deb12-cloud-amd64",
         ]);
         let found = releases(&all, FLAVOUR);
         let names: Vec<&str> = found.iter().map(|r| r.name.as_str()).collect();
