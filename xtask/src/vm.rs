@@ -55,7 +55,7 @@ pub struct Args {
     /// Kernels such as 5.10, 6.12, 7 (the newest 7.x) or a whole `uname -r`
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
-    /// List the newest kernel of each series and end
+    /// List the newest kernel of each series (*: tested by default) and end
     #[arg(long)]
     list: bool,
     /// One old and one new kernel: what continuous integration has time for

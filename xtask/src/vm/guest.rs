@@ -92,8 +92,13 @@ impl Host<'_> {
             );
         }
         let results = logs.join(format!("{}.results", kernel.release.series()));
-        unpack(&disk, &results)
-            .with_context(|| format!("the end of {}:\n{}", console.display(), tail(&console)))?;
+        if let Err(error) = unpack(&disk, &results) {
+            bail!(
+                "{error:#}\nthe end of {}:\n{}",
+                console.display(),
+                tail(&console)
+            );
+        }
         let status = fs::read_to_string(results.join("exit-status"))?;
         Ok(Answer {
             status: status.trim().parse().context("exit status")?,
@@ -281,7 +286,7 @@ fn unpack(disk: &Path, results: &Path) -> Result<()> {
         .context("cannot start tar")?;
     ensure!(
         output.status.success() && results.join("exit-status").exists(),
-        "the guest ended without a result {}",
+        "the guest ended without a result: did its kernel panic? {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())

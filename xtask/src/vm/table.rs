@@ -21,7 +21,7 @@ pub fn page(tested: &[Tested], date: &str) -> String {
     text.push_str(&results(tested));
     text.push_str("\n## Where each kind of event comes from\n\n");
     text.push_str(&hooks(tested));
-    text.push_str("\n## What failed, and why\n\n");
+    text.push_str("\n## What failed, and why not better\n\n");
     text.push_str(&failures(tested));
     text
 }
@@ -86,13 +86,35 @@ fn hooks(tested: &[Tested]) -> String {
     for kind in kinds {
         row(&mut text, &format!("`{kind}`"), tested, |kernel| {
             let hook = kernel.hooks.iter().find(|hook| hook.kind == kind);
-            // The reason stands below.
-            hook.and_then(|hook| hook.rung.split(':').next())
-                .unwrap_or("-")
-                .to_owned()
+            hook.map_or("-", |hook| name(&hook.rung)).to_owned()
         });
     }
     text
+}
+
+/// What stands before the reason, which stands below the table.
+fn name(rung: &str) -> &str {
+    let end = rung.find([':', ';', ',', '(']).unwrap_or(rung.len());
+    rung[..end].trim_end()
+}
+
+/// Reasons, each once with the kinds for which it holds.
+fn reasons(kernel: &Tested) -> Vec<String> {
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    for hook in &kernel.hooks {
+        if name(&hook.rung) == hook.rung {
+            continue;
+        }
+        let (reason, kind) = (short(&hook.rung), format!("`{}`", hook.kind));
+        match found.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, kinds)) => kinds.push(kind),
+            None => found.push((reason, vec![kind])),
+        }
+    }
+    found
+        .into_iter()
+        .map(|(reason, kinds)| format!("{}: {reason}", kinds.join(" ")))
+        .collect()
 }
 
 fn failures(tested: &[Tested]) -> String {
@@ -100,8 +122,7 @@ fn failures(tested: &[Tested]) -> String {
     for kernel in tested {
         let mut lines: Vec<String> = Vec::new();
         lines.extend(kernel.failure.as_deref().map(short));
-        let reasons = kernel.hooks.iter().filter(|hook| hook.rung.contains(':'));
-        lines.extend(reasons.map(|hook| format!("`{}`: {}", hook.kind, short(&hook.rung))));
+        lines.extend(reasons(kernel));
         let failed: Vec<&Entry> = kernel.entries.iter().filter(|entry| !entry.met).collect();
         lines.extend(failed.iter().take(MAX_FAILURES).map(|entry| {
             format!(
