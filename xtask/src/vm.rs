@@ -208,15 +208,28 @@ fn kernels(directory: &Path, mirror: &Mirror, flavour: &str) -> Result<Kernels> 
         mirror,
         &kernel::SUITES,
     )?;
-    if let Err(error) = apt.update() {
-        // The usual reason: a suite that is newer than this system's keys.
-        eprintln!("vm: {error:#}\nvm: trying the keys of the newest debian-archive-keyring");
-        apt.take_newer_keys(&Tools::apt(directory, mirror)?)?;
-        apt.update()?;
+    if let Err(error) = refresh(&apt, directory, mirror) {
+        // Without a network, what was downloaded before still boots.
+        if apt.names("linux-image-")?.is_empty() {
+            return Err(error);
+        }
+        eprintln!("vm: warning: {error:#}\nvm: going on with older lists");
     }
     let kept = directory.join("kernels");
     fs::create_dir_all(&kept)?;
     Kernels::new(apt, &kept, flavour)
+}
+
+fn refresh(apt: &Apt, directory: &Path, mirror: &Mirror) -> Result<()> {
+    let Err(error) = apt.update() else {
+        return Ok(());
+    };
+    // The usual reason: a suite that is newer than this system's keys.
+    eprintln!("vm: {error:#}\nvm: trying the keys of the newest debian-archive-keyring");
+    let codename = sources::codename().context("this system is not Debian: no keys")?;
+    let keys = Apt::new("keys", &directory.join("apt-keys"), mirror, &[&codename])?;
+    apt.take_newer_keys(&keys)?;
+    apt.update()
 }
 
 /// The newest of each series; marked is what is tested when nothing is asked for.

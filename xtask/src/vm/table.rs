@@ -19,7 +19,7 @@ pub fn page(tested: &[Tested], date: &str) -> String {
          to the collector with one right answer (`tests/tests/ground_truth.rs`).\n\n"
     );
     text.push_str(&results(tested));
-    text.push_str("\n## Where each kind of event comes from\n\n");
+    text.push_str("\n## What each hook attaches to\n\n");
     text.push_str(&hooks(tested));
     text.push_str("\n## What failed, and why not better\n\n");
     text.push_str(&failures(tested));
@@ -82,7 +82,7 @@ fn hooks(tested: &[Tested]) -> String {
             kinds.push(hook.kind.clone());
         }
     }
-    let mut text = header("kind", tested);
+    let mut text = header("hook", tested);
     for kind in kinds {
         row(&mut text, &format!("`{kind}`"), tested, |kernel| {
             let hook = kernel.hooks.iter().find(|hook| hook.kind == kind);
