@@ -2,10 +2,12 @@
 //!
 //! * [`stack`]: an agent and a collector on a temporary directory, and questions to them;
 //! * [`synthetic`]: a collector filled with events that the test knows in full;
+//! * [`report`]: what a test found, for a program to read;
 //! * [`workload`]: known actions on this host, and what the record must have of them;
 //! * [`mod@bench`]: the benches behind `cargo xtask bench`.
 
 pub mod bench;
+pub mod report;
 pub mod stack;
 pub mod synthetic;
 pub mod workload;

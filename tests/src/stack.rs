@@ -2,9 +2,11 @@
 //! `audit-agent` on a temporary directory, connected by the collector's unix socket.
 //!
 //! Invariants: what a test learns it learns from the collector; dropping the stack ends both
-//! programs; an error of a program comes with the end of its log.
+//! programs; an error of a program comes with the end of its log; every deadline grows with
+//! `HOSTAUDIT_TEST_SLOWNESS`.
 
 mod daemon;
+mod patience;
 mod rows;
 
 use std::{
@@ -262,6 +264,7 @@ impl Stack {
         timeout: Duration,
         mut condition: impl FnMut(&mut Self) -> Result<bool>,
     ) -> Result<()> {
+        let timeout = patience::stretched(timeout)?;
         let deadline = Instant::now() + timeout;
         loop {
             for daemon in [&mut self.collector, &mut self.agent].into_iter().flatten() {

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{bench::Name, setup};
+use crate::{bench::Name, setup, vm};
 
 pub struct Step {
     pub name: &'static str,
@@ -102,6 +102,15 @@ fn tests() -> Vec<Step> {
                 "systemd units and Kubernetes manifest",
                 TEST_LIMIT_S,
                 &["cargo test --package audit-tests --lib --test deploy"],
+            )
+        },
+        Step {
+            missing: vm::missing,
+            ..step(
+                "kernels",
+                "ground truth on an old and a new kernel, in QEMU",
+                TEST_LIMIT_S,
+                &["cargo xtask vm --quick"],
             )
         },
         step(

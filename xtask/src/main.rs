@@ -9,6 +9,7 @@ mod setup;
 mod steps;
 mod test;
 mod up;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ enum Command {
     Test(test::Args),
     /// Measure this host: overhead, loss, detect, ingest
     Bench(bench::Args),
+    /// Run the capture tests, or any command, on other kernels in QEMU
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Ebpf => ebpf::run(),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Vm(args) => vm::run(&args),
     };
     match result {
         Ok(code) => code,

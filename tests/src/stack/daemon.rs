@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::patience;
+
 /// Of a log, what an error message shows.
 const LOG_TAIL_LINES: usize = 40;
 
@@ -63,6 +65,7 @@ impl Daemon {
 
     /// SIGTERM, and the wait for a successful end.
     pub fn stop(mut self, timeout: Duration) -> Result<()> {
+        let timeout = patience::stretched(timeout)?;
         signal(self.pid(), libc::SIGTERM)?;
         let deadline = Instant::now() + timeout;
         loop {
