@@ -147,9 +147,11 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 pub fn plain(status: &Status) -> anyhow::Error {
     use tonic::Code;
     match status.code() {
-        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition | Code::NotFound => {
-            anyhow!("{}", status.message())
-        }
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::FailedPrecondition
+        | Code::NotFound
+        | Code::DataLoss => anyhow!("{}", status.message()),
         Code::Unimplemented => anyhow!(
             "this collector does not know the request; is it a hostaudit collector of this version?"
         ),
@@ -171,6 +173,7 @@ pub fn is_passing(status: &Status) -> bool {
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::Unimplemented
+            | Code::DataLoss
     )
 }
 
@@ -216,6 +219,13 @@ mod tests {
             let error = candidates(Some(bad), None).expect_err(bad).to_string();
             assert!(error.contains(bad), "{error}");
         }
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_and_not_asked_for_again() {
+        let status = Status::data_loss("x.parquet: the file is damaged");
+        assert!(!is_passing(&status));
+        assert_eq!(plain(&status).to_string(), status.message());
     }
 
     #[tokio::test]

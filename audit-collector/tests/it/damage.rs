@@ -193,7 +193,10 @@ async fn whatever_is_damaged_a_question_has_an_answer_or_an_error() {
         fs::write(&files[0], content).expect("write");
         match query(&collector.channel, "select * from events").await {
             Ok(batches) => {
-                let rows: usize = batches.iter().map(|b| b.num_rows()).sum();
+                let rows: usize = batches
+                    .iter()
+                    .map(arrow::array::RecordBatch::num_rows)
+                    .sum();
                 assert_eq!(rows, 3000, "damaged at {at}");
             }
             Err(refused) => {
