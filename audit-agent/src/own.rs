@@ -5,7 +5,7 @@ use audit_proto::v1::{Agent, Class, Event, Kind, Lost};
 
 use crate::{
     clock::{Clock, boot_time_ns},
-    source::Loss,
+    source::{Loss, Skip},
 };
 
 fn event(kind: Kind, clock: &Clock) -> Event {
@@ -34,6 +34,20 @@ pub fn lost(clock: &Clock, loss: &Loss, first: i64, count: i64) -> Event {
             count: Some(count),
             place: loss.place.to_owned(),
             cause: loss.cause.to_owned(),
+        }),
+        ..event(Kind::Lost, clock)
+    }
+}
+
+/// Runs that the kernel left out; each would have been at most one event. Those of the dispatcher
+/// are of any system call, also of such as nobody records.
+pub fn skipped(clock: &Clock, skip: &Skip) -> Event {
+    Event {
+        lost: Some(Lost {
+            count: Some(i64::try_from(skip.runs).unwrap_or(i64::MAX)),
+            place: "hook".to_owned(),
+            cause: format!("the kernel skipped runs of {}, at most so many events", skip.hook),
+            ..Lost::default()
         }),
         ..event(Kind::Lost, clock)
     }

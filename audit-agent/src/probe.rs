@@ -7,6 +7,7 @@
 mod btf;
 mod capabilities;
 mod hooks;
+mod info;
 mod log;
 
 use std::{io, mem};
@@ -65,6 +66,14 @@ pub struct Probe {
     counters: PerCpuArray<MapData, KernelCounters>,
     ignored: HashMap<MapData, u32, u8>,
     log: Option<log::Log>,
+    attached: Vec<Attached>,
+}
+
+/// A program at a tracepoint, and how often the kernel had skipped it when we last looked.
+struct Attached {
+    name: &'static str,
+    program: ProgramFd,
+    skipped: u64,
 }
 
 /// [`Counters`], which aya may copy out of a map.
@@ -146,8 +155,10 @@ impl Probe {
             let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
             return Err(ProbeError::NoHook(reason));
         }
+        let attached = attached(&ebpf, &hooks);
         Ok(Self {
             _ebpf: ebpf,
+            attached,
             _dispatch: dispatch,
             hooks,
             rings,
@@ -166,6 +177,18 @@ impl Probe {
         self.ignored.insert(pid, 1, 0).map_err(io::Error::other)
     }
 
+    /// Tells for each program how often the kernel has skipped it since the last time.
+    pub(crate) fn skipped(&mut self, mut tell: impl FnMut(&'static str, u64)) {
+        for attached in &mut self.attached {
+            // A kernel before 5.12 does not count it.
+            let now = info::of(&attached.program).map_or(0, |info| info.skipped);
+            if now > attached.skipped {
+                tell(attached.name, now - attached.skipped);
+                attached.skipped = now;
+            }
+        }
+    }
+
     /// Passes on what the programs have logged, in a build in which they do.
     pub(crate) fn forward_log(&mut self) {
         if let Some(log) = &mut self.log {
@@ -181,6 +204,21 @@ impl Probe {
             .map_err(io::Error::other)?;
         Ok(values.iter().map(|value| value.0).collect())
     }
+}
+
+/// The programs that tracepoints run.
+fn attached(ebpf: &Ebpf, hooks: &[HookStatus]) -> Vec<Attached> {
+    let used = HOOKS.iter().zip(hooks).filter(|(_, status)| status.attached.is_some());
+    let points = used.flat_map(|(hook, _)| hook.points).chain([&DISPATCHER]);
+    let program = |point: &Point| {
+        let program: &BtfTracePoint = ebpf.program(point.program)?.try_into().ok()?;
+        Some(Attached {
+            name: point.program,
+            program: program.fd().ok()?.try_clone().ok()?,
+            skipped: 0,
+        })
+    };
+    points.filter_map(program).collect()
 }
 
 /// What each hook would get on this kernel: loads and attaches everything, and lets go again.

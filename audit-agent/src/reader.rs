@@ -24,7 +24,7 @@ use zerocopy::FromBytes as _;
 use crate::{
     Config,
     probe::{HookStatus, Probe, ProbeError, RINGS, Ring},
-    source::{Loss, Round, Source},
+    source::{Loss, Round, Skip, Source},
 };
 
 /// A program takes microseconds from taking the time to the ring; an interrupt may come between.
@@ -145,6 +145,7 @@ impl Reader {
             *counted = self.probe.counters(class)?;
         }
         self.claim = Some((now, counted));
+        self.probe.skipped(|hook, runs| round.push_skip(Skip { hook, runs }));
         Ok(())
     }
 }

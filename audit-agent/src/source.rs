@@ -13,6 +13,7 @@ pub struct Round {
     bytes: Vec<u8>,
     index: Vec<Entry>,
     losses: Vec<Loss>,
+    skips: Vec<Skip>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,13 @@ pub struct Loss {
     pub place: &'static str,
 }
 
+/// Runs of a kernel program that the kernel left out, before anything was counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    pub hook: &'static str,
+    pub runs: u64,
+}
+
 impl Round {
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         self.index
@@ -45,12 +53,16 @@ impl Round {
         &self.losses
     }
 
+    pub fn skips(&self) -> &[Skip] {
+        &self.skips
+    }
+
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty() && self.losses.is_empty()
+        self.index.is_empty() && self.losses.is_empty() && self.skips.is_empty()
     }
 
     /// Bytes of records held; the source bounds it.
@@ -63,6 +75,7 @@ impl Round {
         self.bytes.clear();
         self.index.clear();
         self.losses.clear();
+        self.skips.clear();
     }
 
     pub fn push(&mut self, time_ns: u64, record: &[u8]) {
@@ -77,6 +90,10 @@ impl Round {
 
     pub fn push_loss(&mut self, loss: Loss) {
         self.losses.push(loss);
+    }
+
+    pub fn push_skip(&mut self, skip: Skip) {
+        self.skips.push(skip);
     }
 
     /// Moves what is not younger than `horizon_ns` into `older` and the rest into `younger`, in

@@ -80,6 +80,12 @@ impl Stage {
         for loss in round.losses() {
             self.lost(loss, now);
         }
+        for skip in round.skips() {
+            tracing::warn!(hook = skip.hook, runs = skip.runs, "the kernel skipped a program");
+            counters::add(&self.parts.counters.lost, skip.runs);
+            let mut event = own::skipped(&self.parts.clock, skip);
+            self.emit(&mut event, now);
+        }
         let mut records = 0;
         for bytes in round.records() {
             records += 1;
