@@ -188,6 +188,7 @@ fn describe(config: &Config) -> Result<()> {
     println!("hooks");
     for hook in audit_agent::probe::check(config)? {
         let got = match (hook.attached, hook.tried.last()) {
+            _ if hook.off => "off: capture.off_kinds".to_owned(),
             (Some(rung), _) => rung.to_string(),
             (None, Some((_, reason))) => format!("not available: {reason}"),
             (None, None) => "not available".to_owned(),

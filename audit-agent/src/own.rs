@@ -46,7 +46,10 @@ pub fn skipped(clock: &Clock, skip: &Skip) -> Event {
         lost: Some(Lost {
             count: Some(i64::try_from(skip.runs).unwrap_or(i64::MAX)),
             place: "hook".to_owned(),
-            cause: format!("the kernel skipped runs of {}, at most so many events", skip.hook),
+            cause: format!(
+                "the kernel skipped runs of {}, at most so many events",
+                skip.hook
+            ),
             ..Lost::default()
         }),
         ..event(Kind::Lost, clock)

@@ -9,6 +9,7 @@ mod capabilities;
 mod hooks;
 mod info;
 mod log;
+mod object;
 
 use std::{io, mem};
 
@@ -22,12 +23,12 @@ use audit_common::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError, ProgramFd},
+    programs::{KProbe, Program, ProgramError, ProgramFd},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 pub use btf::BtfError;
-use hooks::{CORE, DISPATCHER, HOOKS, Point};
+use hooks::{CORE, DISPATCHER, HOOKS, LISTENER, PROBE_DISPATCHER, Place, Point};
 pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};
@@ -96,6 +97,7 @@ unsafe impl aya::Pod for KernelShape {}
 /// Where returning system calls go.
 struct Dispatch {
     programs: ProgramArray<MapData>,
+    probe_programs: ProgramArray<MapData>,
     shapes: Array<MapData, KernelShape>,
 }
 
@@ -123,6 +125,9 @@ impl Probe {
             compat_argument_offsets: CALL_ABI.compat_arguments,
             compat_bits: CALL_ABI.compat_bits,
         };
+        let uname = rustix::system::uname();
+        let preemptible = object::is_preemptible(&uname.release().to_string_lossy());
+        let object = object::prepare(OBJECT, &types, preemptible);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
             .override_global("OFFSETS", offsets.as_bytes(), true)
@@ -130,7 +135,7 @@ impl Probe {
             .map_max_entries("PROCESS_RING", config.rings.process_bytes)
             .map_max_entries("NETWORK_RING", config.rings.network_bytes)
             .map_max_entries("FILE_RING", config.rings.file_bytes)
-            .load(OBJECT)
+            .load(&object)
             .map_err(|error| load_error(&error))?;
         // Before any program is attached: they keep the map only while it has a file descriptor.
         let log = log::Log::of(&mut ebpf);
@@ -147,15 +152,23 @@ impl Probe {
         let counters = take(&mut ebpf, "COUNTERS")?;
         let mut dispatch = Dispatch {
             programs: take(&mut ebpf, "PROGRAMS")?,
+            probe_programs: take(&mut ebpf, "PROBE_PROGRAMS")?,
             shapes: take(&mut ebpf, "SHAPES")?,
         };
-        let hooks = attach_hooks(&mut ebpf, &mut dispatch, &kernel, &missing, config);
+        let mut attacher = Attacher {
+            ebpf: &mut ebpf,
+            dispatch: &mut dispatch,
+            kernel: &kernel,
+            missing: &missing,
+            attached: Vec::new(),
+        };
+        let hooks = attacher.attach_all(config, preemptible);
+        let attached = attacher.attached;
         if hooks.iter().all(|hook| hook.attached.is_none()) {
             let reason = hooks.first().and_then(|hook| hook.tried.last());
             let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
             return Err(ProbeError::NoHook(reason));
         }
-        let attached = attached(&ebpf, &hooks);
         Ok(Self {
             _ebpf: ebpf,
             attached,
@@ -206,21 +219,6 @@ impl Probe {
     }
 }
 
-/// The programs that tracepoints run.
-fn attached(ebpf: &Ebpf, hooks: &[HookStatus]) -> Vec<Attached> {
-    let used = HOOKS.iter().zip(hooks).filter(|(_, status)| status.attached.is_some());
-    let points = used.flat_map(|(hook, _)| hook.points).chain([&DISPATCHER]);
-    let program = |point: &Point| {
-        let program: &BtfTracePoint = ebpf.program(point.program)?.try_into().ok()?;
-        Some(Attached {
-            name: point.program,
-            program: program.fd().ok()?.try_clone().ok()?,
-            skipped: 0,
-        })
-    };
-    points.filter_map(program).collect()
-}
-
 /// What each hook would get on this kernel: loads and attaches everything, and lets go again.
 pub fn check(config: &Config) -> Result<Vec<HookStatus>, ProbeError> {
     Probe::load(config).map(|probe| probe.hooks)
@@ -234,13 +232,17 @@ pub struct EmptyProbe {
 impl EmptyProbe {
     pub fn load() -> Result<Self, ProbeError> {
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
+        let object = object::prepare(OBJECT, &btf::Types::of_kernel()?, false);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
-            .load(OBJECT)
+            .load(&object)
             .map_err(|error| load_error(&error))?;
         let points = HOOKS.iter().flat_map(|hook| hook.points);
         for point in points.chain([&DISPATCHER]) {
-            let program = match point.tracepoint {
+            let Place::Tracepoint(tracepoint) = point.place else {
+                continue;
+            };
+            let program = match tracepoint {
                 "sched_process_exec" => "empty_exec",
                 "sched_process_fork" => "empty_fork",
                 "sched_process_exit" => "empty_exit",
@@ -250,7 +252,7 @@ impl EmptyProbe {
                 _ => "empty_state",
             };
             let point = Point { program, ..*point };
-            attach_point(&mut ebpf, point, &kernel).map_err(ProbeError::Load)?;
+            attach(&mut ebpf, point, &kernel).map_err(ProbeError::Load)?;
         }
         Ok(Self { _ebpf: ebpf })
     }
@@ -326,34 +328,144 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// Attaches every hook that the configuration wants, then the dispatcher that serves their calls.
-fn attach_hooks(
-    ebpf: &mut Ebpf,
-    dispatch: &mut Dispatch,
-    kernel: &Btf,
-    missing: &[&'static str],
-    config: &Config,
-) -> Vec<HookStatus> {
-    let off = |hook: &Hook| {
-        let kinds = hook.kinds.iter().map(|kind| kind_name(*kind));
-        !hook.kinds.is_empty() && kinds.into_iter().all(|kind| config.capture.is_off(kind))
-    };
-    let attach = |hook| match off(hook) {
-        true => status(hook),
-        false => attach_hook(ebpf, dispatch, hook, kernel, missing),
-    };
-    let mut hooks: Vec<_> = HOOKS.iter().map(attach).collect();
-    if let Err(reason) = attach_point(ebpf, DISPATCHER, kernel) {
-        for (status, hook) in hooks.iter_mut().zip(HOOKS) {
-            if !hook.calls.is_empty() && status.attached.take().is_some() {
-                status.tried.push((Rung::Tracepoint, reason.clone()));
+/// Attaches hooks, and keeps what was attached.
+struct Attacher<'a> {
+    ebpf: &'a mut Ebpf,
+    dispatch: &'a mut Dispatch,
+    kernel: &'a Btf,
+    missing: &'a [&'static str],
+    attached: Vec<Attached>,
+}
+
+impl Attacher<'_> {
+    /// Every hook that the configuration wants, and the dispatcher that serves their calls.
+    fn attach_all(&mut self, config: &Config, preemptible: bool) -> Vec<HookStatus> {
+        let mut rungs = vec![Rung::Tracepoint];
+        if preemptible {
+            rungs.insert(0, Rung::Kprobe);
+        }
+        let mut no_dispatcher = Vec::new();
+        let mut dispatcher = None;
+        for rung in &rungs {
+            match self.attach_dispatcher(*rung) {
+                Ok(()) => {
+                    dispatcher = Some(*rung);
+                    break;
+                }
+                Err(reason) => no_dispatcher.push((*rung, reason)),
             }
         }
+        let mut hooks = Vec::new();
+        for hook in HOOKS {
+            let mut status = status(hook);
+            let mut kinds = status.kinds.iter();
+            status.off = !hook.kinds.is_empty() && kinds.all(|kind| config.capture.is_off(kind));
+            if !status.off {
+                if !hook.calls.is_empty() {
+                    status.tried.clone_from(&no_dispatcher);
+                }
+                self.attach_hook(hook, &rungs, dispatcher, &mut status);
+            }
+            hooks.push(status);
+        }
+        hooks
     }
-    for (status, hook) in hooks.iter_mut().zip(HOOKS) {
-        status.off = off(hook);
+
+    fn attach_dispatcher(&mut self, rung: Rung) -> Result<(), String> {
+        if rung == Rung::Kprobe {
+            self.attach(PROBE_DISPATCHER)?;
+            // Whether it is skipped does not matter: it does nothing.
+            return attach(self.ebpf, LISTENER, self.kernel).map(mem::drop);
+        }
+        self.attach(DISPATCHER)
     }
-    hooks
+
+    /// On the first rung that takes it; its calls go where the dispatcher is.
+    fn attach_hook(
+        &mut self,
+        hook: &Hook,
+        rungs: &[Rung],
+        dispatcher: Option<Rung>,
+        status: &mut HookStatus,
+    ) {
+        let needed = |path: &&&str| {
+            let of = path.split('.').next().unwrap_or_default();
+            CORE.contains(&of) || hook.needs.iter().any(|group| group.contains(&of))
+        };
+        if let Some(path) = self.missing.iter().find(needed) {
+            let reason = format!("this kernel has no field {path}");
+            status.tried.push((Rung::Tracepoint, reason));
+            return;
+        }
+        if !hook.calls.is_empty() {
+            let Some(rung) = dispatcher else { return };
+            if let Err(reason) = self.route(hook, rung) {
+                status.tried.push((rung, reason));
+                return;
+            }
+            status.attached = Some(rung);
+        }
+        if hook.points.is_empty() {
+            return;
+        }
+        for rung in rungs {
+            let points = match rung {
+                Rung::Kprobe => hook.probes,
+                _ => hook.points,
+            };
+            match points.iter().try_for_each(|point| self.attach(*point)) {
+                Ok(()) => {
+                    // Where it stays at its tracepoint, so it says.
+                    let probed = points.iter().any(|p| matches!(p.place, Place::Kprobe(_)));
+                    let got = if probed {
+                        Rung::Kprobe
+                    } else {
+                        Rung::Tracepoint
+                    };
+                    status.attached = status.attached.or(Some(got));
+                    return;
+                }
+                Err(reason) => status.tried.push((*rung, reason)),
+            }
+        }
+        status.attached = None;
+    }
+
+    /// Puts the hook's calls into the dispatcher's maps.
+    fn route(&mut self, hook: &Hook, rung: Rung) -> Result<(), String> {
+        for row in hook.calls.iter().copied().flatten() {
+            let (program, programs) = match rung {
+                Rung::Kprobe => {
+                    let name = format!("{}_kprobe", row.program);
+                    let place = PROBE_DISPATCHER.place;
+                    let program = load(self.ebpf, &name, place, self.kernel)?;
+                    (program, &mut self.dispatch.probe_programs)
+                }
+                _ => {
+                    let program = load(self.ebpf, row.program, DISPATCHER.place, self.kernel)?;
+                    (program, &mut self.dispatch.programs)
+                }
+            };
+            for slot in row.slots() {
+                self.dispatch
+                    .shapes
+                    .set(slot, KernelShape(row.shape), 0)
+                    .and_then(|()| programs.set(slot, &program, 0))
+                    .map_err(|error| format!("{}: {}", row.name, chain(&error)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, point: Point) -> Result<(), String> {
+        let program = attach(self.ebpf, point, self.kernel)?;
+        self.attached.push(Attached {
+            name: point.program,
+            program,
+            skipped: 0,
+        });
+        Ok(())
+    }
 }
 
 fn kind_name(number: u16) -> &'static str {
@@ -366,82 +478,50 @@ fn status(hook: &Hook) -> HookStatus {
         kinds: hook.kinds.iter().map(|kind| kind_name(*kind)).collect(),
         attached: None,
         off: false,
-        tried: Vec::new(),
+        tried: vec![(
+            Rung::Trampoline,
+            "this version has no program for it".to_owned(),
+        )],
     }
 }
 
-fn attach_hook(
-    ebpf: &mut Ebpf,
-    dispatch: &mut Dispatch,
-    hook: &Hook,
-    kernel: &Btf,
-    missing: &[&'static str],
-) -> HookStatus {
-    let not_built = "this version has no program for it";
-    let mut status = status(hook);
-    for better in [Rung::Trampoline, Rung::Kprobe] {
-        status.tried.push((better, not_built.to_owned()));
-    }
-    let needed = |path: &&&str| {
-        let of = path.split('.').next().unwrap_or_default();
-        CORE.contains(&of) || hook.needs.iter().any(|group| group.contains(&of))
-    };
-    let attached = match missing.iter().find(needed) {
-        Some(path) => Err(format!("this kernel has no field {path}")),
-        None => attach_parts(ebpf, dispatch, hook, kernel),
-    };
-    match attached {
-        Ok(()) => status.attached = Some(Rung::Tracepoint),
-        Err(reason) => status.tried.push((Rung::Tracepoint, reason)),
-    }
-    status
-}
-
-fn attach_parts(
-    ebpf: &mut Ebpf,
-    dispatch: &mut Dispatch,
-    hook: &Hook,
-    kernel: &Btf,
-) -> Result<(), String> {
-    for row in hook.calls.iter().copied().flatten() {
-        let program = load(ebpf, row.program, DISPATCHER.tracepoint, kernel)?;
-        for slot in row.slots() {
-            dispatch
-                .shapes
-                .set(slot, KernelShape(row.shape), 0)
-                .and_then(|()| dispatch.programs.set(slot, &program, 0))
-                .map_err(|error| format!("{}: {}", row.name, chain(&error)))?;
-        }
-    }
-    for point in hook.points {
-        attach_point(ebpf, *point, kernel)?;
-    }
-    Ok(())
-}
-
-/// Loads a program, unless it is loaded already, for it may serve many calls.
-fn load(ebpf: &mut Ebpf, name: &str, tracepoint: &str, kernel: &Btf) -> Result<ProgramFd, String> {
-    let program: &mut BtfTracePoint = ebpf
+/// Loads a program for that place, unless it is loaded already, for it may serve many calls.
+fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<ProgramFd, String> {
+    let program = ebpf
         .program_mut(name)
-        .ok_or_else(|| format!("the object has no program {name}"))?
-        .try_into()
-        .map_err(|error: ProgramError| format!("{name}: {error}"))?;
-    let loaded = match program.load(tracepoint, kernel) {
+        .ok_or_else(|| format!("the object has no program {name}"))?;
+    let loaded = match (program, place) {
+        (Program::BtfTracePoint(program), Place::Tracepoint(tracepoint)) => {
+            program.load(tracepoint, kernel)
+        }
+        (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
+        _ => return Err(format!("{name} is not for {place:?}")),
+    };
+    let loaded = match loaded {
         Err(ProgramError::AlreadyLoaded) => Ok(()),
         other => other,
     };
+    let fd = || ebpf.program(name).map(Program::fd);
     loaded
-        .and_then(|()| program.fd()?.try_clone().map_err(ProgramError::IOError))
+        .and_then(|()| fd().ok_or(ProgramError::NotLoaded)?)
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
         .map_err(|error| format!("{name}: {}", chain(&error)))
 }
 
-fn attach_point(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<(), String> {
-    load(ebpf, point.program, point.tracepoint, kernel)?;
-    let program = ebpf.program_mut(point.program);
-    let program = program.ok_or_else(|| format!("the object has no program {}", point.program))?;
-    <&mut BtfTracePoint>::try_from(program)
-        .and_then(|program| program.attach().map(mem::drop))
-        .map_err(|error| format!("{}: {}", point.program, chain(&error)))
+fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<ProgramFd, String> {
+    let fd = load(ebpf, point.program, point.place, kernel)?;
+    let attached = match (ebpf.program_mut(point.program), point.place) {
+        (Some(Program::BtfTracePoint(program)), Place::Tracepoint(_)) => {
+            program.attach().map(mem::drop)
+        }
+        (Some(Program::KProbe(program)), Place::Kprobe(function)) => {
+            let program: &mut KProbe = program;
+            program.attach(function, 0).map(mem::drop)
+        }
+        _ => Err(ProgramError::NotLoaded),
+    };
+    attached.map_err(|error| format!("{}: {}", point.program, chain(&error)))?;
+    Ok(fd)
 }
 
 fn load_error(error: &(dyn std::error::Error + 'static)) -> ProbeError {

@@ -145,7 +145,8 @@ impl Reader {
             *counted = self.probe.counters(class)?;
         }
         self.claim = Some((now, counted));
-        self.probe.skipped(|hook, runs| round.push_skip(Skip { hook, runs }));
+        self.probe
+            .skipped(|hook, runs| round.push_skip(Skip { hook, runs }));
         Ok(())
     }
 }

@@ -81,7 +81,11 @@ impl Stage {
             self.lost(loss, now);
         }
         for skip in round.skips() {
-            tracing::warn!(hook = skip.hook, runs = skip.runs, "the kernel skipped a program");
+            tracing::warn!(
+                hook = skip.hook,
+                runs = skip.runs,
+                "the kernel skipped a program"
+            );
             counters::add(&self.parts.counters.lost, skip.runs);
             let mut event = own::skipped(&self.parts.clock, skip);
             self.emit(&mut event, now);

@@ -23,7 +23,10 @@ pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
     let hook = |status: audit_agent::probe::HookStatus| Hook {
         name: status.name.to_string(),
         kinds: status.kinds.join(", "),
-        attached: status.attached.map(|rung| rung.to_string()),
+        attached: match status.off {
+            true => Some("off".to_owned()),
+            false => status.attached.map(|rung| rung.to_string()),
+        },
         refused: status
             .tried
             .iter()

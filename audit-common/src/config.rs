@@ -23,6 +23,11 @@ pub struct Settings {
     pub compat_bits: u32,
 }
 
+/// Numbers of calls that the agent replaces before it loads the programs; no kernel has helpers with
+/// such numbers.
+pub const PREEMPTION_OFF: i32 = 0x7ead_0001;
+pub const PREEMPTION_ON: i32 = 0x7ead_0002;
+
 /// How an architecture passes a system call's number and arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct CallAbi {

@@ -77,11 +77,13 @@ pub mod via {
     pub const BTF_TRACEPOINT: u8 = 1;
     /// `sys_exit`, at the end of a system call.
     pub const SYS_EXIT: u8 = 2;
+    pub const KPROBE: u8 = 3;
 
     pub const fn name(via: u8) -> Option<&'static str> {
         Some(match via {
             BTF_TRACEPOINT => "tp_btf",
             SYS_EXIT => "sys_exit",
+            KPROBE => "kprobe",
             _ => return None,
         })
     }

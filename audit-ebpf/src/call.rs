@@ -9,30 +9,30 @@ use audit_common::{
     class, kind,
     record::{self, form, section},
 };
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
     file, kernel, path,
     path::Path,
     record::{Writer, file_object, user_section},
     settings::offset,
-    syscall::Call,
+    syscall::{Call, at_exit},
     task,
 };
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn call(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(call, call_kprobe: |call| {
     if let Some(shape) = call.shape() {
         try_call(&call, shape);
     }
-    0
-}
+});
 
 /// Does the shape's filter let this call pass?
 #[inline(always)]
 fn wanted(call: &Call, shape: &Shape) -> bool {
-    let left_out = if call.result < 0 { flags::ONLY_SUCCESS } else { flags::ONLY_FAILURE };
+    let left_out = if call.result < 0 {
+        flags::ONLY_SUCCESS
+    } else {
+        flags::ONLY_FAILURE
+    };
     if shape.flags & left_out != 0 {
         return false;
     }
@@ -55,7 +55,7 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
     if !wanted(call, shape) {
         return None;
     }
-    let (mut writer, payload) = Writer::begin::<record::Call>(shape.class, shape.kind, call.via())?;
+    let (mut writer, payload) = Writer::begin::<record::Call>(shape.class, shape.kind, call.via)?;
     writer.header().form = form::CALL;
     payload.result = call.result;
     payload.slot = call.slot;
@@ -65,14 +65,22 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
     }
     if shape.descriptor != NONE {
         let file = file::of_descriptor(call.argument_at(shape.descriptor));
-        file_object(&mut payload.file, kernel::pointer(file, offset!(file_inode)));
+        file_object(
+            &mut payload.file,
+            kernel::pointer(file, offset!(file_inode)),
+        );
         path::section(&mut writer, section::PATH, Path::of_file(file));
     }
     text(&mut writer, call, shape.path, section::GIVEN);
     text(&mut writer, call, shape.target_path, section::TARGET_GIVEN);
     text(&mut writer, call, shape.text, section::TEXT);
     text(&mut writer, call, shape.second_text, section::SECOND_TEXT);
-    base(&mut writer, call, (shape.path, shape.directory), section::BASE);
+    base(
+        &mut writer,
+        call,
+        (shape.path, shape.directory),
+        section::BASE,
+    );
     let target = (shape.target_path, shape.target_directory);
     base(&mut writer, call, target, section::TARGET_BASE);
     structure(&mut writer, call, shape);

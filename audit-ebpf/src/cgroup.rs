@@ -8,7 +8,7 @@ use audit_common::{
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
-    kernel,
+    kernel, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer, kernel_section},
     settings::offset,
@@ -17,8 +17,9 @@ use crate::{
 /// `cgroup_mkdir(cgroup, path)`
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup(ctx: BtfTracePointContext) -> i32 {
-    try_cgroup(argument(&ctx, 0), argument(&ctx, 1));
-    0
+    preemption::without(|| {
+        try_cgroup(argument(&ctx, 0), argument(&ctx, 1));
+    })
 }
 
 #[inline(always)]

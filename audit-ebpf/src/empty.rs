@@ -1,9 +1,7 @@
 //! Programs that do nothing, on the attach points of the others: the least that watching there can
 //! cost. `cargo xtask bench overhead` attaches them as its limit.
 
-use aya_ebpf::{
-    macros::btf_tracepoint, programs::BtfTracePointContext,
-};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 #[btf_tracepoint(function = "sys_exit")]
 pub fn empty_sys_exit(_: BtfTracePointContext) -> i32 {

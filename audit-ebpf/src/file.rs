@@ -9,9 +9,8 @@ use audit_common::{
 };
 use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel_str,
-    macros::{btf_tracepoint, map},
+    macros::map,
     maps::HashMap,
-    programs::BtfTracePointContext,
 };
 
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
     record::{Writer, count_filtered, file_object, user_section},
     settings,
     settings::offset,
-    syscall::Call,
+    syscall::{Call, at_exit},
     task,
 };
 
@@ -68,9 +67,7 @@ pub fn base_section(writer: &mut Writer, tag: u8, directory: i32, given: u64) {
     path::section(writer, tag, base);
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_open(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_open, exit_open_kprobe: |call| {
     if let Some(shape) = call.shape() {
         if call.result >= 0 {
             try_open(&call, shape);
@@ -78,8 +75,7 @@ pub fn exit_open(ctx: BtfTracePointContext) -> i32 {
             try_refused(&call, shape);
         }
     }
-    0
-}
+});
 
 /// The flags as given: an argument, the first field of openat2's `struct open_how`, or creat's.
 #[inline(always)]
@@ -104,7 +100,7 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
         count_filtered(class::FILE);
         return None;
     }
-    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via())?;
+    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via)?;
     file_object(
         &mut payload.file,
         kernel::pointer(file, offset!(file_inode)),
@@ -119,7 +115,7 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
 
 #[inline(always)]
 fn try_refused(call: &Call, shape: &Shape) -> Option<()> {
-    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via())?;
+    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via)?;
     payload.result = call.result;
     payload.flags = open_flags(call, shape);
     payload.outcome = outcome(payload.flags, payload.flags & O_ACCMODE != 0, false);

@@ -21,6 +21,7 @@ mod kernel;
 mod log;
 mod network;
 mod path;
+mod preemption;
 mod process;
 mod record;
 mod settings;

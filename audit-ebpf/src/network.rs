@@ -16,11 +16,11 @@ use aya_ebpf::{
 };
 
 use crate::{
-    file, kernel,
+    file, kernel, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer, count_filtered, count_pending_full},
     settings::offset,
-    syscall::Call,
+    syscall::{Call, at_exit},
     task,
 };
 
@@ -121,12 +121,9 @@ fn given(address: u64) -> Option<(u16, [u8; 16])> {
     Some((u16::from_be(port), bytes))
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_connect(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_connect, exit_connect_kprobe: |call| {
     try_connect(&call, call.argument::<0>(), call.argument::<1>());
-    0
-}
+});
 
 #[inline(always)]
 fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
@@ -137,7 +134,7 @@ fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::CONNECT, call.via())?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::CONNECT, call.via)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
     if payload.peer_port == 0
@@ -150,7 +147,7 @@ fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
     let follow = call.result == 0 && payload.protocol == IPPROTO_TCP;
     writer.send();
     if call.result == EINPROGRESS {
-        expect_outcome(call.via(), &of);
+        expect_outcome(call.via, &of);
     } else if follow {
         follow_flow(&of, false);
     }
@@ -217,14 +214,15 @@ fn outcome(class: u8, via: u8, sock: u64, state: u64, owned: &Owned) -> Option<(
 /// `inet_sock_set_state(sk, oldstate, newstate)`, often in an interrupt.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
-    let (old, new) = (argument(&ctx, 1) as u32, argument(&ctx, 2) as u32);
-    let (sock, new) = (argument(&ctx, 0), u64::from(new));
-    if u64::from(old) == TCP_SYN_SENT {
-        try_decided(sock, new);
-    } else if new == TCP_CLOSE {
-        try_closed(sock);
-    }
-    0
+    preemption::without(|| {
+        let (old, new) = (argument(&ctx, 1) as u32, argument(&ctx, 2) as u32);
+        let (sock, new) = (argument(&ctx, 0), u64::from(new));
+        if u64::from(old) == TCP_SYN_SENT {
+            try_decided(sock, new);
+        } else if new == TCP_CLOSE {
+            try_closed(sock);
+        }
+    })
 }
 
 #[inline(always)]
@@ -273,11 +271,9 @@ fn try_closed(sock: u64) -> Option<()> {
     Some(())
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_accept(ctx: BtfTracePointContext) -> i32 {
-    try_accept(&Call::of(&ctx));
-    0
-}
+at_exit!(exit_accept, exit_accept_kprobe: |call| {
+    try_accept(&call);
+});
 
 #[inline(always)]
 fn try_accept(call: &Call) -> Option<()> {
@@ -288,7 +284,7 @@ fn try_accept(call: &Call) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, call.via())?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, call.via)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
     let follow = payload.protocol == IPPROTO_TCP;
@@ -299,12 +295,9 @@ fn try_accept(call: &Call) -> Option<()> {
     Some(())
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_bind(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_bind, exit_bind_kprobe: |call| {
     try_bind(&call, call.argument::<0>(), call.argument::<1>());
-    0
-}
+});
 
 #[inline(always)]
 fn try_bind(call: &Call, fd: u64, address: u64) -> Option<()> {
@@ -312,7 +305,7 @@ fn try_bind(call: &Call, fd: u64, address: u64) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::BIND, call.via())?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::BIND, call.via)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
     if call.result < 0
@@ -326,12 +319,9 @@ fn try_bind(call: &Call, fd: u64, address: u64) -> Option<()> {
     Some(())
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_listen(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_listen, exit_listen_kprobe: |call| {
     try_listen(&call, call.argument::<0>(), call.argument::<1>());
-    0
-}
+});
 
 #[inline(always)]
 fn try_listen(call: &Call, fd: u64, backlog: u64) -> Option<()> {
@@ -339,7 +329,7 @@ fn try_listen(call: &Call, fd: u64, backlog: u64) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::LISTEN, call.via())?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::LISTEN, call.via)?;
     payload.result = call.result;
     payload.backlog = backlog as u32;
     describe(payload, of.sock, of.inode);
@@ -347,13 +337,10 @@ fn try_listen(call: &Call, fd: u64, backlog: u64) -> Option<()> {
     Some(())
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_socket(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_socket, exit_socket_kprobe: |call| {
     let (family, kind) = (call.argument::<0>(), call.argument::<1>());
     try_socket(&call, family, kind, call.argument::<2>());
-    0
-}
+});
 
 /// Sockets that ordinary programs do not make: raw, packet, vsock, crypto, and the kernel's audit.
 #[inline(always)]
@@ -374,7 +361,7 @@ fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Opti
         return None;
     }
     let (writer, payload) =
-        Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call.via())?;
+        Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call.via)?;
     payload.result = call.result;
     payload.family = family as u16;
     payload.protocol = protocol as u16;
@@ -392,7 +379,7 @@ fn try_unix_connect(call: &Call, of: &Of, address: u64) -> Option<()> {
     /// `struct sockaddr_un`: two bytes of family, 108 of name.
     const NAME_BYTES: u64 = 108;
     let (mut writer, payload) =
-        Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call.via())?;
+        Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call.via)?;
     payload.result = call.result;
     payload.inode = of.inode;
     payload.family = of.family;
@@ -436,24 +423,18 @@ struct Peer {
 #[map]
 static PEERS: LruHashMap<Peer, u64> = LruHashMap::with_max_entries(limits::DATAGRAM_PEERS, 0);
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_sendto(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_sendto, exit_sendto_kprobe: |call| {
     if call.result >= 0 {
         try_datagram(&call, call.argument::<0>(), call.argument::<4>());
     }
-    0
-}
+});
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_sendmsg(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_sendmsg, exit_sendmsg_kprobe: |call| {
     if call.result >= 0 {
         let address = message_address(call.argument::<1>(), call.has_short_pointers());
         try_datagram(&call, call.argument::<0>(), address.unwrap_or(0));
     }
-    0
-}
+});
 
 /// The address in `struct msghdr`, its first field.
 #[inline(always)]
@@ -465,14 +446,15 @@ fn message_address(message: u64, short_pointers: bool) -> Option<u64> {
     }
 }
 
-/// The program may be one of many that send what the first message of the call tells: all messages
-/// of one sendmmsg are looked at.
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_sendmmsg(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
-    let Some(batch) = MESSAGES.get_ptr_mut(0) else {
-        return 0;
-    };
+// The program may be one of many that send what the first message of the call tells: all messages
+// of one sendmmsg are looked at.
+at_exit!(exit_sendmmsg, exit_sendmmsg_kprobe: |call| {
+    try_messages(&call);
+});
+
+#[inline(always)]
+fn try_messages(call: &Call) -> Option<()> {
+    let batch = MESSAGES.get_ptr_mut(0)?;
     // SAFETY: a per-CPU map value that only this program uses.
     unsafe {
         *batch = Messages {
@@ -489,7 +471,7 @@ pub fn exit_sendmmsg(ctx: BtfTracePointContext) -> i32 {
         }
         index += 1;
     }
-    0
+    Some(())
 }
 
 #[map]
@@ -511,7 +493,7 @@ pub extern "C" fn one_message(index: u32) -> u32 {
     let Some(batch) = MESSAGES.get_ptr_mut(0) else {
         return 1;
     };
-    // SAFETY: as in `exit_sendmmsg`.
+    // SAFETY: as in `try_messages`.
     let batch = unsafe { &*batch };
     let short = batch.short_pointers != 0;
     // struct mmsghdr: a msghdr and a length.
@@ -524,7 +506,7 @@ pub extern "C" fn one_message(index: u32) -> u32 {
 
 #[inline(always)]
 fn try_datagram(call: &Call, fd: u64, address: u64) -> Option<()> {
-    datagram(fd, address, call.via(), call.result)
+    datagram(fd, address, call.via, call.result)
 }
 
 #[inline(always)]
@@ -562,12 +544,10 @@ fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
     Some(())
 }
 
-/// `socketcall(call, arguments)` of i386: the arguments are in the caller's memory.
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_socketcall(ctx: BtfTracePointContext) -> i32 {
-    try_socketcall(&Call::of(&ctx));
-    0
-}
+// `socketcall(call, arguments)` of i386: the arguments are in the caller's memory.
+at_exit!(exit_socketcall, exit_socketcall_kprobe: |call| {
+    try_socketcall(&call);
+});
 
 #[inline(always)]
 fn try_socketcall(call: &Call) -> Option<()> {

@@ -2,21 +2,22 @@
 
 use audit_common::{
     class, kind, limits,
-    record::{Exec, ExecArgs, ExecFailed, Exit, Fork, section},
+    record::{Exec, ExecArgs, ExecFailed, Exit, Fork, section, via},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, kprobe, map},
     maps::PerCpuArray,
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, ProbeContext},
 };
 
 use crate::{
     file, kernel, path,
     path::Path,
+    preemption,
     record::{BTF_TRACEPOINT, Writer, file_object, kernel_section, user_section},
     settings::offset,
-    syscall::Call,
+    syscall::{Call, at_exit},
     task,
 };
 
@@ -30,13 +31,14 @@ pub fn argument(ctx: &BtfTracePointContext, n: usize) -> u64 {
 /// `sched_process_exec(task, old_pid, bprm)`: the new program is in place, nothing of it has run.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec(ctx: BtfTracePointContext) -> i32 {
-    try_exec(argument(&ctx, 2));
-    0
+    preemption::without(|| {
+        try_exec(BTF_TRACEPOINT, argument(&ctx, 2));
+    })
 }
 
 #[inline(always)]
-fn try_exec(bprm: u64) -> Option<()> {
-    let (mut writer, payload) = Writer::begin::<Exec>(class::PROCESS, kind::EXEC, BTF_TRACEPOINT)?;
+fn try_exec(via: u8, bprm: u64) -> Option<()> {
+    let (mut writer, payload) = Writer::begin::<Exec>(class::PROCESS, kind::EXEC, via)?;
     let file = kernel::pointer(bprm, offset!(binprm_file));
     file_object(
         &mut payload.file,
@@ -134,20 +136,17 @@ fn arguments(writer: &mut Writer, start: u64, left: u64) -> u64 {
     take
 }
 
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_exec(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
+at_exit!(exit_exec, exit_exec_kprobe: |call| {
     if call.result < 0 {
         try_exec_failed(&call);
     }
-    0
-}
+});
 
 #[inline(always)]
 fn try_exec_failed(call: &Call) -> Option<()> {
     let shape = call.shape()?;
     let (mut writer, payload) =
-        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, call.via())?;
+        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, call.via)?;
     payload.result = call.result;
     let given = call.argument_at(shape.path);
     user_section(&mut writer, section::GIVEN, given);
@@ -234,21 +233,29 @@ pub extern "C" fn gather(index: u32) -> u32 {
     0
 }
 
-/// `sched_process_fork(parent, child)`
-#[btf_tracepoint(function = "sched_process_fork")]
-pub fn fork(ctx: BtfTracePointContext) -> i32 {
-    try_fork(argument(&ctx, 1));
+/// `finalize_exec(bprm)`, a little earlier: everything that the record tells is in place.
+#[kprobe]
+pub fn exec_kprobe(ctx: ProbeContext) -> u32 {
+    try_exec(via::KPROBE, ctx.arg(0).unwrap_or(0));
     0
 }
 
+/// `sched_process_fork(parent, child)`
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn fork(ctx: BtfTracePointContext) -> i32 {
+    preemption::without(|| {
+        try_fork(BTF_TRACEPOINT, argument(&ctx, 1));
+    })
+}
+
 #[inline(always)]
-fn try_fork(child: u64) -> Option<()> {
+fn try_fork(via: u8, child: u64) -> Option<()> {
     let pid: u32 = kernel::read(child, offset!(task_pid));
     let tgid: u32 = kernel::read(child, offset!(task_tgid));
     if pid != tgid {
         return None; // a thread
     }
-    let (writer, payload) = Writer::begin::<Fork>(class::PROCESS, kind::FORK, BTF_TRACEPOINT)?;
+    let (writer, payload) = Writer::begin::<Fork>(class::PROCESS, kind::FORK, via)?;
     payload.child_pid = pid;
     payload.child_start_time_ns = kernel::read(child, offset!(task_start_boottime));
     let namespaces = task::namespaces(child);
@@ -260,15 +267,30 @@ fn try_fork(child: u64) -> Option<()> {
     Some(())
 }
 
-/// `sched_process_exit(task)`, in the context of the task that ends.
-#[btf_tracepoint(function = "sched_process_exit")]
-pub fn exit(_: BtfTracePointContext) -> i32 {
-    try_exit();
+/// `wake_up_new_task(child)`, right after it.
+#[kprobe]
+pub fn fork_kprobe(ctx: ProbeContext) -> u32 {
+    try_fork(via::KPROBE, ctx.arg(0).unwrap_or(0));
     0
 }
 
+/// `taskstats_exit(task)`, a little earlier.
+#[kprobe]
+pub fn exit_kprobe(_: ProbeContext) -> u32 {
+    try_exit(via::KPROBE);
+    0
+}
+
+/// `sched_process_exit(task)`, in the context of the task that ends.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn exit(_: BtfTracePointContext) -> i32 {
+    preemption::without(|| {
+        try_exit(BTF_TRACEPOINT);
+    })
+}
+
 #[inline(always)]
-fn try_exit() -> Option<()> {
+fn try_exit(via: u8) -> Option<()> {
     /// SIGNAL_GROUP_EXIT
     const GROUP_EXIT: u32 = 4;
     let task = task::current();
@@ -277,7 +299,7 @@ fn try_exit() -> Option<()> {
     if kernel::read::<i32>(signal, offset!(signal_live)) != 0 {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Exit>(class::PROCESS, kind::EXIT, BTF_TRACEPOINT)?;
+    let (writer, payload) = Writer::begin::<Exit>(class::PROCESS, kind::EXIT, via)?;
     let flags: u32 = kernel::read(signal, offset!(signal_flags));
     payload.status = if flags & GROUP_EXIT != 0 {
         kernel::read(signal, offset!(signal_group_exit_code))

@@ -15,8 +15,8 @@ use audit_common::{
 use aya_ebpf::{
     helpers::generated::{
         bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_str,
-        bpf_probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_output, bpf_ringbuf_query,
+        bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
+        bpf_ringbuf_output, bpf_ringbuf_query,
     },
     macros::map,
     maps::{PerCpuArray, RingBuf},

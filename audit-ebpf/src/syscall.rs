@@ -1,9 +1,14 @@
 //! The system call that is just returning: its number, arguments and result, whoever called and
 //! however (64-bit, x32, or i386 by `int 0x80`).
 //!
-//! [`sys_exit`] runs at the end of every call and goes on to the program that the agent put into
-//! the call's slot. The arguments come from the registers that the kernel saved at entry: other
-//! threads cannot change them, and no enter hook has to be paid for.
+//! A dispatcher runs at the end of every call and goes on to the program that the agent put into the
+//! call's slot. The arguments come from the registers that the kernel saved at entry: other threads
+//! cannot change them, and no enter hook has to be paid for.
+//!
+//! There are two dispatchers, and two programs of each call, because a program belongs to one place:
+//! the tracepoint `sys_exit`, and a kprobe on `trace_syscall_exit`, which calls it (Linux 6.19 and
+//! later). The kernel skips a tracepoint's program while another task is preempted inside it on that
+//! CPU; the handler of a kprobe is never preempted.
 
 use audit_common::{
     call::{ARGUMENTS, COMPAT_SLOT, NONE, SLOTS, Shape},
@@ -11,9 +16,9 @@ use audit_common::{
 };
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf},
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, kprobe, map},
     maps::{Array, ProgramArray},
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, ProbeContext},
 };
 
 use crate::{
@@ -24,9 +29,33 @@ use crate::{
 /// The program of each slot.
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(SLOTS, 0);
+/// The same for the kprobe.
+#[map]
+static PROBE_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(SLOTS, 0);
 /// What the arguments of each slot's call mean.
 #[map]
 static SHAPES: Array<Shape> = Array::with_max_entries(SLOTS, 0);
+
+/// Makes both programs of a system call's end.
+macro_rules! at_exit {
+    ($tracepoint:ident, $kprobe:ident: |$call:ident| $body:block) => {
+        #[aya_ebpf::macros::btf_tracepoint(function = "sys_exit")]
+        pub fn $tracepoint(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
+            $crate::preemption::without(|| {
+                let $call = $crate::syscall::Call::of_tracepoint(&ctx);
+                $body
+            })
+        }
+
+        #[aya_ebpf::macros::kprobe]
+        pub fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
+            let $call = $crate::syscall::Call::of_kprobe(&ctx);
+            $body;
+            0
+        }
+    };
+}
+pub(crate) use at_exit;
 
 /// Set in the number of an x32 call (arch/x86/include/uapi/asm/unistd.h).
 const X32: u32 = 1 << 30;
@@ -36,43 +65,90 @@ const X32_ONLY: u32 = 512;
 /// `sys_exit(regs, result)`
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    let slot = Call::slot(&ctx);
+    let registers = process::argument(&ctx, 0) as *const u8;
+    let slot = slot(typed(registers, settings::number_offset()));
     // SAFETY: every program in the map is one of this tracepoint.
     unsafe { PROGRAMS.tail_call(&ctx, slot) };
     0
 }
 
+/// `trace_syscall_exit(regs, result)`
+#[kprobe]
+pub fn sys_exit_kprobe(ctx: ProbeContext) -> u32 {
+    let registers: u64 = ctx.arg(0).unwrap_or(0);
+    let slot = slot(kernel::read(registers, settings::number_offset()));
+    // SAFETY: every program in the map is one for a kprobe.
+    unsafe { PROBE_PROGRAMS.tail_call(&ctx, slot) };
+    0
+}
+
+#[inline(always)]
+fn slot(number: u32) -> u32 {
+    if is_compat() {
+        return number.wrapping_add(COMPAT_SLOT);
+    }
+    let number = number & !X32;
+    // Never beyond the native slots: -1 is a call that a tracer skipped.
+    if number < COMPAT_SLOT { number } else { SLOTS }
+}
+
 /// A returning system call.
 pub struct Call {
-    /// `struct pt_regs *`, typed: the verifier lets it be read directly.
-    registers: *const u8,
+    arguments: [u64; ARGUMENTS],
     pub result: i64,
     pub slot: u32,
+    pub via: u8,
 }
 
 impl Call {
     #[inline(always)]
-    pub fn of(ctx: &BtfTracePointContext) -> Self {
-        let slot = Self::slot(ctx);
-        let result = process::argument(ctx, 1) as i64;
-        Self {
-            registers: process::argument(ctx, 0) as *const u8,
-            // The kernel extends the sign of a 32-bit result only where it is an error.
-            result: if slot < COMPAT_SLOT { result } else { result as i32 as i64 },
-            slot,
-        }
+    pub fn of_tracepoint(ctx: &BtfTracePointContext) -> Self {
+        // `struct pt_regs *`, typed: the verifier lets it be read directly.
+        let registers = process::argument(ctx, 0) as *const u8;
+        let result = process::argument(ctx, 1);
+        Self::new(via::SYS_EXIT, result, |offset| typed(registers, offset))
     }
 
     #[inline(always)]
-    fn slot(ctx: &BtfTracePointContext) -> u32 {
-        let registers = process::argument(ctx, 0) as *const u8;
-        let number: u32 = typed(registers, settings::number_offset());
-        if is_compat() {
-            return number.wrapping_add(COMPAT_SLOT);
+    pub fn of_kprobe(ctx: &ProbeContext) -> Self {
+        let registers: u64 = ctx.arg(0).unwrap_or(0);
+        let result = ctx.arg(1).unwrap_or(0);
+        Self::new(via::KPROBE, result, |offset| kernel::read(registers, offset))
+    }
+
+    #[inline(always)]
+    fn new(via: u8, result: u64, register: impl Fn(usize) -> u64) -> Self {
+        let slot = slot(register(settings::number_offset()) as u32);
+        let compat = slot >= COMPAT_SLOT;
+        let argument = |native: usize, short: usize| {
+            if compat {
+                register(short) as u32 as u64
+            } else {
+                register(native)
+            }
+        };
+        macro_rules! argument {
+            ($n:literal) => {
+                argument(
+                    settings::argument_offset::<$n>(),
+                    settings::compat_argument_offset::<$n>(),
+                )
+            };
         }
-        let number = number & !X32;
-        // Never beyond the native slots: -1 is a call that a tracer skipped.
-        if number < COMPAT_SLOT { number } else { SLOTS }
+        Self {
+            arguments: [
+                argument!(0),
+                argument!(1),
+                argument!(2),
+                argument!(3),
+                argument!(4),
+                argument!(5),
+            ],
+            // The kernel extends the sign of a 32-bit result only where it is an error.
+            result: if compat { result as i32 as i64 } else { result as i64 },
+            slot,
+            via,
+        }
     }
 
     /// What the arguments mean; the agent has described every slot that has a program.
@@ -89,37 +165,26 @@ impl Call {
 
     #[inline(always)]
     pub fn argument<const N: usize>(&self) -> u64 {
-        if self.slot < COMPAT_SLOT {
-            typed(self.registers, settings::argument_offset::<N>())
-        } else {
-            typed::<u32>(self.registers, settings::compat_argument_offset::<N>()).into()
-        }
+        self.arguments[N]
     }
 
     /// The argument at a position that only the shape knows; 0 for none.
     #[inline(always)]
     pub fn argument_at(&self, position: u8) -> u64 {
         match position {
-            0 => self.argument::<0>(),
-            1 => self.argument::<1>(),
-            2 => self.argument::<2>(),
-            3 => self.argument::<3>(),
-            4 => self.argument::<4>(),
-            5 => self.argument::<5>(),
+            0 => self.arguments[0],
+            1 => self.arguments[1],
+            2 => self.arguments[2],
+            3 => self.arguments[3],
+            4 => self.arguments[4],
+            5 => self.arguments[5],
             _ => 0,
         }
     }
 
     #[inline(always)]
     pub fn arguments(&self) -> [u64; ARGUMENTS] {
-        [
-            self.argument::<0>(),
-            self.argument::<1>(),
-            self.argument::<2>(),
-            self.argument::<3>(),
-            self.argument::<4>(),
-            self.argument::<5>(),
-        ]
+        self.arguments
     }
 
     /// The directory that the path at `path` starts from: a descriptor, or AT_FDCWD.
@@ -131,11 +196,6 @@ impl Call {
         } else {
             self.argument_at(directory) as i32
         }
-    }
-
-    #[inline(always)]
-    pub fn via(&self) -> u8 {
-        via::SYS_EXIT
     }
 }
 
@@ -151,7 +211,10 @@ fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
 fn is_compat() -> bool {
     let word: u32 = if settings::typed_task() {
         // SAFETY: no arguments.
-        typed(unsafe { bpf_get_current_task_btf() } as *const u8, offset!(task_compat))
+        typed(
+            unsafe { bpf_get_current_task_btf() } as *const u8,
+            offset!(task_compat),
+        )
     } else {
         // SAFETY: no arguments.
         kernel::read(unsafe { bpf_get_current_task() }, offset!(task_compat))

@@ -7,19 +7,20 @@ use audit_common::{
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
-    file, kernel,
+    file, kernel, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer},
     settings::{self, offset},
-    syscall::Call,
+    syscall::{Call, at_exit},
     task,
 };
 
 /// `signal_generate(signal, info, task, group, result)`
 #[btf_tracepoint(function = "signal_generate")]
 pub fn signal(ctx: BtfTracePointContext) -> i32 {
-    try_signal(&ctx);
-    0
+    preemption::without(|| {
+        try_signal(&ctx);
+    })
 }
 
 /// Signals that a process sends; not those of the kernel, which are results of other events.
@@ -57,12 +58,10 @@ fn try_signal(ctx: &BtfTracePointContext) -> Option<()> {
     Some(())
 }
 
-/// `bpf(command, attr, size)`
-#[btf_tracepoint(function = "sys_exit")]
-pub fn exit_bpf(ctx: BtfTracePointContext) -> i32 {
-    try_bpf(&Call::of(&ctx));
-    0
-}
+// `bpf(command, attr, size)`
+at_exit!(exit_bpf, exit_bpf_kprobe: |call| {
+    try_bpf(&call);
+});
 
 const MAP_CREATE: u32 = 0;
 const MAP_UPDATE_ELEM: u32 = 2;
@@ -107,7 +106,7 @@ fn try_bpf(call: &Call) -> Option<()> {
         return None;
     }
     let (mut writer, payload) =
-        Writer::begin::<record::Bpf>(class::PROCESS, kind::BPF, call.via())?;
+        Writer::begin::<record::Bpf>(class::PROCESS, kind::BPF, call.via)?;
     payload.result = call.result;
     payload.command = command;
     payload.is_program = is_program.into();

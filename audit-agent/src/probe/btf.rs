@@ -3,11 +3,7 @@
 //!
 //! Format: Documentation/bpf/btf.rst of Linux; little-endian, as on both supported architectures.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs, io,
-    path::Path,
-};
+use std::{collections::HashMap, fs, io, path::Path};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -67,7 +63,7 @@ pub struct Types {
     /// Where each type's header is; ids count from 1.
     types: Vec<usize>,
     structs: HashMap<Vec<u8>, u32>,
-    functions: HashSet<Vec<u8>>,
+    functions: HashMap<Vec<u8>, u32>,
 }
 
 impl Types {
@@ -97,7 +93,7 @@ impl Types {
             strings,
             types: vec![0],
             structs: HashMap::new(),
-            functions: HashSet::new(),
+            functions: HashMap::new(),
         };
         let mut at = start;
         while at < end {
@@ -113,7 +109,7 @@ impl Types {
                 && let Some(name) = this.name(header.name)
             {
                 let name = name.to_vec();
-                this.functions.insert(name);
+                this.functions.entry(name).or_insert(id);
             }
             this.types.push(at);
             at += size_of::<TypeHeader>() + trailer_bytes(header)?;
@@ -123,7 +119,12 @@ impl Types {
 
     /// Does this kernel have a function of that name? True of helpers of BPF programs too.
     pub fn has_function(&self, name: &str) -> bool {
-        self.functions.contains(name.as_bytes())
+        self.function(name).is_some()
+    }
+
+    /// Its number among the types.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.functions.get(name.as_bytes()).copied()
     }
 
     /// The byte offset of `path` ("file.f_path"); `None` when this kernel has no such field.

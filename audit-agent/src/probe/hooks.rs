@@ -1,8 +1,11 @@
 //! Which hooks are there, and which places can each be attached to, best first?
 //!
 //! A hook is one row of [`HOOKS`]. Its rungs are tried in order; the first on which everything
-//! loads and attaches is used, and the reasons of the others are kept for `doctor`. This version
-//! has programs for the tracepoint rung; trampolines and kprobes come before it in [`Rung`].
+//! loads and attaches is used, and the reasons of the others are kept for `doctor`.
+//!
+//! Where programs at tracepoints cannot be preempted (up to Linux 6.18), the tracepoint rung is the
+//! first: nothing is skipped there and it costs least. Later kernels skip a program that another task
+//! was preempted in; there kprobes come first.
 
 use std::fmt;
 
@@ -29,11 +32,19 @@ impl fmt::Display for Rung {
     }
 }
 
-/// A program and the typed tracepoint (`tp_btf`) that it is for.
+/// A program and where it goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Point {
     pub program: &'static str,
-    pub tracepoint: &'static str,
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// A typed tracepoint (`tp_btf`).
+    Tracepoint(&'static str),
+    /// The beginning of a kernel function.
+    Kprobe(&'static str),
 }
 
 pub struct Hook {
@@ -41,7 +52,10 @@ pub struct Hook {
     /// Numbers of the kinds that it tells.
     pub kinds: &'static [u16],
     pub points: &'static [Point],
-    /// System calls, whose programs the dispatcher at `sys_exit` leads to.
+    /// In place of `points` where programs at tracepoints can be preempted; what cannot be preempted
+    /// there (it runs in interrupts or under a spin lock) stays at its tracepoint.
+    pub probes: &'static [Point],
+    /// System calls, whose programs the dispatcher leads to.
     pub calls: &'static [&'static [Row]],
     /// Kernel structs of whose fields none may be missing, besides [`CORE`].
     pub needs: &'static [&'static [&'static str]],
@@ -66,6 +80,7 @@ const fn points(
         name,
         kinds,
         points,
+        probes: points,
         calls: &[],
         needs,
     }
@@ -82,6 +97,7 @@ const fn calls(
         name,
         kinds,
         points: &[],
+        probes: &[],
         calls,
         needs,
     }
@@ -90,19 +106,37 @@ const fn calls(
 const fn point(program: &'static str, tracepoint: &'static str) -> Point {
     Point {
         program,
-        tracepoint,
+        place: Place::Tracepoint(tracepoint),
     }
+}
+
+const fn probe(program: &'static str, function: &'static str) -> Point {
+    Point {
+        program,
+        place: Place::Kprobe(function),
+    }
+}
+
+/// The hook with these points on the kprobe rung.
+const fn or(hook: Hook, probes: &'static [Point]) -> Hook {
+    Hook { probes, ..hook }
 }
 
 /// Leads each returning system call to its program; attached when any hook has calls.
 pub const DISPATCHER: Point = point("sys_exit", "sys_exit");
+pub const PROBE_DISPATCHER: Point = probe("sys_exit_kprobe", "trace_syscall_exit");
+/// The kernel comes by the place of the other only while somebody listens here.
+pub const LISTENER: Point = point("empty_sys_exit", "sys_exit");
 
 pub const HOOKS: &[Hook] = &[
-    points(
-        "exec",
-        &[kind::EXEC],
-        &[point("exec", "sched_process_exec")],
-        &[&["linux_binprm", "mm_struct"], PATHS],
+    or(
+        points(
+            "exec",
+            &[kind::EXEC],
+            &[point("exec", "sched_process_exec")],
+            &[&["linux_binprm", "mm_struct"], PATHS],
+        ),
+        &[probe("exec_kprobe", "finalize_exec")],
     ),
     calls(
         "exec_failed",
@@ -110,17 +144,23 @@ pub const HOOKS: &[Hook] = &[
         &[calls::EXEC_FAILED],
         FILES,
     ),
-    points(
-        "fork",
-        &[kind::FORK],
-        &[point("fork", "sched_process_fork")],
-        &[],
+    or(
+        points(
+            "fork",
+            &[kind::FORK],
+            &[point("fork", "sched_process_fork")],
+            &[],
+        ),
+        &[probe("fork_kprobe", "wake_up_new_task")],
     ),
-    points(
-        "exit",
-        &[kind::EXIT],
-        &[point("exit", "sched_process_exit")],
-        &[&["signal_struct"]],
+    or(
+        points(
+            "exit",
+            &[kind::EXIT],
+            &[point("exit", "sched_process_exit")],
+            &[&["signal_struct"]],
+        ),
+        &[probe("exit_kprobe", "taskstats_exit")],
     ),
     // Without it, containers that end at once may stay unnamed.
     points(
@@ -140,6 +180,7 @@ pub const HOOKS: &[Hook] = &[
         name: "signal",
         kinds: &[kind::SIGNAL],
         points: &[point("signal", "signal_generate")],
+        probes: &[point("signal", "signal_generate")],
         calls: &[calls::SIGNAL],
         needs: &[&["kernel_siginfo"]],
     },
@@ -179,6 +220,7 @@ pub const HOOKS: &[Hook] = &[
         name: "connect",
         kinds: &[kind::CONNECT, kind::UNIX_CONNECT, kind::CLOSE_FLOW],
         points: &[point("socket_state", "inet_sock_set_state")],
+        probes: &[point("socket_state", "inet_sock_set_state")],
         calls: &[calls::CONNECT, calls::SOCKETCALL],
         needs: &[
             DESCRIPTORS,
