@@ -142,11 +142,7 @@ fn special(work: &mut Workload) -> Result<()> {
         SocketType::RAW,
         Some(netlink::AUDIT),
     )?;
-    let ordinary = socket(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        None,
-    )?;
+    let ordinary = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
     drop((packet, raw, audit, ordinary));
     let us = ours();
     for (what, condition) in [

@@ -155,15 +155,14 @@ pub fn refused_kernel_changes() -> io::Result<()> {
         tv_sec: 1,
         tv_nsec: 2_000_000_000,
     };
+    // In memory that was written to: what the kernel refuses before it reads it may not be there yet.
+    let texts = (c"a=1".to_owned(), c"no_such_module".to_owned());
+    let (parameters, module) = std::hint::black_box(texts);
     // SAFETY: all texts end with NUL; sizes are those of what is pointed to.
     unsafe {
         let none = std::ptr::null::<u8>();
-        libc::syscall(libc::SYS_init_module, c"x".as_ptr(), 1, c"a=1".as_ptr());
-        libc::syscall(
-            libc::SYS_delete_module,
-            c"no_such_module".as_ptr(),
-            libc::O_NONBLOCK,
-        );
+        libc::syscall(libc::SYS_init_module, c"x".as_ptr(), 1, parameters.as_ptr());
+        libc::syscall(libc::SYS_delete_module, module.as_ptr(), libc::O_NONBLOCK);
         libc::syscall(libc::SYS_reboot, 1, 2, 3, none);
         libc::syscall(
             libc::SYS_clock_settime,
