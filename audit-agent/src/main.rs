@@ -193,7 +193,13 @@ fn describe(config: &Config) -> Result<()> {
             (None, Some((_, reason))) => format!("not available: {reason}"),
             (None, None) => "not available".to_owned(),
         };
-        println!("  {:<12} {got}", hook.name);
+        let objects = match hook.objects {
+            _ if hook.attached.is_none() => String::new(),
+            Some(Ok(rung)) => format!(", objects by {rung}"),
+            Some(Err(reason)) => format!(", objects as the caller names them: {reason}"),
+            None => String::new(),
+        };
+        println!("  {:<14} {got}{objects}", hook.name);
     }
     Ok(())
 }

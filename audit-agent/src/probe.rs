@@ -28,7 +28,9 @@ use aya::{
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 pub use btf::BtfError;
-use hooks::{CORE, DISPATCHER, HOOKS, LISTENER, PROBE_DISPATCHER, Place, Point};
+use hooks::{
+    CORE, DISPATCHER, HOOKS, LISTENER, OBJECT_KINDS, OBJECTS, PROBE_DISPATCHER, Place, Point,
+};
 pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};
@@ -46,6 +48,8 @@ pub enum ProbeError {
     Types(#[from] BtfError),
     #[error("the kernel object does not load: {0}")]
     Load(String),
+    #[error("what path calls act on cannot be seen: {0}")]
+    NoObjects(String),
     #[error("no hook could be attached; the first reason: {0}")]
     NoHook(String),
     #[error("capture.watch_reads: {0}")]
@@ -114,11 +118,28 @@ impl Probe {
             return Err(ProbeError::NotPermitted(missing));
         }
         let types = btf::Types::of_kernel()?;
+        let no_objects = match objects_missing(&types) {
+            Some(reason) => reason,
+            None => match Self::load_with(config, &types, Ok(())) {
+                Err(ProbeError::NoObjects(reason)) => reason,
+                other => return other,
+            },
+        };
+        Self::load_with(config, &types, Err(no_objects))
+    }
+
+    /// With hooks that see objects, or for that reason without.
+    fn load_with(
+        config: &Config,
+        types: &btf::Types,
+        objects: Result<(), String>,
+    ) -> Result<Self, ProbeError> {
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
-        let (offsets, missing) = offsets(&types);
+        let (offsets, missing) = offsets(types);
         let settings = Settings {
             watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
             wakeup_bytes: wakeup_bytes(config),
+            objects: objects.is_ok().into(),
             typed_task: types.has_function("bpf_get_current_task_btf").into(),
             number_offset: CALL_ABI.number,
             argument_offsets: CALL_ABI.arguments,
@@ -127,7 +148,7 @@ impl Probe {
         };
         let uname = rustix::system::uname();
         let preemptible = object::is_preemptible(&uname.release().to_string_lossy());
-        let object = object::prepare(OBJECT, &types, preemptible);
+        let object = object::prepare(OBJECT, types, preemptible);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
             .override_global("OFFSETS", offsets.as_bytes(), true)
@@ -162,7 +183,17 @@ impl Probe {
             missing: &missing,
             attached: Vec::new(),
         };
-        let hooks = attacher.attach_all(config, preemptible);
+        if objects.is_ok() {
+            for point in OBJECTS {
+                attacher.attach(*point).map_err(ProbeError::NoObjects)?;
+            }
+        }
+        let mut hooks = attacher.attach_all(config, preemptible);
+        for (status, hook) in hooks.iter_mut().zip(HOOKS) {
+            if hook.kinds.iter().any(|kind| OBJECT_KINDS.contains(kind)) {
+                status.objects = Some(objects.clone().map(|()| Rung::Kprobe));
+            }
+        }
         let attached = attacher.attached;
         if hooks.iter().all(|hook| hook.attached.is_none()) {
             let reason = hooks.first().and_then(|hook| hook.tried.last());
@@ -276,6 +307,20 @@ fn wakeup_bytes(config: &Config) -> u32 {
         .min(rings.network_bytes)
         .min(rings.file_bytes)
         / 8
+}
+
+/// Why this kernel has no place for the hooks that see objects.
+fn objects_missing(types: &btf::Types) -> Option<String> {
+    if !std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists() {
+        return Some("this kernel has no kprobes".to_owned());
+    }
+    let functions = OBJECTS.iter().filter_map(|point| match point.place {
+        Place::Kprobe(function) => Some(function),
+        Place::Tracepoint(_) => None,
+    });
+    let mut missing = functions.filter(|function| !types.has_function(function));
+    let function = missing.next()?;
+    Some(format!("this kernel has no function {function}"))
 }
 
 /// The kernel's offsets, and the paths of the fields that it does not have.
@@ -478,6 +523,7 @@ fn status(hook: &Hook) -> HookStatus {
         kinds: hook.kinds.iter().map(|kind| kind_name(*kind)).collect(),
         attached: None,
         off: false,
+        objects: None,
         tried: vec![(
             Rung::Trampoline,
             "this version has no program for it".to_owned(),

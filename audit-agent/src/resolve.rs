@@ -114,6 +114,9 @@ impl Resolver {
         let Some(process) = &event.process else {
             return;
         };
+        if record.section(section::OBJECT).is_some() {
+            return; // a hook saw it
+        }
         let actor = Actor {
             pid: record.header.pid,
             start_time_ns: record.header.start_time_ns,

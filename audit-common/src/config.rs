@@ -12,6 +12,8 @@ pub struct Settings {
     pub watch_reads: u32,
     /// A ring wakes its reader when this much waits in it; below that the reader's timer collects.
     pub wakeup_bytes: u32,
+    /// Security hooks tell the objects of path calls.
+    pub objects: u32,
     /// The helper bpf_get_current_task_btf is there (Linux 5.11).
     pub typed_task: u32,
     /// Where `struct pt_regs` holds the number of a system call, and its arguments.

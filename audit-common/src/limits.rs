@@ -39,3 +39,7 @@ pub const DATAGRAM_PEERS: u32 = 16 << 10;
 pub const DATAGRAM_INTERVAL_NS: u64 = 60_000_000_000;
 /// Messages of one sendmmsg, the kernel's UIO_MAXIOV.
 pub const MESSAGES: u32 = 1024;
+/// Calls between the security hook that saw their objects and their end.
+pub const OBJECTS: u32 = 1024;
+/// Two walked paths with their headers; longer ones are told by the caller's text.
+pub const OBJECT_BYTES: usize = 4096;

@@ -341,6 +341,9 @@ pub mod section {
     pub const STRUCTURE: u8 = 13;
     /// The name of a unix socket's peer: a path, or NUL and an abstract name.
     pub const SOCKET_NAME: u8 = 14;
+    /// Walked paths of what the call really acted on.
+    pub const OBJECT: u8 = 15;
+    pub const TARGET_OBJECT: u8 = 16;
 }
 
 pub mod section_flags {

@@ -7,11 +7,13 @@
 use audit_common::{
     call::{NONE, Shape, flags},
     class, kind,
-    record::{self, form, section},
+    record::{self, FileObject, form, section},
 };
 
 use crate::{
-    file, kernel, path,
+    file, kernel, objects,
+    objects::Taken,
+    path,
     path::Path,
     record::{Writer, file_object, user_section},
     settings::offset,
@@ -71,6 +73,9 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
         );
         path::section(&mut writer, section::PATH, Path::of_file(file));
     }
+    if shape.path != NONE {
+        objects(&mut writer, &mut payload.file, call);
+    }
     text(&mut writer, call, shape.path, section::GIVEN);
     text(&mut writer, call, shape.target_path, section::TARGET_GIVEN);
     text(&mut writer, call, shape.text, section::TEXT);
@@ -86,6 +91,17 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
     structure(&mut writer, call, shape);
     writer.send();
     Some(())
+}
+
+/// What the kernel acted on, if a hook saw it.
+#[inline(always)]
+fn objects(writer: &mut Writer, file: &mut FileObject, call: &Call) {
+    if call.result < 0 {
+        objects::forget();
+    } else if let Some(taken) = Taken::of_current() {
+        *file = taken.file();
+        taken.put(writer);
+    }
 }
 
 #[inline(always)]

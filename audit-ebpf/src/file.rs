@@ -5,7 +5,7 @@
 use audit_common::{
     call::{NONE, Shape},
     class, kind, limits,
-    record::{Open, open_outcome, section},
+    record::{FileObject, Open, open_outcome, section},
 };
 use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel_str,
@@ -14,7 +14,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel, path,
+    kernel,
+    objects::Taken,
+    path,
     path::Path,
     record::{Writer, count_filtered, file_object, user_section},
     settings,
@@ -92,25 +94,42 @@ fn open_flags(call: &Call, shape: &Shape) -> u32 {
 
 #[inline(always)]
 fn try_open(call: &Call, shape: &Shape) -> Option<()> {
+    // What the hook saw, or else what is behind the descriptor now: another thread may have put
+    // another file there meanwhile.
+    let taken = Taken::of_current().filter(|taken| taken.opened().is_some());
     let file = of_descriptor(call.result as u64);
-    let mode: u32 = kernel::read(file, offset!(file_mode));
-    let writes = mode & FMODE_WRITE != 0;
-    let created = mode & FMODE_CREATED != 0;
-    if !writes && !created && (mode & FMODE_PATH != 0 || !watched(&Path::of_file(file))) {
+    let mode: u32 = match &taken {
+        Some(taken) => taken.opened().unwrap_or(0),
+        None => kernel::read(file, offset!(file_mode)),
+    };
+    let reported = match &taken {
+        Some(_) => true,
+        // The hook saw every open, and kept those that are worth an event.
+        None => !settings::objects() && is_reported(mode, &Path::of_file(file)),
+    };
+    if !reported {
         count_filtered(class::FILE);
         return None;
     }
     let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via)?;
-    file_object(
-        &mut payload.file,
-        kernel::pointer(file, offset!(file_inode)),
-    );
     payload.result = call.result;
     payload.flags = open_flags(call, shape);
-    payload.outcome = outcome(payload.flags, writes, created);
-    path::section(&mut writer, section::PATH, Path::of_file(file));
+    payload.outcome = outcome(payload.flags, mode & FMODE_WRITE != 0, mode & FMODE_CREATED != 0);
+    payload.file = match &taken {
+        Some(taken) => taken.file(),
+        None => of_inode(kernel::pointer(file, offset!(file_inode))),
+    };
+    if !taken.is_some_and(|taken| taken.put(&mut writer)) {
+        path::section(&mut writer, section::PATH, Path::of_file(file));
+    }
     writer.send();
     Some(())
+}
+
+/// Is an open in this mode worth an event? `FMODE_*` of include/linux/fs.h.
+#[inline(always)]
+pub fn is_reported(mode: u32, path: &Path) -> bool {
+    mode & (FMODE_WRITE | FMODE_CREATED) != 0 || (mode & FMODE_PATH == 0 && watched(path))
 }
 
 #[inline(always)]
@@ -127,6 +146,14 @@ fn try_refused(call: &Call, shape: &Shape) -> Option<()> {
     }
     writer.send();
     Some(())
+}
+
+#[inline(always)]
+fn of_inode(inode: u64) -> FileObject {
+    // SAFETY: integers, for which zero is a value.
+    let mut object = unsafe { core::mem::zeroed() };
+    file_object(&mut object, inode);
+    object
 }
 
 #[inline(always)]

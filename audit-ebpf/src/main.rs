@@ -20,6 +20,7 @@ mod file;
 mod kernel;
 mod log;
 mod network;
+mod objects;
 mod path;
 mod preemption;
 mod process;

@@ -43,6 +43,21 @@ impl Path {
         }
     }
 
+    /// The entry `dentry` of the directory whose `struct path` is at `directory`.
+    #[inline(always)]
+    pub fn entry(directory: u64, dentry: u64) -> Self {
+        Self {
+            mount: kernel::pointer(directory, offset!(path_mnt)),
+            dentry,
+        }
+    }
+
+    /// 0 for a name that nothing has yet.
+    #[inline(always)]
+    pub fn inode(&self) -> u64 {
+        kernel::pointer(self.dentry, offset!(dentry_inode))
+    }
+
     #[inline(always)]
     pub fn of_file(file: u64) -> Self {
         Self::read(file, offset!(file_path))

@@ -114,6 +114,24 @@ impl Writer {
         Some((writer, payload))
     }
 
+    /// Sections that no record has yet. In the buffer of the file class, as the record will be.
+    #[inline(always)]
+    pub fn draft() -> Option<Self> {
+        let base: *mut u8 = SCRATCH.get_ptr_mut(class::FILE.into())?.cast();
+        Some(Self {
+            base,
+            end: size_of::<Header>() as u64,
+            class: class::FILE,
+        })
+    }
+
+    /// What was written from `start` on.
+    #[inline(always)]
+    pub fn at(&self, start: u64) -> *const u8 {
+        // SAFETY: within the first half of the buffer.
+        unsafe { self.base.add(bounded::<HALF>(start) as usize) }
+    }
+
     #[inline(always)]
     fn reserve<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
         let base: *mut u8 = SCRATCH.get_ptr_mut(class.into())?.cast();

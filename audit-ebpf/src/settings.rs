@@ -11,6 +11,7 @@ static OFFSETS: Offsets = ZERO_OFFSETS;
 static SETTINGS: Settings = Settings {
     watch_reads: 0,
     wakeup_bytes: 0,
+    objects: 0,
     typed_task: 0,
     number_offset: 0,
     argument_offsets: [0; ARGUMENTS],
@@ -51,6 +52,11 @@ pub fn watch_reads() -> bool {
 #[inline(always)]
 pub fn wakeup_bytes() -> u64 {
     read(|_, settings| unsafe { &raw const (*settings).wakeup_bytes }) as u64
+}
+
+#[inline(always)]
+pub fn objects() -> bool {
+    read(|_, settings| unsafe { &raw const (*settings).objects }) != 0
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@
 use audit_common::{
     call::NONE,
     kind,
-    record::{Call, FileObject, Namespaces, Record, section},
+    record::{Call, Namespaces, Record, section},
 };
 use audit_proto::v1::{
     Event, File, Module, Mount, NewCredentials, NewNamespaces, Syscall, TargetProcess,
@@ -115,6 +115,14 @@ fn file(record: &Record<'_>, call: &Call, row: &Row, event: &mut Event) {
         let target = file::named(record, section::TARGET_GIVEN, section::TARGET_BASE, event);
         event.target_file = Some(target);
     }
+    if let Some(file) = &mut event.file
+        && seen(record, section::OBJECT, file)
+    {
+        file::object(&call.file, file);
+    }
+    if let Some(target) = &mut event.target_file {
+        seen(record, section::TARGET_OBJECT, target);
+    }
     let Some(file) = &mut event.file else {
         return;
     };
@@ -131,6 +139,20 @@ fn file(record: &Record<'_>, call: &Call, row: &Row, event: &mut Event) {
     }
 }
 
+/// What the kernel acted on, where a hook saw it, in place of what the caller's memory said.
+fn seen(record: &Record<'_>, tag: u8, file: &mut File) -> bool {
+    let Some(walked) = text::walked(record, tag) else {
+        return false;
+    };
+    if file.path_given.is_empty() && file.path != walked.path {
+        file.path_given = std::mem::take(&mut file.path);
+    }
+    file.path = walked.path;
+    file.path_source = "kernel".to_owned();
+    file.path_truncated_bytes = text::cut_bytes(walked.truncated);
+    true
+}
+
 /// From the form of system calls (`new_decode_dev` of include/linux/kdev_t.h) to the kernel's own.
 fn kernel_device(device: u32) -> i64 {
     let major = (device & 0xfff00) >> 8;
@@ -140,32 +162,19 @@ fn kernel_device(device: u32) -> i64 {
 
 fn of_descriptor(record: &Record<'_>, call: &Call) -> File {
     let walked = text::walked(record, section::PATH).unwrap_or_default();
-    let FileObject {
-        inode,
-        size_bytes,
-        device,
-        mode,
-        owner_uid,
-        owner_gid,
-    } = call.file;
-    let known = inode != 0 || mode != 0;
-    if !known {
+    if call.file.inode == 0 && call.file.mode == 0 {
         return File::default(); // no such descriptor
     }
-    File {
+    let mut file = File {
         path: walked.path,
         path_source: "kernel".to_owned(),
         path_truncated_bytes: text::cut_bytes(walked.truncated),
-        inode: Some(inode as i64),
-        device: Some(device.into()),
-        mode: Some(mode.into()),
-        owner_uid: number(owner_uid),
-        owner_gid: number(owner_gid),
-        size_bytes: Some(size_bytes as i64),
         deleted: walked.deleted.then_some(true),
         memfd: walked.memfd.then_some(true),
         ..File::default()
-    }
+    };
+    file::object(&call.file, &mut file);
+    file
 }
 
 fn credentials(record: &Record<'_>) -> NewCredentials {

@@ -14,7 +14,32 @@ pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
     if open.result < 0 {
         return refused(record, &open, event);
     }
-    let walked = text::walked(record, section::PATH).unwrap_or_default();
+    // What a hook saw while the file was opened, else what was behind the descriptor.
+    let walked = text::walked(record, section::OBJECT);
+    let walked = walked.or_else(|| text::walked(record, section::PATH));
+    let walked = walked.unwrap_or_default();
+    if let Some(process) = &mut event.process {
+        process.root = walked.root;
+    }
+    let mut file = File {
+        path_source: if walked.path.is_empty() { "" } else { "kernel" }.to_owned(),
+        path: walked.path,
+        path_given: String::new(),
+        path_truncated_bytes: text::cut_bytes(walked.truncated),
+        deleted: walked.deleted.then_some(true),
+        memfd: walked.memfd.then_some(true),
+        open_flags: Some(open.flags.into()),
+        access: access(open.outcome).to_owned(),
+        ..File::default()
+    };
+    object(&open.file, &mut file);
+    event.file = Some(file);
+    event.result = Some(result(open.result));
+    Some(())
+}
+
+/// What the inode says; nothing where there was none yet.
+pub(super) fn object(object: &FileObject, file: &mut File) {
     let FileObject {
         inode,
         size_bytes,
@@ -22,30 +47,16 @@ pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
         mode,
         owner_uid,
         owner_gid,
-    } = open.file;
-    let known = inode != 0 || mode != 0;
-    if let Some(process) = &mut event.process {
-        process.root = walked.root;
+    } = *object;
+    if inode == 0 && mode == 0 {
+        return;
     }
-    event.file = Some(File {
-        path_source: if walked.path.is_empty() { "" } else { "kernel" }.to_owned(),
-        path: walked.path,
-        path_given: String::new(),
-        path_truncated_bytes: text::cut_bytes(walked.truncated),
-        inode: known.then_some(inode as i64),
-        device: known.then_some(device.into()),
-        mode: known.then_some(mode.into()),
-        owner_uid: number(owner_uid).filter(|_| known),
-        owner_gid: number(owner_gid).filter(|_| known),
-        size_bytes: known.then_some(size_bytes as i64),
-        deleted: walked.deleted.then_some(true),
-        memfd: walked.memfd.then_some(true),
-        open_flags: Some(open.flags.into()),
-        access: access(open.outcome).to_owned(),
-        ..File::default()
-    });
-    event.result = Some(result(open.result));
-    Some(())
+    file.inode = Some(inode as i64);
+    file.device = Some(device.into());
+    file.mode = Some(mode.into());
+    file.owner_uid = number(owner_uid);
+    file.owner_gid = number(owner_gid);
+    file.size_bytes = Some(size_bytes as i64);
 }
 
 /// An open that was not permitted: what it asked for.

@@ -128,6 +128,34 @@ pub const PROBE_DISPATCHER: Point = probe("sys_exit_kprobe", "trace_syscall_exit
 /// The kernel comes by the place of the other only while somebody listens here.
 pub const LISTENER: Point = point("empty_sys_exit", "sys_exit");
 
+/// Kprobes that see what path calls act on. All of them or none: the programs of the calls' ends rely
+/// on them.
+pub const OBJECTS: &[Point] = &[
+    probe("see_open", "security_file_open"),
+    probe("see_entry", "security_path_unlink"),
+    probe("see_entry", "security_path_rmdir"),
+    probe("see_entry", "security_path_mkdir"),
+    probe("see_entry", "security_path_mknod"),
+    probe("see_entry", "security_path_symlink"),
+    probe("see_link", "security_path_link"),
+    probe("see_rename", "security_path_rename"),
+    probe("see_path", "security_path_chmod"),
+    probe("see_path", "security_path_chown"),
+    probe("see_path", "security_path_truncate"),
+];
+
+/// Kinds that they tell the objects of.
+pub const OBJECT_KINDS: &[u16] = &[
+    kind::OPEN,
+    kind::UNLINK,
+    kind::RENAME,
+    kind::LINK,
+    kind::MKDIR_MKNOD,
+    kind::MODE,
+    kind::OWNER,
+    kind::TRUNCATE,
+];
+
 pub const HOOKS: &[Hook] = &[
     or(
         points(
@@ -267,6 +295,9 @@ pub struct HookStatus {
     pub attached: Option<Rung>,
     /// The configuration leaves all of its kinds out.
     pub off: bool,
+    /// Where its objects are seen, not only what the caller's memory says of them; `Err` says why
+    /// they are not. `None` for a hook that needs it not.
+    pub objects: Option<Result<Rung, String>>,
     /// Better rungs that were not taken, and why.
     pub tried: Vec<(Rung, String)>,
 }
