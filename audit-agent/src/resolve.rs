@@ -466,7 +466,7 @@ mod tests {
             (file.path, file.path_source.as_str()),
             (format!("{root}/nowhere/x"), "lexical")
         );
-        assert_eq!(finish(root, "gone").path_source, "kernel");
+        assert_eq!(finish(root, "gone").path_source, "argument");
 
         // No process has this pid (the kernel's limit is 2^22).
         let gone = finish_for(5_000_000, true, root, "link/last");

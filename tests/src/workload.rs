@@ -9,6 +9,7 @@ mod network;
 mod paths;
 mod places;
 mod processes;
+mod races;
 mod sockets;
 mod system;
 
@@ -97,6 +98,8 @@ impl Workload {
             "kernel" => processes::kernel(&mut work)?,
             "sockets" => sockets::sockets(&mut work)?,
             "compat" => compat::compat(&mut work)?,
+            // Not one of GROUPS: what can be told of a race depends on the kernel.
+            "races" => races::races(&mut work)?,
             other => bail!("no group {other}; there are {}", GROUPS.join(", ")),
         }
         Ok(work.expected)

@@ -279,18 +279,50 @@ mod tests {
     use zerocopy::IntoBytes as _;
 
     #[test]
-    fn a_name_in_a_walked_directory_is_the_kernels() {
+    fn a_name_in_a_walked_directory_is_the_callers() {
         let event = sample::record(kind::UNLINK).event();
         let file = event.file.expect("file");
         assert_eq!(
             (file.path.as_str(), file.path_source.as_str()),
-            ("/tmp/gone", "kernel")
+            ("/tmp/gone", "argument")
         );
         assert_eq!(file.path_given, "gone");
         let syscall = event.syscall.expect("syscall");
         assert_eq!(
             (syscall.name.as_str(), syscall.abi.as_str()),
             ("unlinkat", "x86_64")
+        );
+    }
+
+    #[test]
+    fn what_a_hook_saw_comes_before_what_the_caller_said() {
+        let mut sample = sample::record(kind::RENAME)
+            .walked(section::OBJECT, "/tmp/real")
+            .walked(section::TARGET_OBJECT, "/srv/a/new");
+        let mut call: Call = sample.payload_as();
+        call.file.inode = 42;
+        call.file.mode = 0o100_600;
+        sample.payload = call.as_bytes().to_vec();
+        let event = sample.event();
+        let (file, target) = (
+            event.file.expect("file"),
+            event.target_file.expect("target"),
+        );
+        assert_eq!(
+            (file.path.as_str(), file.path_given.as_str()),
+            ("/tmp/real", "old")
+        );
+        assert_eq!(
+            (file.path_source.as_str(), file.inode),
+            ("kernel", Some(42))
+        );
+        assert_eq!(
+            (target.path.as_str(), target.path_given.as_str()),
+            ("/srv/a/new", "")
+        );
+        assert_eq!(
+            (target.path_source.as_str(), target.inode),
+            ("kernel", None)
         );
     }
 

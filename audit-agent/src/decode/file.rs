@@ -114,7 +114,7 @@ pub(super) fn named(record: &Record<'_>, tag: u8, base_tag: u8, event: &mut Even
         },
         path_source: match joined.exact {
             _ if path.is_empty() => "",
-            true => "kernel",
+            true => "argument",
             false => "lexical",
         }
         .to_owned(),

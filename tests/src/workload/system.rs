@@ -8,6 +8,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    sync::atomic::AtomicU8,
 };
 
 fn text(path: &Path) -> io::Result<CString> {
@@ -278,4 +279,72 @@ pub fn int80(number: u32, [a, b, c]: [u32; 3]) -> i32 {
         );
     }
     result
+}
+
+/// unlink of a text that changes meanwhile.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn unlink_text(text: *const AtomicU8) -> io::Result<()> {
+    // SAFETY: the text ends with NUL, which does not change, and outlives the call.
+    done(unsafe { libc::syscall(libc::SYS_unlink, text) })
+}
+
+#[expect(unsafe_code, reason = "a system call")]
+pub fn rename_text(from: *const AtomicU8, to: &Path) -> io::Result<()> {
+    let to = text(to)?;
+    // SAFETY: as above.
+    done(unsafe { libc::syscall(libc::SYS_rename, from, to.as_ptr()) })
+}
+
+#[expect(unsafe_code, reason = "a system call")]
+pub fn open_text(text: *const AtomicU8) -> io::Result<std::fs::File> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: as above; the descriptor that comes back is ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_open, text, libc::O_WRONLY | libc::O_CLOEXEC);
+        done(fd)?;
+        Ok(std::fs::File::from_raw_fd(fd as i32))
+    }
+}
+
+/// A connection to a `struct sockaddr_in` that changes meanwhile.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn connect_address(address: &[AtomicU8; 16]) -> io::Result<std::os::fd::OwnedFd> {
+    let family = rustix::net::AddressFamily::INET;
+    let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None)?;
+    // SAFETY: the size is that of the address, which outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_connect,
+            socket.as_raw_fd(),
+            address.as_ptr(),
+            address.len(),
+        )
+    };
+    done(result)?;
+    Ok(socket)
+}
+
+/// Runs the program at a path that changes meanwhile; its exit status. The child shares the memory
+/// until it is another program.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn spawn_text(path: *const AtomicU8) -> io::Result<i32> {
+    let arguments = [c"raced".as_ptr().cast_mut(), std::ptr::null_mut()];
+    let environment = [std::ptr::null_mut()];
+    let (mut pid, mut status) = (0, 0);
+    // SAFETY: both arrays end with null and outlive the call, as does the path.
+    unsafe {
+        let error = libc::posix_spawn(
+            &raw mut pid,
+            path.cast(),
+            std::ptr::null(),
+            std::ptr::null(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        );
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        done(libc::waitpid(pid, &raw mut status, 0).into())?;
+    }
+    Ok(status)
 }
