@@ -4,6 +4,7 @@
 //! A hook that cannot be attached is reported with its reason and does not stop the others; only a
 //! host on which no hook works is an error.
 
+mod attach;
 mod btf;
 mod capabilities;
 mod hooks;
@@ -11,26 +12,22 @@ mod info;
 mod log;
 mod object;
 
-use std::{io, mem};
+use std::io;
 
 use audit_common::{
-    call::Shape,
     config::{CALL_ABI, Counters, Settings},
-    kind,
     limits::WATCHED_NAME_BYTES,
     offsets::{MISSING, Offsets, PATHS},
 };
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
-    programs::{KProbe, Program, ProgramError, ProgramFd},
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
-use hooks::{
-    CORE, DISPATCHER, HOOKS, LISTENER, OBJECT_KINDS, OBJECTS, PROBE_DISPATCHER, Place, Point,
-};
+use hooks::{DISPATCHER, HOOKS, OBJECT_KINDS, OBJECTS, Place, Point};
 pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};
@@ -74,36 +71,10 @@ pub struct Probe {
     attached: Vec<Attached>,
 }
 
-/// A program at a tracepoint, and how often the kernel had skipped it when we last looked.
-struct Attached {
-    name: &'static str,
-    program: ProgramFd,
-    skipped: u64,
-}
-
 /// [`Counters`], which aya may copy out of a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct KernelCounters(pub(crate) Counters);
-
-/// [`Shape`], which aya may copy into a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KernelShape(Shape);
-
-#[expect(
-    unsafe_code,
-    reason = "aya asks for the promise that every byte pattern is a value"
-)]
-// SAFETY: repr(transparent) over a struct of integers without padding, which zerocopy has checked.
-unsafe impl aya::Pod for KernelShape {}
-
-/// Where returning system calls go.
-struct Dispatch {
-    programs: ProgramArray<MapData>,
-    probe_programs: ProgramArray<MapData>,
-    shapes: Array<MapData, KernelShape>,
-}
 
 #[expect(
     unsafe_code,
@@ -135,19 +106,10 @@ impl Probe {
         objects: Result<(), String>,
     ) -> Result<Self, ProbeError> {
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
-        let (offsets, missing) = offsets(types);
-        let settings = Settings {
-            watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
-            wakeup_bytes: wakeup_bytes(config),
-            objects: objects.is_ok().into(),
-            typed_task: types.has_function("bpf_get_current_task_btf").into(),
-            number_offset: CALL_ABI.number,
-            argument_offsets: CALL_ABI.arguments,
-            compat_argument_offsets: CALL_ABI.compat_arguments,
-            compat_bits: CALL_ABI.compat_bits,
-        };
         let uname = rustix::system::uname();
         let preemptible = object::is_preemptible(&uname.release().to_string_lossy());
+        let (offsets, missing) = offsets(types);
+        let settings = settings(config, types, objects.is_ok());
         let object = object::prepare(OBJECT, types, preemptible);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
@@ -344,6 +306,19 @@ fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
     (offsets, missing)
 }
 
+fn settings(config: &Config, types: &btf::Types, objects: bool) -> Settings {
+    Settings {
+        watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
+        wakeup_bytes: wakeup_bytes(config),
+        objects: objects.into(),
+        typed_task: types.has_function("bpf_get_current_task_btf").into(),
+        number_offset: CALL_ABI.number,
+        argument_offsets: CALL_ABI.arguments,
+        compat_argument_offsets: CALL_ABI.compat_arguments,
+        compat_bits: CALL_ABI.compat_bits,
+    }
+}
+
 fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
     let names = filter::watch_names(&config.capture.watch_reads)
         .map_err(|error| ProbeError::Watch(error.to_string()))?;
@@ -371,203 +346,6 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
             .map_err(|error| ProbeError::Watch(error.to_string()))?;
     }
     Ok(())
-}
-
-/// Attaches hooks, and keeps what was attached.
-struct Attacher<'a> {
-    ebpf: &'a mut Ebpf,
-    dispatch: &'a mut Dispatch,
-    kernel: &'a Btf,
-    missing: &'a [&'static str],
-    attached: Vec<Attached>,
-}
-
-impl Attacher<'_> {
-    /// Every hook that the configuration wants, and the dispatcher that serves their calls.
-    fn attach_all(&mut self, config: &Config, preemptible: bool) -> Vec<HookStatus> {
-        let mut rungs = vec![Rung::Tracepoint];
-        if preemptible {
-            rungs.insert(0, Rung::Kprobe);
-        }
-        let mut no_dispatcher = Vec::new();
-        let mut dispatcher = None;
-        for rung in &rungs {
-            match self.attach_dispatcher(*rung) {
-                Ok(()) => {
-                    dispatcher = Some(*rung);
-                    break;
-                }
-                Err(reason) => no_dispatcher.push((*rung, reason)),
-            }
-        }
-        let mut hooks = Vec::new();
-        for hook in HOOKS {
-            let mut status = status(hook);
-            let mut kinds = status.kinds.iter();
-            status.off = !hook.kinds.is_empty() && kinds.all(|kind| config.capture.is_off(kind));
-            if !status.off {
-                if !hook.calls.is_empty() {
-                    status.tried.clone_from(&no_dispatcher);
-                }
-                self.attach_hook(hook, &rungs, dispatcher, &mut status);
-            }
-            hooks.push(status);
-        }
-        hooks
-    }
-
-    fn attach_dispatcher(&mut self, rung: Rung) -> Result<(), String> {
-        if rung == Rung::Kprobe {
-            self.attach(PROBE_DISPATCHER)?;
-            // Whether it is skipped does not matter: it does nothing.
-            return attach(self.ebpf, LISTENER, self.kernel).map(mem::drop);
-        }
-        self.attach(DISPATCHER)
-    }
-
-    /// On the first rung that takes it; its calls go where the dispatcher is.
-    fn attach_hook(
-        &mut self,
-        hook: &Hook,
-        rungs: &[Rung],
-        dispatcher: Option<Rung>,
-        status: &mut HookStatus,
-    ) {
-        let needed = |path: &&&str| {
-            let of = path.split('.').next().unwrap_or_default();
-            CORE.contains(&of) || hook.needs.iter().any(|group| group.contains(&of))
-        };
-        if let Some(path) = self.missing.iter().find(needed) {
-            let reason = format!("this kernel has no field {path}");
-            status.tried.push((Rung::Tracepoint, reason));
-            return;
-        }
-        if !hook.calls.is_empty() {
-            let Some(rung) = dispatcher else { return };
-            if let Err(reason) = self.route(hook, rung) {
-                status.tried.push((rung, reason));
-                return;
-            }
-            status.attached = Some(rung);
-        }
-        if hook.points.is_empty() {
-            return;
-        }
-        for rung in rungs {
-            let points = match rung {
-                Rung::Kprobe => hook.probes,
-                _ => hook.points,
-            };
-            match points.iter().try_for_each(|point| self.attach(*point)) {
-                Ok(()) => {
-                    // Where it stays at its tracepoint, so it says.
-                    let probed = points.iter().any(|p| matches!(p.place, Place::Kprobe(_)));
-                    let got = if probed {
-                        Rung::Kprobe
-                    } else {
-                        Rung::Tracepoint
-                    };
-                    status.attached = status.attached.or(Some(got));
-                    return;
-                }
-                Err(reason) => status.tried.push((*rung, reason)),
-            }
-        }
-        status.attached = None;
-    }
-
-    /// Puts the hook's calls into the dispatcher's maps.
-    fn route(&mut self, hook: &Hook, rung: Rung) -> Result<(), String> {
-        for row in hook.calls.iter().copied().flatten() {
-            let (program, programs) = match rung {
-                Rung::Kprobe => {
-                    let name = format!("{}_kprobe", row.program);
-                    let place = PROBE_DISPATCHER.place;
-                    let program = load(self.ebpf, &name, place, self.kernel)?;
-                    (program, &mut self.dispatch.probe_programs)
-                }
-                _ => {
-                    let program = load(self.ebpf, row.program, DISPATCHER.place, self.kernel)?;
-                    (program, &mut self.dispatch.programs)
-                }
-            };
-            for slot in row.slots() {
-                self.dispatch
-                    .shapes
-                    .set(slot, KernelShape(row.shape), 0)
-                    .and_then(|()| programs.set(slot, &program, 0))
-                    .map_err(|error| format!("{}: {}", row.name, chain(&error)))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn attach(&mut self, point: Point) -> Result<(), String> {
-        let program = attach(self.ebpf, point, self.kernel)?;
-        self.attached.push(Attached {
-            name: point.program,
-            program,
-            skipped: 0,
-        });
-        Ok(())
-    }
-}
-
-fn kind_name(number: u16) -> &'static str {
-    kind::from_number(number).map_or("", |row| row.name)
-}
-
-fn status(hook: &Hook) -> HookStatus {
-    HookStatus {
-        name: hook.name,
-        kinds: hook.kinds.iter().map(|kind| kind_name(*kind)).collect(),
-        attached: None,
-        off: false,
-        objects: None,
-        tried: vec![(
-            Rung::Trampoline,
-            "this version has no program for it".to_owned(),
-        )],
-    }
-}
-
-/// Loads a program for that place, unless it is loaded already, for it may serve many calls.
-fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<ProgramFd, String> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| format!("the object has no program {name}"))?;
-    let loaded = match (program, place) {
-        (Program::BtfTracePoint(program), Place::Tracepoint(tracepoint)) => {
-            program.load(tracepoint, kernel)
-        }
-        (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
-        _ => return Err(format!("{name} is not for {place:?}")),
-    };
-    let loaded = match loaded {
-        Err(ProgramError::AlreadyLoaded) => Ok(()),
-        other => other,
-    };
-    let fd = || ebpf.program(name).map(Program::fd);
-    loaded
-        .and_then(|()| fd().ok_or(ProgramError::NotLoaded)?)
-        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
-        .map_err(|error| format!("{name}: {}", chain(&error)))
-}
-
-fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<ProgramFd, String> {
-    let fd = load(ebpf, point.program, point.place, kernel)?;
-    let attached = match (ebpf.program_mut(point.program), point.place) {
-        (Some(Program::BtfTracePoint(program)), Place::Tracepoint(_)) => {
-            program.attach().map(mem::drop)
-        }
-        (Some(Program::KProbe(program)), Place::Kprobe(function)) => {
-            let program: &mut KProbe = program;
-            program.attach(function, 0).map(mem::drop)
-        }
-        _ => Err(ProgramError::NotLoaded),
-    };
-    attached.map_err(|error| format!("{}: {}", point.program, chain(&error)))?;
-    Ok(fd)
 }
 
 fn load_error(error: &(dyn std::error::Error + 'static)) -> ProbeError {

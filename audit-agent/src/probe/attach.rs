@@ -1,0 +1,244 @@
+//! How do hooks get to their places? Loads each program for the first rung that takes it, attaches
+//! it, and puts the calls into the dispatcher's maps.
+//!
+//! Invariant: a hook that cannot be attached says why, and does not keep the others from it.
+
+use std::mem;
+
+use audit_common::{call::Shape, kind};
+use aya::{
+    Btf, Ebpf,
+    maps::{Array, MapData, ProgramArray},
+    programs::{KProbe, Program, ProgramError, ProgramFd},
+};
+
+use super::{
+    chain,
+    hooks::{
+        CORE, DISPATCHER, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point, Rung,
+    },
+};
+use crate::Config;
+
+/// A program at a tracepoint, and how often the kernel had skipped it when we last looked.
+pub(super) struct Attached {
+    pub name: &'static str,
+    pub program: ProgramFd,
+    pub skipped: u64,
+}
+
+/// [`Shape`], which aya may copy into a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct KernelShape(Shape);
+
+#[expect(
+    unsafe_code,
+    reason = "aya asks for the promise that every byte pattern is a value"
+)]
+// SAFETY: repr(transparent) over a struct of integers without padding, which zerocopy has checked.
+unsafe impl aya::Pod for KernelShape {}
+
+/// Where returning system calls go.
+pub(super) struct Dispatch {
+    pub programs: ProgramArray<MapData>,
+    pub probe_programs: ProgramArray<MapData>,
+    pub shapes: Array<MapData, KernelShape>,
+}
+
+/// Attaches hooks, and keeps what was attached.
+pub(super) struct Attacher<'a> {
+    pub ebpf: &'a mut Ebpf,
+    pub dispatch: &'a mut Dispatch,
+    pub kernel: &'a Btf,
+    pub missing: &'a [&'static str],
+    pub attached: Vec<Attached>,
+}
+
+impl Attacher<'_> {
+    /// Every hook that the configuration wants, and the dispatcher that serves their calls.
+    pub fn attach_all(&mut self, config: &Config, preemptible: bool) -> Vec<HookStatus> {
+        let mut rungs = vec![Rung::Tracepoint];
+        if preemptible {
+            rungs.insert(0, Rung::Kprobe);
+        }
+        let mut no_dispatcher = Vec::new();
+        let mut dispatcher = None;
+        for rung in &rungs {
+            match self.attach_dispatcher(*rung) {
+                Ok(()) => {
+                    dispatcher = Some(*rung);
+                    break;
+                }
+                Err(reason) => no_dispatcher.push((*rung, reason)),
+            }
+        }
+        let mut hooks = Vec::new();
+        for hook in HOOKS {
+            let mut status = status(hook);
+            let mut kinds = status.kinds.iter();
+            status.off = !hook.kinds.is_empty() && kinds.all(|kind| config.capture.is_off(kind));
+            if !status.off {
+                if !hook.calls.is_empty() {
+                    status.tried.clone_from(&no_dispatcher);
+                }
+                self.attach_hook(hook, &rungs, dispatcher, &mut status);
+            }
+            hooks.push(status);
+        }
+        hooks
+    }
+
+    fn attach_dispatcher(&mut self, rung: Rung) -> Result<(), String> {
+        if rung == Rung::Kprobe {
+            self.attach(PROBE_DISPATCHER)?;
+            // Whether it is skipped does not matter: it does nothing.
+            return attach(self.ebpf, LISTENER, self.kernel).map(mem::drop);
+        }
+        self.attach(DISPATCHER)
+    }
+
+    /// On the first rung that takes it; its calls go where the dispatcher is.
+    fn attach_hook(
+        &mut self,
+        hook: &Hook,
+        rungs: &[Rung],
+        dispatcher: Option<Rung>,
+        status: &mut HookStatus,
+    ) {
+        let needed = |path: &&&str| {
+            let of = path.split('.').next().unwrap_or_default();
+            CORE.contains(&of) || hook.needs.iter().any(|group| group.contains(&of))
+        };
+        if let Some(path) = self.missing.iter().find(needed) {
+            let reason = format!("this kernel has no field {path}");
+            status.tried.push((Rung::Tracepoint, reason));
+            return;
+        }
+        if !hook.calls.is_empty() {
+            let Some(rung) = dispatcher else { return };
+            if let Err(reason) = self.route(hook, rung) {
+                status.tried.push((rung, reason));
+                return;
+            }
+            status.attached = Some(rung);
+        }
+        if hook.points.is_empty() {
+            return;
+        }
+        for rung in rungs {
+            let points = match rung {
+                Rung::Kprobe => hook.probes,
+                _ => hook.points,
+            };
+            match points.iter().try_for_each(|point| self.attach(*point)) {
+                Ok(()) => {
+                    // Where it stays at its tracepoint, so it says.
+                    let probed = points.iter().any(|p| matches!(p.place, Place::Kprobe(_)));
+                    let got = if probed {
+                        Rung::Kprobe
+                    } else {
+                        Rung::Tracepoint
+                    };
+                    status.attached = status.attached.or(Some(got));
+                    return;
+                }
+                Err(reason) => status.tried.push((*rung, reason)),
+            }
+        }
+        status.attached = None;
+    }
+
+    /// Puts the hook's calls into the dispatcher's maps.
+    fn route(&mut self, hook: &Hook, rung: Rung) -> Result<(), String> {
+        for row in hook.calls.iter().copied().flatten() {
+            let (program, programs) = match rung {
+                Rung::Kprobe => {
+                    let name = format!("{}_kprobe", row.program);
+                    let place = PROBE_DISPATCHER.place;
+                    let program = load(self.ebpf, &name, place, self.kernel)?;
+                    (program, &mut self.dispatch.probe_programs)
+                }
+                _ => {
+                    let program = load(self.ebpf, row.program, DISPATCHER.place, self.kernel)?;
+                    (program, &mut self.dispatch.programs)
+                }
+            };
+            for slot in row.slots() {
+                self.dispatch
+                    .shapes
+                    .set(slot, KernelShape(row.shape), 0)
+                    .and_then(|()| programs.set(slot, &program, 0))
+                    .map_err(|error| format!("{}: {}", row.name, chain(&error)))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn attach(&mut self, point: Point) -> Result<(), String> {
+        let program = attach(self.ebpf, point, self.kernel)?;
+        self.attached.push(Attached {
+            name: point.program,
+            program,
+            skipped: 0,
+        });
+        Ok(())
+    }
+}
+
+fn kind_name(number: u16) -> &'static str {
+    kind::from_number(number).map_or("", |row| row.name)
+}
+
+fn status(hook: &Hook) -> HookStatus {
+    HookStatus {
+        name: hook.name,
+        kinds: hook.kinds.iter().map(|kind| kind_name(*kind)).collect(),
+        attached: None,
+        off: false,
+        objects: None,
+        tried: vec![(
+            Rung::Trampoline,
+            "this version has no program for it".to_owned(),
+        )],
+    }
+}
+
+/// Loads a program for that place, unless it is loaded already, for it may serve many calls.
+fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<ProgramFd, String> {
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| format!("the object has no program {name}"))?;
+    let loaded = match (program, place) {
+        (Program::BtfTracePoint(program), Place::Tracepoint(tracepoint)) => {
+            program.load(tracepoint, kernel)
+        }
+        (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
+        _ => return Err(format!("{name} is not for {place:?}")),
+    };
+    let loaded = match loaded {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        other => other,
+    };
+    let fd = || ebpf.program(name).map(Program::fd);
+    loaded
+        .and_then(|()| fd().ok_or(ProgramError::NotLoaded)?)
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+        .map_err(|error| format!("{name}: {}", chain(&error)))
+}
+
+pub(super) fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<ProgramFd, String> {
+    let fd = load(ebpf, point.program, point.place, kernel)?;
+    let attached = match (ebpf.program_mut(point.program), point.place) {
+        (Some(Program::BtfTracePoint(program)), Place::Tracepoint(_)) => {
+            program.attach().map(mem::drop)
+        }
+        (Some(Program::KProbe(program)), Place::Kprobe(function)) => {
+            let program: &mut KProbe = program;
+            program.attach(function, 0).map(mem::drop)
+        }
+        _ => Err(ProgramError::NotLoaded),
+    };
+    attached.map_err(|error| format!("{}: {}", point.program, chain(&error)))?;
+    Ok(fd)
+}
