@@ -61,9 +61,9 @@ Examples:
   audit-agent -o server=http://127.0.0.1:4620   deliver to another collector
   audit-agent -o batch.max_delay_ms=1000 -o 'capture.watch_reads=[/etc/shadow]'
 
-It needs root, a kernel of 5.10 or later with BTF (/sys/kernel/btf/vmlinux) and tracefs
-(/sys/kernel/tracing). While the collector cannot be reached events wait in memory; when that is
-full the kernel's rings fill, and what they cannot hold is counted and told in `lost` events.
+It needs root, a kernel of 5.10 or later with BTF (/sys/kernel/btf/vmlinux). While the
+collector cannot be reached events wait in memory; when that is full the kernel's rings fill, and
+what they cannot hold is counted and told in `lost` events.
 
 Signals: SIGTERM and SIGINT empty the rings, deliver what is left within 5 seconds, and end.
 Exit status: 0 after a signal, 1 when it could not start or could not go on, 2 for wrong arguments.";

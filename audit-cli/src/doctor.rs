@@ -12,7 +12,6 @@ use crate::{
     color::{Palette, Style},
     display,
     host::{self, Capabilities},
-    mounts,
     output::Output,
     probe::{self, Hook},
     terminal::Terminal,
@@ -86,12 +85,7 @@ pub async fn run(args: &Doctor, target: &Target, terminal: &Terminal) -> Result<
     let fatal = checks.iter().find(|c| c.verdict == Verdict::CannotRun);
     let hooks = match fatal {
         Some(check) => Err(format!("not tried: {}", check.found)),
-        None => {
-            let mounted = mounts::Mounted::tracefs();
-            let hooks = tokio::task::spawn_blocking(move || probe::hooks(&config)).await?;
-            drop(mounted);
-            hooks
-        }
+        None => tokio::task::spawn_blocking(move || probe::hooks(&config)).await?,
     };
     let report = report(&checks, &hooks, terminal.palette);
     let mut out = Output::new();
@@ -105,7 +99,6 @@ fn host_checks() -> Vec<Check> {
         kernel(&host::read("/proc/sys/kernel/osrelease")),
         btf(),
         rights(),
-        tracefs(),
         lockdown(),
         memlock(),
         cgroups(),
@@ -175,24 +168,6 @@ fn rights() -> Check {
         "run as root: sudo hostaudit doctor"
     };
     Check::bad("rights", verdict, found, advice)
-}
-
-fn tracefs() -> Check {
-    if mounts::has_tracefs() {
-        return Check::fine("tracefs", "mounted");
-    }
-    if host::is_root() {
-        return Check::fine(
-            "tracefs",
-            "not mounted; `hostaudit up` mounts it while it runs",
-        );
-    }
-    Check::bad(
-        "tracefs",
-        Verdict::Degraded,
-        "not visible",
-        "as root: mount -t tracefs tracefs /sys/kernel/tracing",
-    )
 }
 
 fn lockdown() -> Check {
@@ -335,7 +310,7 @@ fn report(
             );
         }
         Ok(hooks) => {
-            let dead = hooks.iter().filter(|h| h.attached.is_none()).count();
+            let dead = hooks.iter().filter(|hook| hook.is_dead()).count();
             problems += dead;
             worst = worst.max(match dead {
                 0 => Verdict::Fine,
@@ -381,11 +356,15 @@ fn line(out: &mut String, palette: Palette, verdict: Verdict, text: &str) {
 const REASON_COLUMNS: usize = 400;
 
 fn describe(out: &mut String, palette: Palette, hook: &Hook) {
-    let verdict = match hook.attached {
-        Some(_) => Verdict::Fine,
-        None => Verdict::Degraded,
+    let verdict = match hook.is_dead() {
+        false => Verdict::Fine,
+        true => Verdict::Degraded,
     };
-    let got = hook.attached.as_deref().unwrap_or("not attached");
+    let got = match &hook.attached {
+        Some(rung) => rung,
+        None if hook.off => "off (capture.off_kinds)",
+        None => "not attached",
+    };
     let kinds = if hook.kinds == hook.name {
         ""
     } else {
@@ -406,7 +385,7 @@ fn describe(out: &mut String, palette: Palette, hook: &Hook) {
         let text = display::fit(&text, REASON_COLUMNS, "...");
         out.push_str(&format!("{}\n", palette.paint(Style::Dim, &text)));
     }
-    if hook.attached.is_none() {
+    if hook.is_dead() {
         let advice = format!(
             "                do: nothing of kind {} is recorded; try a newer kernel, or report the reason above",
             display::safe(&hook.kinds)
@@ -424,6 +403,7 @@ mod tests {
             name: "exec".to_owned(),
             kinds: "exec".to_owned(),
             attached: attached.map(str::to_owned),
+            off: false,
             refused: vec![("fentry".to_owned(), "not permitted".to_owned())],
         }
     }
@@ -447,6 +427,14 @@ mod tests {
             Verdict::Degraded
         );
         assert_eq!(verdict(&[fine()], vec![hook(None)]), Verdict::CannotRun);
+        let off = Hook {
+            off: true,
+            ..hook(None)
+        };
+        assert_eq!(
+            verdict(&[fine()], vec![hook(Some("x")), off]),
+            Verdict::Fine
+        );
         assert_eq!(
             verdict(&[bad(Verdict::CannotRun)], vec![hook(Some("x"))]),
             Verdict::CannotRun

@@ -13,7 +13,6 @@ mod compact;
 mod display;
 mod host;
 mod json;
-mod mounts;
 mod output;
 mod probe;
 mod query;

@@ -10,7 +10,16 @@ pub struct Hook {
     pub name: String,
     pub kinds: String,
     pub attached: Option<String>,
+    /// The configuration leaves it out.
+    pub off: bool,
     pub refused: Vec<(String, String)>,
+}
+
+impl Hook {
+    /// It should be attached and is not.
+    pub fn is_dead(&self) -> bool {
+        self.attached.is_none() && !self.off
+    }
 }
 
 pub fn agent_config(file: Option<&Path>, overrides: &[String]) -> Result<audit_agent::Config> {
@@ -23,10 +32,8 @@ pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
     let hook = |status: audit_agent::probe::HookStatus| Hook {
         name: status.name.to_string(),
         kinds: status.kinds.join(", "),
-        attached: match status.off {
-            true => Some("off".to_owned()),
-            false => status.attached.map(|rung| rung.to_string()),
-        },
+        attached: status.attached.map(|rung| rung.to_string()),
+        off: status.off,
         refused: status
             .tried
             .iter()

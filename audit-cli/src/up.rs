@@ -25,9 +25,7 @@ use tokio::{
 use crate::{
     client::{self, Address, Client, DEFAULT_DATA, SOCKET_NAME, Target},
     color::Style,
-    display, host,
-    mounts::Mounted,
-    probe, query, status,
+    display, host, probe, query, status,
     terminal::Terminal,
 };
 
@@ -82,14 +80,6 @@ pub async fn run(args: &Up, target: &Target, terminal: &Terminal) -> Result<()> 
         "data",
         &format!("{}, only for root to read", data.display()),
     );
-    let mounted = Mounted::tracefs().context("tracefs is not mounted at /sys/kernel/tracing and cannot be mounted; try: mount -t tracefs tracefs /sys/kernel/tracing")?;
-    if let Some(m) = &mounted {
-        steps.say(
-            "tracefs",
-            &format!("mounted at {} until the end", m.path().display()),
-        );
-    }
-
     let (agent, collector) = configure(args, &data, &steps)?;
     let mut running = Running::default();
     let outcome = tokio::select! {
@@ -104,7 +94,6 @@ pub async fn run(args: &Up, target: &Target, terminal: &Terminal) -> Result<()> 
     let stopped = tokio::select! {
         stopped = running.stop(&socket) => stopped,
         () = signals.next() => {
-            drop(mounted);
             #[expect(clippy::exit, reason = "asked for twice: a drain must not hold a person up")]
             std::process::exit(130);
         }

@@ -312,8 +312,6 @@ pub fn missing_for_live_tests() -> Option<&'static str> {
         Some("not root")
     } else if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         Some("the kernel has no BTF (/sys/kernel/btf/vmlinux)")
-    } else if !Path::new("/sys/kernel/tracing/events").exists() {
-        Some("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")
     } else {
         None
     }

@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.name == Name::Overhead {
         setup::testing()?;
     }
-    setup::mounts();
+    setup::tracefs();
     build(args.name, args.quick)?;
     cargo::become_program(command(args))
 }

@@ -55,7 +55,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.test {
         testing()?;
     }
-    mounts();
     eprintln!("setup: all there ({:.1} s)", began.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
@@ -156,32 +155,18 @@ fn debian_compiler() -> bool {
     .all(|path| Path::new(path).exists())
 }
 
-/// The file systems through which programs are attached. Only a running agent needs them, so a
-/// failure is left for it to explain.
-pub fn mounts() {
-    for (kind, place, probe) in [
-        (
-            "tracefs",
-            "/sys/kernel/tracing",
-            "/sys/kernel/tracing/events",
-        ),
-        ("bpf", "/sys/fs/bpf", ""),
-    ] {
-        let mounted = fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| {
-            mounts
-                .lines()
-                .any(|line| line.split(' ').nth(1) == Some(place))
-        });
-        if mounted || (!probe.is_empty() && Path::new(probe).exists()) || !is_root() {
-            continue;
-        }
-        match Command::new("mount")
-            .args(["-t", kind, kind, place])
-            .status()
-        {
-            Ok(status) if status.success() => eprintln!("setup: mounted {kind} on {place}"),
-            _ => eprintln!("setup: warning: cannot mount {kind} on {place}"),
-        }
+/// The peers in the benches, auditd and bpftrace, find tracepoints there; hostaudit does not need it.
+pub fn tracefs() {
+    const AT: &str = "/sys/kernel/tracing";
+    if Path::new(AT).join("events").exists() || !is_root() {
+        return;
+    }
+    match Command::new("mount")
+        .args(["-t", "tracefs", "tracefs", AT])
+        .status()
+    {
+        Ok(status) if status.success() => eprintln!("setup: mounted tracefs on {AT}"),
+        _ => eprintln!("setup: warning: cannot mount tracefs on {AT}; bpftrace will not run"),
     }
 }
 

@@ -46,7 +46,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     setup::building()?;
     setup::testing()?;
-    setup::mounts();
     let mut summary = Summary::default();
     for (at, step) in steps.iter().enumerate() {
         eprintln!(

@@ -20,7 +20,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut progress = Progress::new(3);
     progress.step("toolchain for the kernel programs");
     setup::building()?;
-    setup::mounts();
     progress.step("building hostaudit (the first time some ten minutes on two cores: DataFusion)");
     cargo::run(&["build", "--package", "audit-cli"])?;
     progress.step("hostaudit up; Ctrl-C stops it");
