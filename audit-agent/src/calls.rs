@@ -213,6 +213,18 @@ impl Row {
         self
     }
 
+    /// Its number by each way of calling, 0 for none. A 64-bit call without a number of its own in
+    /// x32 is called there by its 64-bit number.
+    pub fn numbers(&self) -> [(&'static str, u16); 4] {
+        let [x86_64, arm64, i386, x32] = self.numbers;
+        [
+            ("x86_64", x86_64),
+            ("i386", i386),
+            ("x32", if x32 == 0 { x86_64 } else { x32 }),
+            ("arm64", arm64),
+        ]
+    }
+
     /// Slots of this call on this architecture.
     pub fn slots(&self) -> impl Iterator<Item = u32> + use<> {
         let [x86_64, arm64, i386, x32] = self.numbers.map(u32::from);

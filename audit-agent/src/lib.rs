@@ -39,6 +39,8 @@
 
 pub mod arguments;
 pub mod calls;
+#[cfg(test)]
+mod catalogue;
 pub mod clock;
 pub mod config;
 pub mod container;

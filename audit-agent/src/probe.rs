@@ -27,7 +27,8 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
-use hooks::{DISPATCHER, HOOKS, OBJECT_KINDS, OBJECTS, Place, Point};
+pub(crate) use hooks::HOOKS;
+use hooks::{DISPATCHER, OBJECT_KINDS, OBJECTS, Place, Point};
 pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};

@@ -86,7 +86,7 @@ fn file_object() -> FileObject {
     }
 }
 
-fn header(kind: u16) -> Header {
+pub fn header(kind: u16) -> Header {
     let mut header = Header::new_zeroed();
     header.time_ns = 55_000_123;
     header.sequence = 1;
@@ -259,7 +259,7 @@ fn bpf() -> Bpf {
 }
 
 /// A record of the call `name`, with arguments that count from zero (its flags: 2).
-fn call(kind: u16, name: &str) -> Sample {
+pub fn call(kind: u16, name: &str) -> Sample {
     let slot = (0..audit_common::call::SLOTS)
         .find(|slot| calls::of_slot(*slot).is_some_and(|(row, _)| row.name == name));
     let slot = slot.expect(name);

@@ -1,9 +1,13 @@
 //! Does the collector's record say exactly what was done? Known actions on the live kernel, then
 //! questions to the collector: each is there once, with exact values.
 
-use std::process::{Command, Stdio};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use audit_proto::columns::COLUMNS;
 use audit_tests::{
     Options, Stack,
     report::Report,
@@ -93,6 +97,7 @@ fn each_action_is_recorded_once_with_exact_values() -> Result<()> {
         }
     }
     wrong.extend(incomplete(&mut stack, &mut report)?);
+    wrong.extend(undocumented(&mut stack)?);
     ensure!(
         wrong.is_empty(),
         "{} wrong, of {} expectations:\n\n{}",
@@ -128,5 +133,54 @@ fn incomplete(stack: &mut Stack, report: &mut Report) -> Result<Vec<String>> {
             wrong.push(format!("{found} {what}"));
         }
     }
+    Ok(wrong)
+}
+
+/// What users are promised.
+const EVENTS: &str = include_str!("../../docs/events.md");
+
+/// The columns that the page lists for each heading.
+fn promised() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+    let mut promised: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    let mut heading = "";
+    for line in EVENTS.lines() {
+        if let Some(text) = line.strip_prefix("## ") {
+            heading = text.trim_matches('`');
+        } else if let Some(columns) = line.strip_prefix("Columns: ") {
+            let names = columns.split(", ").map(|name| name.trim_matches('`'));
+            promised.entry(heading).or_default().extend(names);
+        }
+    }
+    promised
+}
+
+/// Columns that an event of a kind has and docs/events.md does not name for that kind.
+fn undocumented(stack: &mut Stack) -> Result<Vec<String>> {
+    let promised = promised();
+    let every = promised.get("Every event").context("no shared columns")?;
+    let counts: Vec<String> = COLUMNS
+        .iter()
+        .map(|column| format!("count({0}) as {0}_n", column.name))
+        .collect();
+    let sql = format!(
+        "select kind as of_kind, {} from events group by kind",
+        counts.join(", ")
+    );
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for row in stack.query(&sql)? {
+        let kind = row["of_kind"].as_str().unwrap_or_default();
+        let own = promised.get(kind).cloned().unwrap_or_default();
+        for column in &COLUMNS {
+            let filled = row[&format!("{}_n", column.name)].as_i64().unwrap_or(0);
+            if filled > 0 && !every.contains(column.name) && !own.contains(column.name) {
+                let name = column.name;
+                wrong.push(format!(
+                    "docs/events.md does not say that `{kind}` has `{name}` ({filled} events have it)"
+                ));
+            }
+        }
+        seen += 1;
+    }
+    ensure!(seen > 20, "{seen} kinds in the store");
     Ok(wrong)
 }

@@ -5,6 +5,7 @@ mod bench;
 mod cargo;
 mod check;
 mod ebpf;
+mod events;
 mod setup;
 mod steps;
 mod test;
@@ -29,6 +30,8 @@ enum Command {
     Up(up::Args),
     /// Install what building (and with --test: testing) needs; does nothing when it is all there
     Setup(setup::Args),
+    /// Write docs/events.md from the tables of kinds, calls, hooks and columns
+    Events,
     /// Build the kernel programs and show their sizes
     Ebpf,
     /// Every check there is: format, lints, docs, tests, live tests, benches, deployment files
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Up(args) => up::run(&args),
         Command::Setup(args) => setup::run(&args),
+        Command::Events => events::run(),
         Command::Ebpf => ebpf::run(),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -1,0 +1,150 @@
+//! What is left out on purpose, and what must be known to read an event? Only what the tables do not
+//! say by themselves: conditions of calls that are rows of [`crate::calls`] are written from there.
+
+use audit_common::kind;
+
+/// True of many kinds.
+pub const GENERAL: &[(&str, &str)] = &[
+    (
+        "Calls",
+        "A call is told when it returns, by its result and by the registers that the kernel saved at \
+         its entry. Texts and structures are in the caller's memory and read at the return: another \
+         thread can have changed them. What an event says of a file that was opened, a descriptor or \
+         a socket comes from the kernel's object instead.",
+    ),
+    (
+        "Ways of calling",
+        "64-bit calls, x32 calls and i386 calls (also by `int 0x80` from a 64-bit program) are all \
+         seen; `syscall_abi` says which it was. Operations of io_uring are not calls and are not \
+         seen.",
+    ),
+    (
+        "Paths",
+        "`file_path_source` says how a path was found. `kernel`: by the kernel's own object, or by \
+         a name in a directory that the kernel named. `lookup`: a link or `..` stood on the way, or \
+         the call follows a final link, so the agent looked the path up after the call; who changes \
+         links in between can mislead it. `lexical`: it could not be looked up, and the path is \
+         directory and name put together. Paths begin at the process's root; `process_root` says \
+         where that is after a chroot. Paths end at 4096 bytes and 256 components; \
+         `file_path_truncated_bytes` says so.",
+    ),
+    (
+        "Results",
+        "`result_value` is what the call returned, `result_error` the name of its error. Failed \
+         calls are told too, unless the table of the kind says otherwise.",
+    ),
+    (
+        "Losses",
+        "Each class has its own numbers and its own ring (flow shares that of network). What did not \
+         fit is told by a `lost` event with the missing numbers.",
+    ),
+    (
+        "Columns",
+        "Each kind's list names the columns that its events can have; in one event those are absent \
+         that it has no value for.",
+    ),
+    (
+        "Left out",
+        "The agent itself, and kinds in `capture.off_kinds` and events in `filters.exclude` of its \
+         configuration.",
+    ),
+];
+
+/// Of one kind.
+pub fn of(kind: u16) -> &'static [&'static str] {
+    match kind {
+        kind::EXEC => &[
+            "argv is read from the new program's memory, whole up to 2 MiB; `process_argv_truncated_bytes` counts what is missing.",
+            "`process_script` is put together from working directory and given name, not looked up.",
+            "Credentials are those of the new program: a setuid program shows here, not as `credentials`.",
+        ],
+        kind::EXEC_FAILED => &[
+            "`target_process_argv` is what was asked for, at most 256 arguments of 4096 bytes each, read after the call.",
+        ],
+        kind::FORK => &[
+            "`new_namespaces_*` is there when the child begins in other namespaces than its parent.",
+        ],
+        kind::EXIT => &["Told once, when the last thread of a process ends; threads are not told."],
+        kind::CREDENTIALS => &[
+            "Told for every such call, whether or not it changed something. libc makes the call in each thread of a process: one event for each.",
+        ],
+        kind::PTRACE => &[
+            "Reading another process (PEEK, process_vm_readv, /proc/PID/mem) is not told here; attaching comes before it.",
+        ],
+        kind::SIGNAL => &[
+            "Delivered signals are told by the kernel where they are generated, one event for each process that gets one, also when it ignores it; the calls tell those that failed.",
+            "Not signals to oneself, nor those that the kernel sends (faults, timers, a child's end).",
+        ],
+        kind::NAMESPACE => &[
+            "A process that begins in new namespaces (clone) is a `fork` with `new_namespaces_*`.",
+        ],
+        kind::BPF => &[
+            "Programs and maps made, attached and detached, links made and detached, raw tracepoints opened. Writing to a map is told for the agent's own maps only; reading is not.",
+        ],
+        kind::MOUNT => &[
+            "fsopen, fsmount, open_tree and mount_setattr are not told; move_mount, which makes their result visible, is.",
+        ],
+        kind::TIME_CHANGE => &[
+            "`syscall_time_step_ns` is told for clock_settime (of CLOCK_REALTIME), settimeofday and stime.",
+        ],
+        kind::CONNECT => &[
+            "A connect that does not wait is told twice: EINPROGRESS from the call, and how it ended with `socket_outcome`, for at most 16,384 such sockets at a time.",
+            "A connection begun by sendto with MSG_FASTOPEN is not told.",
+        ],
+        kind::ACCEPT => &["Only when a connection was accepted, of IPv4 and IPv6."],
+        kind::BIND => &["IPv4 and IPv6 sockets only."],
+        kind::LISTEN => &["IPv4 and IPv6 sockets only."],
+        kind::CLOSE_FLOW => &[
+            "TCP connections whose connect or accept was seen, at most 16,384 at a time; of others the end is not told.",
+            "The process is the one that connected or accepted.",
+        ],
+        kind::DATAGRAM => &[
+            "The first datagram of a process to an address, port and protocol in each minute, of IPv4 and IPv6, when it was sent; a connected socket is told by connect. The last 16,384 peers are remembered.",
+            "A sendmmsg is told for each of its peers; `result_value` is what the whole call returned.",
+        ],
+        kind::UNIX_CONNECT => {
+            &["Datagrams to a unix socket that is not connected, and socketpair, are not told."]
+        }
+        kind::SOCKET_SPECIAL => &[
+            "Raw sockets of any family but unix, and all packet, vsock and crypto (AF_ALG) sockets; of netlink the kernel's audit.",
+        ],
+        kind::OPEN => &[
+            "Opens for writing and opens that made the file are told always. Reads are told for the files in `capture.watch_reads`; O_PATH never.",
+            "Of failed opens those with EACCES or EPERM are told, with the name that was given.",
+        ],
+        kind::UNLINK => &["`syscall_flags` 512 says that a directory was removed, rmdir included."],
+        kind::LINK => {
+            &["A symbolic link is `target_file_path`; what it says is `target_file_link_text`."]
+        }
+        kind::TRUNCATE => &[
+            "An open with O_TRUNC is an `open` whose `file_access` is `truncate`.",
+            "Of truncate64 and ftruncate64 (i386) `file_new_size_bytes` is the lower half of the size.",
+        ],
+        _ => &[],
+    }
+}
+
+/// When a program of its own tells a call; what the shared program `call` tells is in its rows.
+pub fn told_when(program: &str) -> Option<&'static str> {
+    Some(match program {
+        "exit_exec" => "when it fails",
+        "exit_open" => "see below",
+        "exit_accept" | "exit_sendto" | "exit_sendmsg" | "exit_sendmmsg" => "when it succeeds",
+        "exit_bpf" => "for the commands below",
+        "exit_socket" => "for the families below",
+        "exit_connect" | "exit_bind" | "exit_listen" => "always",
+        "exit_socketcall" => "as the call that it stands for",
+        _ => return None,
+    })
+}
+
+/// Calls that tell a kind besides those whose rows name it.
+pub fn also(kind: u16) -> &'static [&'static str] {
+    match kind {
+        kind::UNIX_CONNECT => &["connect", "socketcall"],
+        kind::ACCEPT | kind::BIND | kind::LISTEN | kind::DATAGRAM | kind::SOCKET_SPECIAL => {
+            &["socketcall"]
+        }
+        _ => &[],
+    }
+}
