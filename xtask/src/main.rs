@@ -6,6 +6,7 @@ mod cargo;
 mod check;
 mod ebpf;
 mod events;
+mod new_event;
 mod setup;
 mod steps;
 mod test;
@@ -32,6 +33,8 @@ enum Command {
     Setup(setup::Args),
     /// Write docs/events.md from the tables of kinds, calls, hooks and columns
     Events,
+    /// Write a new kind of event into every place that knows kinds
+    NewEvent(new_event::Args),
     /// Build the kernel programs and show their sizes
     Ebpf,
     /// Every check there is: format, lints, docs, tests, live tests, benches, deployment files
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Events => events::run(),
+        Command::NewEvent(args) => new_event::run(&args),
         Command::Ebpf => ebpf::run(),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
