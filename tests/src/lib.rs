@@ -2,6 +2,7 @@
 //!
 //! * [`stack`]: an agent and a collector on a temporary directory, and questions to them;
 //! * [`synthetic`]: a collector filled with events that the test knows in full;
+//! * [`strace`]: what another witness saw of a program; [`witness`]: what the record must have then;
 //! * [`report`]: what a test found, for a program to read;
 //! * [`workload`]: known actions on this host, and what the record must have of them;
 //! * [`mod@bench`]: the benches behind `cargo xtask bench`.
@@ -9,7 +10,9 @@
 pub mod bench;
 pub mod report;
 pub mod stack;
+pub mod strace;
 pub mod synthetic;
+pub mod witness;
 pub mod workload;
 
 pub use stack::{Options, Stack};
