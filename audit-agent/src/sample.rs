@@ -130,54 +130,7 @@ fn sample(kind: u16, payload: &(impl IntoBytes + Immutable + KnownLayout)) -> Sa
 /// The sample of `kind`.
 pub fn record(kind: u16) -> Sample {
     match kind {
-        kind::EXEC => {
-            let argv = b"/bin/sh\0./run.sh\0\0";
-            let exec = Exec {
-                file: file_object(),
-                argv_bytes: argv.len() as u64,
-                argc: 3,
-                reserved: 0,
-            };
-            sample(kind, &exec)
-                .walked(section::PATH, "/usr/bin/dash")
-                .section(section::INVOKED, b"./run.sh")
-                .section(section::INTERPRETER, b"/bin/sh")
-                .walked(section::CWD, "/home/u")
-                .section(section::ARGV, argv)
-        }
-        kind::EXEC_FAILED => {
-            let failed = ExecFailed {
-                result: -2,
-                unread_arguments: 0,
-                reserved: 0,
-            };
-            sample(kind, &failed)
-                .section(section::GIVEN, b"./missing")
-                .walked(section::BASE, "/home/u")
-                .section(section::ARGV, b"missing\0-x\0")
-        }
-        kind::FORK => sample(
-            kind,
-            &Fork {
-                child_start_time_ns: 77_000_000,
-                child_pid: 4321,
-                pid_namespace: 4_026_531_836,
-                mount_namespace: 4_026_531_841,
-                network_namespace: 4_026_531_840,
-                user_namespace: 4_026_531_837,
-                reserved: 0,
-            },
-        ),
-        kind::EXIT => sample(
-            kind,
-            &Exit {
-                user_time_ns: 1,
-                system_time_ns: 2,
-                max_rss_pages: 10,
-                status: 0,
-                reserved: 0,
-            },
-        ),
+        kind::EXEC | kind::EXEC_FAILED | kind::FORK | kind::EXIT => of_process(kind),
         kind::CONNECT
         | kind::ACCEPT
         | kind::BIND
@@ -222,6 +175,60 @@ pub fn record(kind: u16) -> Sample {
         kind::TIME_CHANGE => call(kind, "clock_settime"),
         kind::MEMFD => call(kind, "memfd_create").section(section::TEXT, b"name"),
         other => call(other, first_call_of(other)),
+    }
+}
+
+/// Of a process's own life.
+fn of_process(kind: u16) -> Sample {
+    match kind {
+        kind::EXEC => {
+            let argv = b"/bin/sh\0./run.sh\0\0";
+            let exec = Exec {
+                file: file_object(),
+                argv_bytes: argv.len() as u64,
+                argc: 3,
+                reserved: 0,
+            };
+            sample(kind, &exec)
+                .walked(section::PATH, "/usr/bin/dash")
+                .section(section::INVOKED, b"./run.sh")
+                .section(section::INTERPRETER, b"/bin/sh")
+                .walked(section::CWD, "/home/u")
+                .section(section::ARGV, argv)
+        }
+        kind::EXEC_FAILED => {
+            let failed = ExecFailed {
+                result: -2,
+                unread_arguments: 0,
+                reserved: 0,
+            };
+            sample(kind, &failed)
+                .section(section::GIVEN, b"./missing")
+                .walked(section::BASE, "/home/u")
+                .section(section::ARGV, b"missing\0-x\0")
+        }
+        kind::FORK => sample(
+            kind,
+            &Fork {
+                child_start_time_ns: 77_000_000,
+                child_pid: 4321,
+                pid_namespace: 4_026_531_836,
+                mount_namespace: 4_026_531_841,
+                network_namespace: 4_026_531_840,
+                user_namespace: 4_026_531_837,
+                reserved: 0,
+            },
+        ),
+        _ => sample(
+            kind,
+            &Exit {
+                user_time_ns: 1,
+                system_time_ns: 2,
+                max_rss_pages: 10,
+                status: 0,
+                reserved: 0,
+            },
+        ),
     }
 }
 
