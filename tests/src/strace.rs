@@ -22,8 +22,8 @@ pub fn missing() -> Option<&'static str> {
     }
 }
 
-/// Of a text, so much is written: more than the kernel takes for a path.
-const TEXT_BYTES: &str = "8192";
+/// Of a text, so much is written: more than the longest argument of the workload.
+const TEXT_BYTES: &str = "262144";
 
 /// Runs `command` in `directory` under strace, which notes `calls`.
 pub fn run(command: &mut Command, calls: &[&str], directory: &Path) -> Result<Traced> {
@@ -48,6 +48,8 @@ pub fn run(command: &mut Command, calls: &[&str], directory: &Path) -> Result<Tr
         .arg("--")
         .arg(command.get_program())
         .args(command.get_args())
+        // Cargo's, by which every program would look for its libraries in a dozen places.
+        .env_remove("LD_LIBRARY_PATH")
         .current_dir(directory);
     let mut child = strace
         .stdout(std::process::Stdio::null())

@@ -10,9 +10,13 @@ use audit_tests::{
     witness::{Fact, Recorded, Verdict, recorded, seen, traced_calls},
 };
 
-/// Not those in which a process is traced, changes its root or mounts, or becomes another by a
-/// second thread: there strace disturbs, or its own paths are not the process's.
-const GROUPS: [&str; 10] = [
+/// Not those in which a process is traced (it has a tracer already), changes its root or its mounts
+/// (strace's paths are not the process's), or runs a script or a memfd (whose arguments and name the
+/// kernel changes).
+const GROUPS: [&str; 13] = [
+    "threads",
+    "arguments",
+    "compat",
     "paths",
     "opens",
     "files",

@@ -28,9 +28,13 @@ impl Line {
         if let Some(end) = text.strip_prefix("+++ ") {
             return ended(end.trim_end_matches(" +++"));
         }
-        if text.starts_with("--- ") {
+        if text.starts_with("--- ") || text.starts_with("<... execve resumed>") {
             return Ok(Self::Other);
         }
+        // A thread that is not the first becomes the process; it ends in the first one's file.
+        let becomes = text.split_once(" <pid changed to ");
+        let whole = becomes.map(|(call, _)| format!("{call}) = 0"));
+        let text = whole.as_deref().unwrap_or(text);
         let (call, result) = text.rsplit_once(" = ").context("no result")?;
         let (name, arguments) = call.split_once('(').context("no arguments")?;
         let arguments = arguments.trim_end().strip_suffix(')').context("no end")?;
@@ -49,6 +53,9 @@ impl Line {
 fn ended(text: &str) -> Result<Line> {
     if let Some(code) = text.strip_prefix("exited with ") {
         return Ok(Line::Exited(code.parse()?));
+    }
+    if text.starts_with("superseded by execve") {
+        return Ok(Line::Other);
     }
     match text.strip_prefix("killed by ") {
         Some(signal) => {
@@ -206,5 +213,11 @@ mod tests {
         assert_eq!(list.texts().expect("texts"), [b"a".to_vec(), Vec::new()]);
         assert!(Value("\"\\x61\"...".to_owned()).text().is_err(), "cut");
         assert!(Line::parse("1.2 gibberish").is_err());
+        let becomes =
+            Line::parse("1.2 execve(\"\\x61\", [], 0x7f /* 9 vars */ <pid changed to 7 ...>");
+        let Line::Call { arguments, .. } = becomes.expect("understood") else {
+            panic!("no call");
+        };
+        assert_eq!(arguments.len(), 3);
     }
 }

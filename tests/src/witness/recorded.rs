@@ -18,7 +18,8 @@ pub enum Recorded {
 const COLUMNS: &str = "kind, process_pid, process_tid, process_exe_invoked, process_argv, \
     result_value, result_error, syscall_name, file_path, target_file_path, target_process_pid, \
     target_process_signal, exit_code, exit_signal, socket_inode, socket_outcome, socket_path, \
-    socket_local_address, socket_local_port, socket_peer_address, socket_peer_port";
+    file_new_mode, file_new_owner_uid, file_new_owner_gid, file_new_size_bytes, file_attribute, \
+    target_file_link_text, socket_local_address, socket_local_port, socket_peer_address, socket_peer_port";
 
 pub fn recorded(stack: &mut Stack, traced: &Traced) -> Result<Vec<Recorded>> {
     let mut pids: Vec<String> = traced
@@ -72,6 +73,21 @@ impl Columns<'_> {
             address.with_context(|| format!("no {side} address"))?,
             u16::try_from(port)?,
         ))
+    }
+
+    fn asked(&self) -> String {
+        let owner = |of: &str| self.number(&format!("file_new_owner_{of}"));
+        if let Ok(mode) = self.number("file_new_mode") {
+            format!("mode {mode:o}")
+        } else if let (Ok(uid), Ok(gid)) = (owner("uid"), owner("gid")) {
+            format!("owner {uid}:{gid}")
+        } else if let Ok(size) = self.number("file_new_size_bytes") {
+            format!("size {size}")
+        } else {
+            let texts = ["file_attribute", "target_file_link_text"].map(|name| self.text(name));
+            let text = texts.into_iter().find(|text| *text != "-");
+            text.unwrap_or("-").to_owned()
+        }
     }
 
     fn outcome(&self) -> Result<String> {
@@ -130,10 +146,11 @@ fn of(row: &Columns<'_>) -> Result<Recorded> {
         }
         "unlink" | "rename" | "link" | "mkdir_mknod" | "mode" | "owner" | "truncate" | "xattr"
         | "mount" => format!(
-            "{} {} {} = {}",
+            "{} {} {} {} = {}",
             row.text("syscall_name"),
             row.text("file_path"),
             row.text("target_file_path"),
+            row.asked(),
             row.outcome()?
         ),
         other => bail!("the witness cannot compare {other} yet"),

@@ -108,7 +108,8 @@ impl Witness {
             "unlink" | "rename" | "link" | "mkdir_mknod" | "mode" | "owner" | "truncate"
             | "xattr" | "mount" => {
                 let (file, target) = names::files(call)?;
-                let what = format!("{name} {file} {target} = {}", outcome(call)?);
+                let asked = asked(call)?;
+                let what = format!("{name} {file} {target} {asked} = {}", outcome(call)?);
                 fact(kind, who, what)
             }
             other => bail!("the witness cannot compare {other} yet"),
@@ -141,6 +142,22 @@ impl Witness {
             false => LeftOut("a further datagram to the same peer within the minute"),
         })
     }
+}
+
+/// What the call is to make of the file: mode, owner, size, attribute, text; "-" for nothing.
+fn asked(call: &Call) -> Result<String> {
+    let number = |at: usize| call.argument(at)?.number();
+    let text = |at: usize| anyhow::Ok(escape(&call.argument(at)?.text()?).into_owned());
+    Ok(match call.name.as_str() {
+        "chmod" | "fchmod" | "mkdir" | "mknod" => format!("mode {:o}", number(1)?),
+        "fchmodat" | "mkdirat" | "mknodat" => format!("mode {:o}", number(2)?),
+        "chown" | "lchown" | "fchown" => format!("owner {}:{}", number(1)?, number(2)?),
+        "fchownat" => format!("owner {}:{}", number(2)?, number(3)?),
+        "truncate" | "ftruncate" => format!("size {}", number(1)?),
+        name if name.ends_with("xattr") => text(1)?,
+        "symlink" | "symlinkat" => text(0)?,
+        _ => "-".to_owned(),
+    })
 }
 
 fn exec(thread: &Thread, call: &Call) -> Result<Verdict> {
