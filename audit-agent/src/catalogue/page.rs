@@ -198,7 +198,7 @@ fn tracepoints(kind: u16) -> Vec<&'static str> {
         .filter(|hook| hook.kinds.contains(&kind) && kind != kind::UNIX_CONNECT);
     hooks
         .flat_map(|hook| hook.points)
-        .map(|point| point.tracepoint)
+        .map(|point| point.place.name())
         .collect()
 }
 

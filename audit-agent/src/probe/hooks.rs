@@ -47,6 +47,14 @@ pub enum Place {
     Kprobe(&'static str),
 }
 
+impl Place {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tracepoint(name) | Self::Kprobe(name) => name,
+        }
+    }
+}
+
 pub struct Hook {
     pub name: &'static str,
     /// Numbers of the kinds that it tells.
