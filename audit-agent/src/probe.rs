@@ -27,8 +27,8 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
-pub(crate) use hooks::HOOKS;
-use hooks::{DISPATCHER, OBJECT_KINDS, OBJECTS, Place, Point};
+use hooks::{DISPATCHER, OBJECTS, Point};
+pub(crate) use hooks::{HOOKS, OBJECT_KINDS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
 
 use crate::{Config, filter};

@@ -23,9 +23,10 @@ use crate::{
     container::Containers,
     enrich::Enricher,
     own,
+    probe::OBJECT_KINDS,
     process::{Key, Limits, Table},
     sample::{self, Sample},
-    source::Loss,
+    source::{Loss, Skip},
     users::Users,
 };
 
@@ -141,6 +142,14 @@ impl Bench {
             }
         }
         samples.extend(own_forms(kind));
+        if OBJECT_KINDS.contains(&kind) {
+            let seen = samples.iter().map(|sample| {
+                let sample = sample.clone().walked(section::OBJECT, "/tmp/object");
+                sample.walked(section::TARGET_OBJECT, "/tmp/other")
+            });
+            let seen: Vec<Sample> = seen.collect();
+            samples.extend(seen);
+        }
         samples
     }
 
@@ -298,6 +307,13 @@ pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 3] {
             of(&[
                 own::lost(&clock, &loss, 1, 1),
                 own::lost_without_stream(&clock, "unknown kind"),
+                own::skipped(
+                    &clock,
+                    &Skip {
+                        hook: "exec",
+                        runs: 1,
+                    },
+                ),
             ]),
         ),
         (

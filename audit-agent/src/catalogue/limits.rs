@@ -20,13 +20,14 @@ pub const GENERAL: &[(&str, &str)] = &[
     ),
     (
         "Paths",
-        "`file_path_source` says how a path was found. `kernel`: by the kernel's own object, or by \
-         a name in a directory that the kernel named. `lookup`: a link or `..` stood on the way, or \
-         the call follows a final link, so the agent looked the path up after the call; who changes \
-         links in between can mislead it. `lexical`: it could not be looked up, and the path is \
-         directory and name put together. Paths begin at the process's root; `process_root` says \
-         where that is after a chroot. Paths end at 4096 bytes and 256 components; \
-         `file_path_truncated_bytes` says so.",
+        "`file_path_source` says how a path was found. `kernel`: by the object that the kernel acted \
+         on. `argument`: by what the caller's memory said at the return, in a directory that the kernel \
+         named. `lookup`: a link or `..` stood on the way, or the call follows a final link, so the \
+         agent looked the path up after the call. `lexical`: it could not be looked up, and the path \
+         is directory and name put together. All but the first can be wrong where another thread \
+         changes the text, or somebody the links, meanwhile. Paths begin at the process's root; \
+         `process_root` says where that is after a chroot. Paths end at 4096 bytes and 256 \
+         components; `file_path_truncated_bytes` says so.",
     ),
     (
         "Results",
@@ -36,7 +37,8 @@ pub const GENERAL: &[(&str, &str)] = &[
     (
         "Losses",
         "Each class has its own numbers and its own ring (flow shares that of network). What did not \
-         fit is told by a `lost` event with the missing numbers.",
+         fit is told by a `lost` event with the missing numbers; what the kernel skipped before it \
+         had a number, by one with the place `hook` and the most that it can be.",
     ),
     (
         "Columns",

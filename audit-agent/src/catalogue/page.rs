@@ -20,7 +20,7 @@ use super::{
 use crate::{
     Config,
     calls::{self, Row},
-    probe::HOOKS,
+    probe::{HOOKS, OBJECT_KINDS, Place},
 };
 
 type Filled = BTreeMap<u16, BTreeSet<usize>>;
@@ -172,12 +172,25 @@ fn of_kind(out: &mut String, row: &Kind, columns: &BTreeSet<usize>) {
             "Off by default: take it out of `capture.off_kinds` to have it.",
         );
     }
-    let points = tracepoints(row.number);
+    let (points, probes) = points(row.number);
     if !points.is_empty() {
-        let points: Vec<String> = points.iter().map(|point| format!("`{point}`")).collect();
+        let or = match probes.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; from Linux 6.19 on by a kprobe on {}, where there are kprobes",
+                probes.join(", ")
+            ),
+        };
         paragraph(
             out,
-            &format!("Told by the tracepoint {}.", points.join(", ")),
+            &format!("Told by the tracepoint {}{or}.", points.join(", ")),
+        );
+    }
+    if OBJECT_KINDS.contains(&row.number) {
+        paragraph(
+            out,
+            "Where there are kprobes, they see the object that a successful call acts on, and its \
+             path is told with source `kernel`.",
         );
     }
     table_of_calls(out, row.number);
@@ -191,15 +204,23 @@ fn of_kind(out: &mut String, row: &Kind, columns: &BTreeSet<usize>) {
     }
 }
 
-fn tracepoints(kind: u16) -> Vec<&'static str> {
+/// Tracepoints, and the kprobes that later kernels have instead.
+fn points(kind: u16) -> (Vec<String>, Vec<String>) {
     // The hook `connect` serves unix sockets by its calls alone.
     let hooks = HOOKS
         .iter()
         .filter(|hook| hook.kinds.contains(&kind) && kind != kind::UNIX_CONNECT);
-    hooks
-        .flat_map(|hook| hook.points)
-        .map(|point| point.place.name())
-        .collect()
+    let (mut points, mut probes) = (Vec::new(), Vec::new());
+    for point in hooks.flat_map(|hook| hook.points.iter().chain(hook.probes)) {
+        let (list, name) = match point.place {
+            Place::Tracepoint(name) => (&mut points, format!("`{name}`")),
+            Place::Kprobe(name) => (&mut probes, format!("`{name}`")),
+        };
+        if !list.contains(&name) {
+            list.push(name);
+        }
+    }
+    (points, probes)
 }
 
 /// Each row once, in the order of its first slot.

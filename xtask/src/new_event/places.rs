@@ -211,7 +211,7 @@ fn program(kind: &Kind, tracepoint: &str, tree: &mut Tree) -> Result<()> {
     let arm = format!("{tracepoint:?} => \"empty_{name}\",\n                ");
     tree.insert(
         PROBE,
-        "let program = match point.tracepoint",
+        "let program = match tracepoint",
         "_ => \"empty",
         &arm,
     )?;
@@ -227,6 +227,7 @@ use audit_common::{class, kind, record::@type@};
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
+    preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer},
 };
@@ -234,8 +235,9 @@ use crate::{
 /// `@tracepoint@(...)`
 #[btf_tracepoint(function = "@tracepoint@")]
 pub fn @name@(ctx: BtfTracePointContext) -> i32 {
-    try_@name@(&ctx);
-    0
+    preemption::without(|| {
+        try_@name@(&ctx);
+    })
 }
 
 #[inline(always)]
