@@ -270,6 +270,7 @@ const ALL: &[&[Row]] = &[
     BIND,
     LISTEN,
     DATAGRAM,
+    RECEIVE,
     SOCKET,
     SOCKETCALL,
     OPEN,
@@ -516,6 +517,30 @@ pub const DATAGRAM: &[Row] = &[
         shape(kind::DATAGRAM),
     )
     .x32(538),
+];
+/// What comes back; of DNS only.
+pub const RECEIVE: &[Row] = &[
+    row(
+        "recvfrom",
+        "exit_recvfrom",
+        [45, 207, 371],
+        shape(kind::DNS),
+    )
+    .x32(517),
+    row("recvmsg", "exit_recvmsg", [47, 212, 372], shape(kind::DNS)).x32(519),
+    row(
+        "recvmmsg",
+        "exit_recvmmsg",
+        [299, 243, 337],
+        shape(kind::DNS),
+    )
+    .x32(537),
+    row(
+        "recvmmsg_time64",
+        "exit_recvmmsg",
+        [0, 0, 417],
+        shape(kind::DNS),
+    ),
 ];
 pub const SOCKET: &[Row] = &[row(
     "socket",

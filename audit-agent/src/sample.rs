@@ -3,14 +3,14 @@
 use audit_common::{
     class, kind,
     record::{
-        Bpf, Call, Credentials, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
+        Bpf, Call, Credentials, Dns, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
         Record, SectionHeader, Signal, Socket, form, open_outcome, section, via,
     },
 };
 use audit_proto::v1::Event;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
-use crate::{calls, clock::Clock, decode};
+use crate::{calls, clock::Clock, decode, dns};
 
 /// A record in parts.
 #[derive(Debug, Clone)]
@@ -195,6 +195,16 @@ pub fn record(kind: u16) -> Sample {
             flow.begin_ns = 50_000_000;
             flow.bytes_sent = 10;
             sample(kind, &flow)
+        }
+        kind::DNS => {
+            let mut payload = Dns::new_zeroed();
+            payload.socket = socket();
+            payload.socket.protocol = 17;
+            payload.socket.peer_port = 53;
+            payload.network_namespace = 4_026_531_840;
+            let answer = dns::sample_answer("www.example", [198, 51, 100, 7].into());
+            payload.wire_bytes = answer.len() as u64;
+            sample(kind, &payload).section(section::DNS, &answer)
         }
         kind::SIGNAL => {
             let mut signal = Signal::new_zeroed();

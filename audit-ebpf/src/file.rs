@@ -46,6 +46,8 @@ const AT_FDCWD: i32 = -100;
 /// The `struct file` behind descriptor `fd` of the current process; 0 when there is none.
 #[inline(always)]
 pub fn of_descriptor(fd: u64) -> u64 {
+    // As the kernel takes it: the upper half of the register says nothing.
+    let fd = u64::from(fd as u32);
     let files = kernel::pointer(task::current(), offset!(task_files));
     let table = kernel::pointer(files, offset!(files_fdt));
     if fd >= u64::from(kernel::read::<u32>(table, offset!(fdtable_max_fds))) {

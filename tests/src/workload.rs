@@ -3,6 +3,7 @@
 //! actions and expectations stand side by side.
 
 mod compat;
+mod dns;
 mod exec;
 mod files;
 mod network;
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 17] = [
+pub const GROUPS: [&str; 18] = [
     "arguments",
     "programs",
     "lives",
@@ -42,6 +43,7 @@ pub const GROUPS: [&str; 17] = [
     "namespaces",
     "kernel",
     "sockets",
+    "dns",
     "compat",
 ];
 
@@ -96,6 +98,7 @@ impl Workload {
             "namespaces" => processes::namespaces(&mut work)?,
             "kernel" => processes::kernel(&mut work)?,
             "sockets" => sockets::sockets(&mut work)?,
+            "dns" => dns::dns(&mut work)?,
             "compat" => compat::compat(&mut work)?,
             other => bail!("no group {other}; there are {}", GROUPS.join(", ")),
         }

@@ -195,6 +195,13 @@ pub const HOOKS: &[Hook] = &[
         &[calls::DATAGRAM],
         SOCKET_CALLS,
     ),
+    // What is sent, the programs of "datagram" tell.
+    calls(
+        "dns",
+        &[kind::DNS],
+        &[calls::DATAGRAM, calls::RECEIVE, calls::SOCKETCALL],
+        &[DESCRIPTORS, SOCKETS, &["tcp_sock", "net"]],
+    ),
     calls(
         "socket_special",
         &[kind::SOCKET_SPECIAL],
