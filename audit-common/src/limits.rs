@@ -43,6 +43,9 @@ pub const MESSAGES: u32 = 1024;
 /// bytes that resolvers offer at most; of a stream, so much leaves the record within the half of
 /// the buffer where its section may begin.
 pub const DNS_BYTES: u64 = 12 << 10;
+/// Descriptors connected to port 53 that are remembered; the longest unused is forgotten, and then
+/// what it is read and written by plain read and write is not seen. Resolvers keep some dozens.
+pub const DNS_CONNECTIONS: u32 = 4 << 10;
 /// Pieces of the caller's memory that they are gathered from; glibc uses four.
 pub const DNS_SEGMENTS: u32 = 8;
 /// The fixed beginning of a DNS message: a shorter datagram is none.

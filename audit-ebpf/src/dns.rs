@@ -4,7 +4,10 @@
 //! caller itself can have looked at it. Sockets of other peers cost the way from the descriptor to
 //! the socket's port.
 //!
-//! Not seen: read and write, which all files would pay for, and io_uring.
+//! read and write are every file's, so their programs ask first, and only, whether the process has
+//! connected this descriptor to port 53 (Go's resolver and glibc's streams do so). Not seen: a
+//! socket that was connected by another process or before the agent began, if it is then used by
+//! read or write; and io_uring.
 
 use audit_common::{
     class, kind, limits,
@@ -12,7 +15,7 @@ use audit_common::{
 };
 use aya_ebpf::{
     macros::{btf_tracepoint, map},
-    maps::PerCpuArray,
+    maps::{LruHashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
 
@@ -22,6 +25,7 @@ use crate::{
     record::Writer,
     settings::offset,
     syscall::Call,
+    task,
 };
 
 const PORT: u16 = 53;
@@ -385,6 +389,73 @@ pub fn exit_recvmmsg(ctx: BtfTracePointContext) -> i32 {
         let moved = Moved::new(&call, call.argument::<0>(), flags);
         messages(&call, moved, call.argument::<1>());
     }
+    0
+}
+
+/// Descriptors that their process has connected to port 53.
+#[map]
+static CONNECTIONS: LruHashMap<u64, u8> =
+    LruHashMap::with_max_entries(limits::DNS_CONNECTIONS, 0);
+
+#[inline(always)]
+fn connection(fd: u64) -> u64 {
+    u64::from(task::current_pid()) << 32 | u64::from(fd as u32)
+}
+
+/// The current process connects `fd`.
+#[inline(always)]
+pub fn connected(fd: u64, port: u16) {
+    if port == PORT {
+        let _ = CONNECTIONS.insert(connection(fd), 1, 0);
+    }
+}
+
+/// Whether `fd` may be such a descriptor; it may have been closed and be another's.
+#[inline(always)]
+fn is_connection(call: &Call, fd: u64) -> bool {
+    // SAFETY: only the presence of the key is used.
+    call.result > 0 && unsafe { CONNECTIONS.get(connection(fd)) }.is_some()
+}
+
+/// What read, write (`segments` is 0), readv or writev have moved.
+#[inline(always)]
+fn plain(ctx: &BtfTracePointContext, flags: u64, segments: impl Fn(&Call) -> u64) {
+    let call = Call::of(ctx);
+    let fd = call.argument::<0>();
+    if !is_connection(&call, fd) {
+        return;
+    }
+    if dns_peer(fd, 0) != CONNECTED {
+        let _ = CONNECTIONS.remove(connection(fd));
+        return;
+    }
+    let mut moved = Moved::new(&call, fd, flags);
+    moved.memory = call.argument::<1>();
+    moved.segments = segments(&call);
+    consider(&moved, CONNECTED);
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_read(ctx: BtfTracePointContext) -> i32 {
+    plain(&ctx, 0, |_| 0);
+    0
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_write(ctx: BtfTracePointContext) -> i32 {
+    plain(&ctx, SENT, |_| 0);
+    0
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_readv(ctx: BtfTracePointContext) -> i32 {
+    plain(&ctx, 0, |call| call.argument::<2>());
+    0
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+pub fn exit_writev(ctx: BtfTracePointContext) -> i32 {
+    plain(&ctx, SENT, |call| call.argument::<2>());
     0
 }
 

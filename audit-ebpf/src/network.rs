@@ -148,6 +148,7 @@ fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
         payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
     }
     let follow = call.result == 0 && payload.protocol == IPPROTO_TCP;
+    dns::connected(fd, payload.peer_port);
     writer.send();
     if call.result == EINPROGRESS {
         expect_outcome(call.via(), &of);

@@ -195,11 +195,11 @@ pub const HOOKS: &[Hook] = &[
         &[calls::DATAGRAM],
         SOCKET_CALLS,
     ),
-    // What is sent, the programs of "datagram" tell.
+    // Its sends are told by the programs of "datagram"; "connect" says which descriptors to watch.
     calls(
         "dns",
         &[kind::DNS],
-        &[calls::DATAGRAM, calls::RECEIVE, calls::SOCKETCALL],
+        &[calls::DATAGRAM, calls::DNS, calls::SOCKETCALL],
         &[DESCRIPTORS, SOCKETS, &["tcp_sock", "net"]],
     ),
     calls(

@@ -311,7 +311,7 @@ fn a_dns_message_tells_what_was_asked_and_what_came_back() {
     };
     e.dns = Some(dns.clone());
     let line = compact(None).event(&e);
-    assert!(line.contains("ask    A www.example → 192.0.2.53:53"), "{line}");
+    assert!(line.contains("ask     A www.example → 192.0.2.53:53"), "{line}");
 
     dns.response = Some(true);
     dns.response_code = "NOERROR".to_owned();
@@ -319,7 +319,7 @@ fn a_dns_message_tells_what_was_asked_and_what_came_back() {
     dns.answers_omitted = Some(2);
     e.dns = Some(dns.clone());
     let line = compact(None).event(&e);
-    let told = "answer A www.example = web.example 192.0.2.7 (+2 not recorded)";
+    let told = "answer  A www.example = web.example 192.0.2.7 (+2 not recorded)";
     assert!(line.contains(told), "{line}");
 
     dns.response_code = "NXDOMAIN".to_owned();

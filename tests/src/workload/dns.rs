@@ -10,13 +10,13 @@ use std::{
         IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _,
         UdpSocket,
     },
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags};
-use server::{A, AAAA, ALIAS, BIG, FOUR, MANY, NONE, SIX, TALK, TXT, WEB, framed, query};
+use server::{A, AAAA, ALIAS, BIG, FOUR, LARGE, NONE, SIX, TALK, TXT, WEB, framed, many, query};
 
 use super::{Workload, ours, places::namespace, system};
 
@@ -32,16 +32,26 @@ pub fn dns(work: &mut Workload) -> Result<()> {
     told += datagrams(work)?;
     told += segments(work)?;
     told += batches(work)?;
+    told += plain(work)?;
     told += junk()?;
     told += streams(work)?;
+    resolver_stream(work)?;
     connections(work)?;
     elsewhere(work)?;
     work.number(
         "and nothing else, of the server neither",
-        format!("kind = 'dns' and {}", ours()),
+        format!(
+            "kind = 'dns' and {} and dns_query_name <> '{LARGE}'",
+            ours()
+        ),
         told,
     );
     Ok(())
+}
+
+/// A question for an IPv4 address.
+pub fn query_address(id: u16, name: &str) -> Vec<u8> {
+    query(id, name, A)
 }
 
 /// An exchange as the record must have it: by which protocol, with whom, what, and its answers.
@@ -122,6 +132,64 @@ fn resolver(work: &mut Workload) -> Result<i64> {
             name: ALIAS,
             record_type,
             answer: answers([WEB.to_owned(), address.to_string()]),
+        }
+        .expect(work);
+    }
+    Ok(told)
+}
+
+/// glibc asks again by TCP, both types at once; what it had by UDP until then is not certain.
+fn resolver_stream(work: &mut Workload) -> Result<()> {
+    let found = (LARGE, 80).to_socket_addrs()?.count();
+    ensure!(found == many(LARGE).count(), "{found} addresses");
+    for (record_type, answer) in [
+        ("A", answers(many(LARGE))),
+        ("AAAA", "dns_response_code = 'NOERROR'".to_owned()),
+    ] {
+        Exchange {
+            how: "getaddrinfo by TCP",
+            server: SERVER,
+            protocol: "tcp",
+            name: LARGE,
+            record_type,
+            answer,
+        }
+        .expect(work);
+    }
+    Ok(())
+}
+
+/// read and write, readv and writev, as on any file; which the descriptor is afterwards.
+fn plain(work: &mut Workload) -> Result<i64> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(SERVER)?;
+    let mut file = fs::File::from(OwnedFd::from(socket));
+    let (one, two) = (
+        query(51, "read.plain.test", A),
+        query(52, "readv.plain.test", A),
+    );
+    let (first, second) = two.split_at(9);
+    let mut room = [0; 512];
+    ensure!(file.write(&one)? == one.len());
+    ensure!(file.read(&mut room)? > 12);
+    ensure!(file.write_vectored(&[IoSlice::new(first), IoSlice::new(second)])? == two.len());
+    let (start, rest) = room.split_at_mut(10);
+    let parts = &mut [IoSliceMut::new(start), IoSliceMut::new(rest)];
+    ensure!(file.read_vectored(parts)? > 12);
+    let number = file.as_raw_fd();
+    drop(file);
+    let mut other = fs::File::open("/dev/zero")?;
+    ensure!(other.as_raw_fd() == number, "another descriptor");
+    other.read_exact(&mut room)?;
+    let mut told = 0;
+    for name in ["read.plain.test", "readv.plain.test"] {
+        told += Exchange {
+            how: name.split('.').next().unwrap_or_default(),
+            server: SERVER,
+            protocol: "udp",
+            name,
+            record_type: "A",
+            answer: "dns_response_code = 'NXDOMAIN'".to_owned(),
         }
         .expect(work);
     }
@@ -296,7 +364,7 @@ fn streams(work: &mut Workload) -> Result<i64> {
         protocol: "tcp",
         name: BIG,
         record_type: "A",
-        answer: answers((0..MANY).map(|n| Ipv4Addr::new(192, 0, 2, 100 + n))),
+        answer: answers(many(BIG)),
     }
     .expect(work);
 
@@ -328,7 +396,7 @@ fn streams(work: &mut Workload) -> Result<i64> {
 
 /// To what was answered: the connection has the name that was asked, not the one behind it.
 fn connections(work: &mut Workload) -> Result<()> {
-    let last = Ipv4Addr::new(192, 0, 2, 100 + MANY - 1);
+    let last = many(BIG).last().context("addresses")?;
     for (what, address, name) in [
         ("an IPv4 address", IpAddr::from(FOUR), Some(ALIAS)),
         ("an IPv6 address", SIX.into(), Some(ALIAS)),

@@ -157,16 +157,12 @@ pub fn refused_kernel_changes() -> io::Result<()> {
     };
     // Written by us: a page that nobody has touched yet, as one of constants may be, is not there
     // for kernel programs, and a kernel that has no modules does not touch it.
-    let parameters = CString::new("a=1")?;
+    let (module, parameters) = (CString::new("no_such_module")?, CString::new("a=1")?);
     // SAFETY: all texts end with NUL; sizes are those of what is pointed to.
     unsafe {
         let none = std::ptr::null::<u8>();
         libc::syscall(libc::SYS_init_module, c"x".as_ptr(), 1, parameters.as_ptr());
-        libc::syscall(
-            libc::SYS_delete_module,
-            c"no_such_module".as_ptr(),
-            libc::O_NONBLOCK,
-        );
+        libc::syscall(libc::SYS_delete_module, module.as_ptr(), libc::O_NONBLOCK);
         libc::syscall(libc::SYS_reboot, 1, 2, 3, none);
         libc::syscall(
             libc::SYS_clock_settime,
@@ -282,6 +278,18 @@ pub fn int80(number: u32, [a, b, c]: [u32; 3]) -> i32 {
         );
     }
     result
+}
+
+/// Connects to a port of 127.0.0.1; the register of the descriptor is not zero above its 32 bits.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn connect_with_full_register(socket: &impl std::os::fd::AsFd, port: u16) -> io::Result<()> {
+    let mut address = [0_u8; 16];
+    address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    address[2..4].copy_from_slice(&port.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    let register = i64::from(socket.as_fd().as_raw_fd()) | 0x5a5a_5a5a << 32;
+    // SAFETY: the address outlives the call and has the size given.
+    done(unsafe { libc::syscall(libc::SYS_connect, register, address.as_ptr(), address.len()) })
 }
 
 /// A network namespace for this thread and those that it starts, with `lo` up and these addresses

@@ -18,9 +18,11 @@ pub const SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 /// A CNAME of [`WEB`], which has both addresses.
 pub const ALIAS: &str = "alias.audit.test";
 pub const WEB: &str = "web.audit.test";
-/// Its [`MANY`] addresses do not fit in a datagram.
+/// Its addresses, told by [`many`], do not fit in a datagram.
 pub const BIG: &str = "big.audit.test";
-pub const MANY: u8 = 40;
+/// Neither does what this one has, says the server. It is less, because glibc asks again where it
+/// has no room for all.
+pub const LARGE: &str = "large.audit.test";
 /// Has a text.
 pub const TALK: &str = "talk.audit.test";
 /// Is not there.
@@ -69,6 +71,12 @@ fn serve(mut client: TcpStream) -> io::Result<()> {
 pub fn framed(message: &[u8]) -> Vec<u8> {
     let length = message.len() as u16;
     [&length.to_be_bytes(), message].concat()
+}
+
+/// The addresses of [`BIG`] or [`LARGE`].
+pub fn many(name: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let last = if name == BIG { 100..140 } else { 200..205 };
+    last.map(|last| Ipv4Addr::new(192, 0, 2, last))
 }
 
 pub fn query(id: u16, name: &str, record_type: u16) -> Vec<u8> {
@@ -126,11 +134,9 @@ fn answer(query: &[u8], datagram: bool) -> Option<Vec<u8>> {
                 _ => {}
             }
         }
-        BIG if asked == A && datagram => flags |= TRUNCATED,
-        BIG if asked == A => {
-            records.extend((0..MANY).map(|n| record(BIG, A, &[192, 0, 2, 100 + n])));
-        }
-        BIG => {}
+        BIG | LARGE if asked != A => {}
+        BIG | LARGE if datagram => flags |= TRUNCATED,
+        BIG | LARGE => records.extend(many(&name).map(|a| record(&name, A, &a.octets()))),
         TALK => records.push(record(TALK, TXT, b"\x05hello\x06 world")),
         _ => flags |= NXDOMAIN,
     }
