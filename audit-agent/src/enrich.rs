@@ -96,10 +96,9 @@ impl Enricher {
             Form::Piece(piece) => {
                 let mut told = Vec::new();
                 let place = (namespace, way);
-                self.names
-                    .piece(place, socket, &piece, time_ns, |message| {
-                        told.push(decode::told_dns(message));
-                    });
+                self.names.piece(place, socket, &piece, time_ns, |message| {
+                    told.push(decode::told_dns(message));
+                });
                 told
             }
         }

@@ -153,8 +153,11 @@ impl Stage {
         self.parts.enricher.complete(record, event, now);
         let time_ns = record.header.time_ns;
         let messages = self.parts.enricher.messages(&captured, time_ns);
+        let counters = &self.parts.counters;
+        counters::add(&counters.dns_records, 1);
+        counters::add(&counters.dns_messages, messages.len() as u64);
         if self.parts.filter.leaves_out(event) {
-            counters::add(&self.parts.counters.filtered, messages.len() as u64);
+            counters::add(&counters.filtered, messages.len() as u64);
             return Ok(());
         }
         for message in messages {

@@ -130,7 +130,10 @@ mod tests {
         let message = Message::parse(&query).expect("message");
         let told = told(&message);
         assert_eq!(told.query_name, "www.example");
-        assert_eq!((told.query_type.as_str(), told.response), ("A", Some(false)));
+        assert_eq!(
+            (told.query_type.as_str(), told.response),
+            ("A", Some(false))
+        );
         assert_eq!((told.answers_omitted, told.truncated), (None, None));
         assert_eq!(told.response_code, "");
     }

@@ -281,7 +281,10 @@ fn dns(event: &Event, glyphs: Glyphs) -> (&'static str, Style, Vec<Span>) {
     if dns.response != Some(true) {
         spans.push(dim(glyphs.to));
         spans.push(dim(endpoint(
-            event.socket.as_ref().and_then(|socket| socket.peer.as_ref()),
+            event
+                .socket
+                .as_ref()
+                .and_then(|socket| socket.peer.as_ref()),
         )));
         return ("ask", Style::Blue, spans);
     }

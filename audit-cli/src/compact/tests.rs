@@ -311,7 +311,10 @@ fn a_dns_message_tells_what_was_asked_and_what_came_back() {
     };
     e.dns = Some(dns.clone());
     let line = compact(None).event(&e);
-    assert!(line.contains("ask     A www.example → 192.0.2.53:53"), "{line}");
+    assert!(
+        line.contains("ask     A www.example → 192.0.2.53:53"),
+        "{line}"
+    );
 
     dns.response = Some(true);
     dns.response_code = "NOERROR".to_owned();
@@ -333,7 +336,11 @@ fn a_dns_message_tells_what_was_asked_and_what_came_back() {
 #[test]
 fn a_connection_names_its_peer() {
     let mut e = connect("192.0.2.7", 443, "");
-    let peer = e.socket.as_mut().and_then(|s| s.peer.as_mut()).expect("peer");
+    let peer = e
+        .socket
+        .as_mut()
+        .and_then(|s| s.peer.as_mut())
+        .expect("peer");
     peer.name = "www.example".to_owned();
     let line = compact(None).event(&e);
     assert!(line.contains("192.0.2.7:443 (www.example)"), "{line}");
