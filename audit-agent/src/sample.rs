@@ -130,6 +130,47 @@ fn sample(kind: u16, payload: &(impl IntoBytes + Immutable + KnownLayout)) -> Sa
 /// The sample of `kind`.
 pub fn record(kind: u16) -> Sample {
     match kind {
+        kind::EXEC | kind::EXEC_FAILED | kind::FORK | kind::EXIT => of_process(kind),
+        kind::CONNECT
+        | kind::ACCEPT
+        | kind::BIND
+        | kind::LISTEN
+        | kind::DATAGRAM
+        | kind::SOCKET_SPECIAL
+        | kind::UNIX_CONNECT
+        | kind::CLOSE_FLOW
+        | kind::DNS => of_socket(kind),
+        kind::SIGNAL => {
+            let mut signal = Signal::new_zeroed();
+            signal.signal = 9;
+            signal.target_pid = 77;
+            sample(kind, &signal)
+        }
+        kind::BPF => sample(kind, &bpf()),
+        kind::OPEN => {
+            let open = Open {
+                file: file_object(),
+                result: 3,
+                flags: 0o1101,
+                outcome: open_outcome::CREATED | open_outcome::WRITE,
+            };
+            sample(kind, &open).walked(section::PATH, "/tmp/out")
+        }
+        kind::UNLINK => call(kind, "unlinkat")
+            .section(section::GIVEN, b"gone")
+            .walked(section::BASE, "/tmp"),
+        kind::RENAME => call(kind, "renameat2")
+            .section(section::GIVEN, b"old")
+            .walked(section::BASE, "/tmp")
+            .section(section::TARGET_GIVEN, b"/srv/a/new"),
+        kind::TIME_CHANGE => call(kind, "clock_settime"),
+        kind::MEMFD => call(kind, "memfd_create").section(section::TEXT, b"name"),
+        other => call(other, first_call_of(other)),
+    }
+}
+
+fn of_process(kind: u16) -> Sample {
+    match kind {
         kind::EXEC => {
             let argv = b"/bin/sh\0./run.sh\0\0";
             let exec = Exec {
@@ -168,7 +209,7 @@ pub fn record(kind: u16) -> Sample {
                 reserved: 0,
             },
         ),
-        kind::EXIT => sample(
+        _ => sample(
             kind,
             &Exit {
                 user_time_ns: 1,
@@ -178,12 +219,11 @@ pub fn record(kind: u16) -> Sample {
                 reserved: 0,
             },
         ),
-        kind::CONNECT
-        | kind::ACCEPT
-        | kind::BIND
-        | kind::LISTEN
-        | kind::DATAGRAM
-        | kind::SOCKET_SPECIAL => sample(kind, &socket()),
+    }
+}
+
+fn of_socket(kind: u16) -> Sample {
+    match kind {
         kind::UNIX_CONNECT => {
             let mut socket = socket();
             socket.family = 1;
@@ -206,32 +246,7 @@ pub fn record(kind: u16) -> Sample {
             payload.wire_bytes = answer.len() as u64;
             sample(kind, &payload).section(section::DNS, &answer)
         }
-        kind::SIGNAL => {
-            let mut signal = Signal::new_zeroed();
-            signal.signal = 9;
-            signal.target_pid = 77;
-            sample(kind, &signal)
-        }
-        kind::BPF => sample(kind, &bpf()),
-        kind::OPEN => {
-            let open = Open {
-                file: file_object(),
-                result: 3,
-                flags: 0o1101,
-                outcome: open_outcome::CREATED | open_outcome::WRITE,
-            };
-            sample(kind, &open).walked(section::PATH, "/tmp/out")
-        }
-        kind::UNLINK => call(kind, "unlinkat")
-            .section(section::GIVEN, b"gone")
-            .walked(section::BASE, "/tmp"),
-        kind::RENAME => call(kind, "renameat2")
-            .section(section::GIVEN, b"old")
-            .walked(section::BASE, "/tmp")
-            .section(section::TARGET_GIVEN, b"/srv/a/new"),
-        kind::TIME_CHANGE => call(kind, "clock_settime"),
-        kind::MEMFD => call(kind, "memfd_create").section(section::TEXT, b"name"),
-        other => call(other, first_call_of(other)),
+        _ => sample(kind, &socket()),
     }
 }
 

@@ -77,7 +77,11 @@ impl Moved {
 
 #[inline(always)]
 fn received(message_flags: u64) -> u64 {
-    if message_flags & MSG_PEEK != 0 { dns_flags::PEEKED.into() } else { 0 }
+    if message_flags & MSG_PEEK != 0 {
+        dns_flags::PEEKED.into()
+    } else {
+        0
+    }
 }
 
 const SENT: u64 = dns_flags::SENT as u64;
@@ -324,7 +328,9 @@ fn messages(call: &Call, moved: Moved, first: u64) {
         }
     };
     let mut index = 0;
-    while i64::from(index) < call.result && index < limits::MESSAGES && dns_message(index) == CONTINUE
+    while i64::from(index) < call.result
+        && index < limits::MESSAGES
+        && dns_message(index) == CONTINUE
     {
         index += 1;
     }
@@ -346,7 +352,11 @@ fn try_message() -> Option<()> {
     // SAFETY: as in `consider`.
     let batch = unsafe { &mut *batch };
     // struct mmsghdr: a msghdr and how many bytes were moved.
-    let (length_at, stride) = if batch.moved.short_pointers != 0 { (28, 32) } else { (56, 64) };
+    let (length_at, stride) = if batch.moved.short_pointers != 0 {
+        (28, 32)
+    } else {
+        (56, 64)
+    };
     let header = batch.next;
     batch.next += stride;
     let mut moved = batch.moved;
@@ -394,8 +404,7 @@ pub fn exit_recvmmsg(ctx: BtfTracePointContext) -> i32 {
 
 /// Descriptors that their process has connected to port 53.
 #[map]
-static CONNECTIONS: LruHashMap<u64, u8> =
-    LruHashMap::with_max_entries(limits::DNS_CONNECTIONS, 0);
+static CONNECTIONS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(limits::DNS_CONNECTIONS, 0);
 
 #[inline(always)]
 fn connection(fd: u64) -> u64 {

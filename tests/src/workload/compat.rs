@@ -44,7 +44,6 @@ pub fn compat(work: &mut Workload) -> Result<()> {
     let argv = room.put(&[missing.to_le_bytes(), argument.to_le_bytes(), [0; 4]].concat());
     system::int80(EXECVE, [missing, argv.context("room")?, 0]);
     let connected = connect(&mut room)?;
-    ask(&mut room)?;
 
     let us = ours();
     let (made, moved, directory) = (quoted(made), quoted(moved), quoted(directory));
@@ -75,13 +74,6 @@ pub fn compat(work: &mut Workload) -> Result<()> {
                 .to_owned(),
         ),
         (
-            "a DNS query by socketcall",
-            format!(
-                "kind = 'dns' and socket_peer_address = '127.0.0.1' and dns_response = false \
-                 and dns_query_name = '{ASKED}' and dns_id = 80"
-            ),
-        ),
-        (
             "connect by socketcall",
             format!(
                 "kind = 'connect' and socket_peer_address = '127.0.0.1' and socket_peer_port = {connected}"
@@ -90,7 +82,7 @@ pub fn compat(work: &mut Workload) -> Result<()> {
     ] {
         work.once(format!("int 0x80: {what}"), format!("{us} and {condition}"));
     }
-    Ok(())
+    ask(work, &mut room)
 }
 
 /// A connection by socketcall, whose arguments are in memory; the port that it went to.
@@ -111,10 +103,9 @@ fn connect(room: &mut system::LowMemory) -> Result<u16> {
     Ok(port)
 }
 
-const ASKED: &str = "by.int80.test";
-
-/// Asks for an address; whether anybody hears it is another question.
-fn ask(room: &mut system::LowMemory) -> Result<()> {
+/// Asks for an address by socketcall; whether anybody hears it is another question.
+fn ask(work: &mut Workload, room: &mut system::LowMemory) -> Result<()> {
+    const ASKED: &str = "by.int80.test";
     const SOCKETCALL: u32 = 102;
     const SOCKET: u32 = 1;
     const SENDTO: u32 = 11;
@@ -130,6 +121,14 @@ fn ask(room: &mut system::LowMemory) -> Result<()> {
     let arguments = room.put(&arguments).context("room")?;
     let sent = system::int80(SOCKETCALL, [SENDTO, arguments, 0]);
     ensure!(sent == size as i32, "sendto by socketcall: {sent}");
+    work.once(
+        "int 0x80: a DNS query by socketcall",
+        format!(
+            "kind = 'dns' and {} and socket_peer_address = '127.0.0.1' and dns_response = false \
+             and dns_query_name = '{ASKED}' and dns_id = 80",
+            ours()
+        ),
+    );
     Ok(())
 }
 
