@@ -71,7 +71,7 @@ fn flaw(path: &Path) -> Option<String> {
 
 fn read(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
     for batch in reader.map_err(|error| error.to_string())? {
         batch.map_err(|error| error.to_string())?;
     }
