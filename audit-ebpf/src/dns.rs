@@ -5,9 +5,9 @@
 //! the socket's port.
 //!
 //! read and write are every file's, so their programs ask first, and only, whether the process has
-//! connected this descriptor to port 53 (Go's resolver and glibc's streams do so). Not seen: a
-//! socket that was connected by another process or before the agent began, if it is then used by
-//! read or write; and io_uring.
+//! connected this descriptor to port 53 (Go's resolver and glibc's streams do so). Not seen: io_uring;
+//! and read or write on a socket that was connected by another process, under another number (dup),
+//! or before the agent began.
 
 use audit_common::{
     class, kind, limits,

@@ -141,7 +141,7 @@ impl Call {
 
 /// A field behind a pointer that the verifier knows the type of.
 #[inline(always)]
-fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
+pub fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
     // SAFETY: the verifier admits only fields of the pointer's type; a fault reads as zero.
     unsafe { pointer.wrapping_add(offset).cast::<T>().read_volatile() }
 }
