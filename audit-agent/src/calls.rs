@@ -13,13 +13,20 @@ use audit_common::{
     kind,
 };
 
+/// The number of x86_64's read.
+const ZERO: u16 = u16::MAX;
+
+fn number(of_table: u16) -> u32 {
+    if of_table == ZERO { 0 } else { of_table.into() }
+}
+
 /// One system call.
 #[derive(Debug)]
 pub struct Row {
     pub name: &'static str,
     /// The kernel program that its slot leads to.
     pub program: &'static str,
-    /// x86_64, arm64, i386, and where x32 has a number of its own; 0 for none.
+    /// x86_64, arm64, i386, and where x32 has a number of its own; 0 for none, [`ZERO`] for 0.
     numbers: [u16; 4],
     pub shape: Shape,
     /// Positions of arguments that the record's readers name.
@@ -227,16 +234,16 @@ impl Row {
 
     /// Slots of this call on this architecture.
     pub fn slots(&self) -> impl Iterator<Item = u32> + use<> {
-        let [x86_64, arm64, i386, x32] = self.numbers.map(u32::from);
-        let compat = if i386 == 0 { 0 } else { i386 + COMPAT_SLOT };
+        let [x86_64, arm64, i386, x32] = self.numbers;
         let slots = if cfg!(target_arch = "aarch64") {
             // The numbers of arm's 32-bit calls are those of i386 where both are old; they are not
             // in the table yet.
-            [arm64, 0, 0]
+            [(arm64, 0), (0, 0), (0, 0)]
         } else {
-            [x86_64, compat, x32]
+            [(x86_64, 0), (i386, COMPAT_SLOT), (x32, 0)]
         };
-        slots.into_iter().filter(|slot| *slot != 0)
+        let known = slots.into_iter().filter(|(of_table, _)| *of_table != 0);
+        known.map(|(of_table, first)| number(of_table) + first)
     }
 }
 
@@ -282,6 +289,7 @@ const ALL: &[&[Row]] = &[
     BIND,
     LISTEN,
     DATAGRAM,
+    DNS,
     SOCKET,
     SOCKETCALL,
     OPEN,
@@ -529,6 +537,34 @@ pub const DATAGRAM: &[Row] = &[
     )
     .x32(538),
 ];
+/// Calls that are of interest for DNS only.
+pub const DNS: &[Row] = &[
+    row(
+        "recvfrom",
+        "exit_recvfrom",
+        [45, 207, 371],
+        shape(kind::DNS),
+    )
+    .x32(517),
+    row("recvmsg", "exit_recvmsg", [47, 212, 372], shape(kind::DNS)).x32(519),
+    row(
+        "recvmmsg",
+        "exit_recvmmsg",
+        [299, 243, 337],
+        shape(kind::DNS),
+    )
+    .x32(537),
+    row("read", "exit_read", [ZERO, 63, 3], shape(kind::DNS)),
+    row("readv", "exit_readv", [19, 65, 145], shape(kind::DNS)).x32(515),
+    row("write", "exit_write", [1, 64, 4], shape(kind::DNS)),
+    row("writev", "exit_writev", [20, 66, 146], shape(kind::DNS)).x32(516),
+    row(
+        "recvmmsg_time64",
+        "exit_recvmmsg",
+        [0, 0, 417],
+        shape(kind::DNS),
+    ),
+];
 pub const SOCKET: &[Row] = &[row(
     "socket",
     "exit_socket",
@@ -736,10 +772,10 @@ mod tests {
                 return;
             };
             for row in ALL.iter().copied().flatten() {
-                let number = u32::from(row.numbers[at]);
-                if number == 0 {
+                if row.numbers[at] == 0 {
                     continue;
                 }
+                let number = number(row.numbers[at]);
                 match known.iter().find(|(name, _)| name == row.name) {
                     Some((_, expected)) => assert_eq!(number, *expected, "{} in {file}", row.name),
                     // Newer than the headers.

@@ -160,7 +160,7 @@ impl Default for ProcessTable {
     fn default() -> Self {
         Self {
             max_entries: 65_536,
-            max_bytes: 24 << 20,
+            max_bytes: 22 << 20,
         }
     }
 }

@@ -22,6 +22,10 @@ pub struct Counters {
     pub merged_exits: AtomicU64,
     /// Pieces of argv whose exec was lost (and told so) or filtered.
     pub orphan_arguments: AtomicU64,
+    /// Records of DNS, and the messages in them, each of them an event or filtered: a piece of a
+    /// stream may have none or several, and what is no message of DNS has none.
+    pub dns_records: AtomicU64,
+    pub dns_messages: AtomicU64,
     /// Times that the reader waited because the queue of unacknowledged batches was full.
     pub queue_full: AtomicU64,
     /// Sessions with the collector that began.

@@ -8,6 +8,7 @@
 
 mod bpf;
 mod call;
+mod dns;
 mod file;
 mod network;
 mod process;
@@ -22,6 +23,7 @@ use audit_proto::v1::{self, Event, Process};
 use crate::{clock::Clock, errno};
 use text::number;
 
+pub use dns::{Captured, Form, captured as captured_dns, told as told_dns};
 pub use file::is_watched_read;
 pub use process::split_arguments;
 
@@ -92,6 +94,7 @@ fn of_kind(record: &Record<'_>, event: &mut Event) -> Result<Option<()>, DecodeE
         kind::ACCEPT => network::accept(record, event),
         kind::BIND | kind::LISTEN => network::bind(record, event),
         kind::DATAGRAM => network::connect(record, event),
+        kind::DNS => dns::dns(record, event),
         kind::UNIX_CONNECT => network::unix_connect(record, event),
         kind::SOCKET_SPECIAL => network::special(record, event),
         kind::CLOSE_FLOW => network::close_flow(record, event),
@@ -130,6 +133,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
         module,
         bpf,
         flow,
+        dns,
     } = event;
     let wall = clock.wall(header.time_ns as i64);
     *time = wall.micros;
@@ -155,6 +159,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
     *module = None;
     *bpf = None;
     *flow = None;
+    *dns = None;
 }
 
 /// Who did it. exec_id, names of users and what it runs are not in a record.

@@ -138,6 +138,19 @@ impl Names {
     }
 }
 
+/// For tests of what uses this: a message in the form that resolvers give it.
+#[cfg(test)]
+pub fn sample_answer(name: &str, address: IpAddr) -> Vec<u8> {
+    wire::addresses(&[name], 60, &[address])
+}
+
+#[cfg(test)]
+pub fn sample_query(name: &str) -> Vec<u8> {
+    let mut encoder = wire::Encoder::new(7, wire::QUERY, true);
+    encoder.question(&wire::labels(name), message::RecordType::A);
+    encoder.bytes
+}
+
 impl Reader {
     fn read<'a>(
         &mut self,

@@ -1,19 +1,21 @@
 //! What does the host know about an event that its record does not say? Programs, parents, names of
-//! users, containers, and where given paths lead.
+//! users, containers, where given paths lead, and the names of the peers of sockets.
 //!
 //! Invariant: what is not known is left absent; nothing here drops an event.
 
-use std::{os::unix::fs::MetadataExt as _, sync::Arc, time::Instant};
+use std::{net::IpAddr, os::unix::fs::MetadataExt as _, sync::Arc, time::Instant};
 
 use audit_common::{
     kind,
-    record::{Credentials, Exec, Fork, Header, Record, section},
+    record::{Call, Credentials, Exec, Flow, Fork, Header, Record, section},
 };
-use audit_proto::v1::Event;
+use audit_proto::v1::{self, Event};
 
 use crate::{
+    calls,
     container::Containers,
-    decode::text::number,
+    decode::{self, Captured, Form, text::number},
+    dns::Names,
     process::{Ended, Key, Rights, Table},
     resolve::Resolver,
     users::Users,
@@ -25,6 +27,7 @@ pub struct Enricher {
     pub containers: Containers,
     users: Users,
     resolver: Resolver,
+    names: Names,
     /// Our own.
     pid_namespace: Option<u32>,
 }
@@ -44,6 +47,7 @@ impl Enricher {
             containers,
             users,
             resolver: Resolver::new(),
+            names: Names::default(),
             pid_namespace: own_pid_namespace(),
         }
     }
@@ -62,6 +66,7 @@ impl Enricher {
         }
         change_of_rights(before, event);
         self.name_target(header, event);
+        self.name_peer(record, event);
         self.table
             .describe(header, header.kind != kind::EXEC, event);
         let parent_uid = self.table.describe_parent(header, event);
@@ -72,6 +77,35 @@ impl Enricher {
             self.resolver.finish(record, at_top, event);
         }
         Verdict::Event
+    }
+
+    /// The messages that a record of DNS ends; of one record, they take some hundred KiB at most.
+    /// What is not one is counted.
+    pub fn messages(&mut self, captured: &Captured<'_>, time_ns: u64) -> Vec<v1::Dns> {
+        let Captured {
+            namespace,
+            way,
+            socket,
+            form,
+        } = *captured;
+        match form {
+            Form::Datagram(bytes) => {
+                let message = self.names.datagram(namespace, way, bytes, time_ns);
+                message.iter().map(decode::told_dns).collect()
+            }
+            Form::Piece(piece) => {
+                let mut told = Vec::new();
+                let place = (namespace, way);
+                self.names.piece(place, socket, &piece, time_ns, |message| {
+                    told.push(decode::told_dns(message));
+                });
+                told
+            }
+        }
+    }
+
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     fn learn(&mut self, record: &Record<'_>, event: &mut Event) -> Ended {
@@ -94,10 +128,17 @@ impl Enricher {
                     };
                     if let Some(fork) = record.payload::<Fork>() {
                         self.table.fork(header, child, &fork);
+                        if fork.network_namespace != header.network_namespace {
+                            self.names.ended(fork.network_namespace);
+                        }
                     }
                 }
             }
             kind::EXIT => return self.table.exit(header),
+            kind::NAMESPACE if made_network(record) => {
+                self.names.ended(header.network_namespace);
+                self.table.meet(header);
+            }
             _ => self.table.meet(header),
         }
         Ended::First
@@ -125,6 +166,31 @@ impl Enricher {
         };
         if let Some(key) = key {
             self.table.describe_target(key, target);
+        }
+    }
+
+    /// For what name the process knows the peer that it connects or sends to.
+    fn name_peer(&mut self, record: &Record<'_>, event: &mut Event) {
+        let header = &record.header;
+        match header.kind {
+            kind::CONNECT | kind::DATAGRAM => {}
+            kind::CLOSE_FLOW => {
+                if let Some(flow) = record.payload::<Flow>() {
+                    self.names.closed(flow.socket.inode);
+                }
+            }
+            _ => return,
+        }
+        let outgoing = event.socket.as_mut().filter(|s| s.direction == "out");
+        let Some(peer) = outgoing.and_then(|socket| socket.peer.as_mut()) else {
+            return;
+        };
+        if let Ok(address) = peer.address.parse::<IpAddr>()
+            && let Some(name) =
+                self.names
+                    .name_of(header.network_namespace, address, header.time_ns)
+        {
+            peer.name.push_str(name);
         }
     }
 
@@ -168,6 +234,15 @@ impl Enricher {
             (slot, Some(found)) => *slot = Some(Arc::unwrap_or_clone(found)),
         }
     }
+}
+
+/// The process has made itself a network namespace. Its number may be that of one which ended.
+fn made_network(record: &Record<'_>) -> bool {
+    let Some(call) = record.payload::<Call>() else {
+        return false;
+    };
+    let is_unshare = calls::of_slot(call.slot).is_some_and(|(row, _)| row.name == "unshare");
+    is_unshare && call.result == 0 && call.arguments[0] & libc::CLONE_NEWNET as u64 != 0
 }
 
 fn own_pid_namespace() -> Option<u32> {
@@ -230,6 +305,70 @@ mod tests {
         let mut enricher = Enricher::new(table, Containers::of_host(), Users::new(&passwd, &group));
         enricher.refresh(Instant::now());
         enricher
+    }
+
+    /// The enricher takes in an answer that gave `name` this address.
+    fn answer(enricher: &mut Enricher, name: &str, address: [u8; 4]) -> Vec<v1::Dns> {
+        let message = crate::dns::sample_answer(name, address.into());
+        let sample = sample::record(kind::DNS).section(section::DNS, &message);
+        let bytes = sample.bytes();
+        let record = Record::parse(&bytes).expect("parse");
+        let captured = decode::captured_dns(&record).expect("of DNS");
+        enricher.messages(&captured, record.header.time_ns)
+    }
+
+    fn peer_name(enricher: &mut Enricher, sample: &sample::Sample) -> String {
+        let (_, event) = complete(enricher, sample);
+        event.socket.and_then(|s| s.peer).expect("peer").name
+    }
+
+    #[test]
+    fn what_an_answer_said_names_the_peers_of_its_namespace() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut enricher = enricher(dir.path());
+        let told = answer(&mut enricher, "www.example", [192, 0, 2, 7]);
+        assert_eq!(told[0].query_name, "www.example");
+        assert_eq!(told[0].answers, ["192.0.2.7"]);
+        for kind in [kind::CONNECT, kind::DATAGRAM, kind::CLOSE_FLOW] {
+            let name = peer_name(&mut enricher, &sample::record(kind));
+            assert_eq!(name, "www.example", "kind {kind}");
+        }
+        // Who came in did not look the name up.
+        assert_eq!(peer_name(&mut enricher, &sample::record(kind::ACCEPT)), "");
+        let mut elsewhere = sample::record(kind::CONNECT);
+        elsewhere.header.network_namespace += 1;
+        assert_eq!(peer_name(&mut enricher, &elsewhere), "");
+    }
+
+    #[test]
+    fn a_new_network_namespace_begins_without_names() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut enricher = enricher(dir.path());
+        let slots = 0..audit_common::call::SLOTS;
+        let unshare = slots
+            .clone()
+            .find(|slot| calls::of_slot(*slot).is_some_and(|(row, _)| row.name == "unshare"))
+            .expect("unshare");
+        let mut sample = sample::record(kind::NAMESPACE);
+        let mut call = sample.payload_as::<Call>();
+        call.slot = unshare;
+        for (flags, result, left) in [
+            (libc::CLONE_NEWNS, 0, "a.example"),
+            (libc::CLONE_NEWNET, -1, "a.example"),
+            (libc::CLONE_NEWNET | libc::CLONE_NEWNS, 0, ""),
+        ] {
+            answer(&mut enricher, "a.example", [192, 0, 2, 7]);
+            (call.arguments[0], call.result) = (flags as u64, result);
+            sample.payload = zerocopy::IntoBytes::as_bytes(&call).to_vec();
+            complete(&mut enricher, &sample);
+            let name = peer_name(&mut enricher, &sample::record(kind::CONNECT));
+            assert_eq!(name, left, "{flags:x} {result}");
+        }
+        answer(&mut enricher, "a.example", [192, 0, 2, 7]);
+        let mut fork = sample::record(kind::FORK);
+        fork.header.network_namespace += 1;
+        complete(&mut enricher, &fork);
+        assert_eq!(peer_name(&mut enricher, &sample::record(kind::CONNECT)), "");
     }
 
     fn complete(enricher: &mut Enricher, sample: &sample::Sample) -> (Verdict, Event) {

@@ -11,7 +11,7 @@
 //! | read | [`source`], [`replay`] | the kernel counts what found no room in a ring | `lost` event, place "ring" |
 //! | decode | [`decode`] | a record that is not understood becomes a `lost` event | `undecodable`, place "decode" |
 //! | join argv | [`arguments`] | an exec leaves with what came of its argv | `process.argv_truncated_bytes` |
-//! | enrich | [`enrich`], [`process`], [`users`], [`container`], [`resolve`] | fields stay absent | heartbeat detail |
+//! | enrich | [`enrich`], [`process`], [`users`], [`container`], [`resolve`], [`dns`] | fields stay absent | heartbeat detail |
 //! | filter | [`filter`] | - | `filtered` |
 //! | number | [`sequence`] | - | gaps are losses |
 //! | seal | [`seal`] | - | `sealed` |
@@ -25,12 +25,13 @@
 //! | program, libraries, stacks | what is touched of them | 9 | - |
 //! | rings, shared with the kernel | 4 + 2 + 16 MiB; the kernel maps each twice in a row, so twice in RSS | 44 | `rings` |
 //! | a round: taken, held back, leaving | 512 KiB of each ring, up to four times | 6 | `reader::ROUND_BYTES` |
-//! | process table, with what /proc said at the start | 24 MiB and one program; 65,536 entries | 24 | `process_table` |
+//! | process table, with what /proc said at the start | 22 MiB and one program; 65,536 entries | 22 | `process_table` |
 //! | execs waiting for argv | 8 MiB and one of 2 MiB; 256 | 10 | `arguments` |
 //! | open batch: encoded, framed, compressed | 2 MiB each | 6 | `batch`, `audit_ledger::Sealer` |
 //! | queue | 16 MiB, or one batch if that is larger | 16 | `queue` |
 //! | batches on their way: two requests, a frame of HTTP/2 | 2 MiB each if nothing compresses | 6 | `ship::REQUESTS` |
 //! | cgroups | 8,192 paths | 2 | `container` |
+//! | names of addresses, pieces of DNS messages | 8,192 addresses; 384 KiB of pieces | 2 | `dns` |
 //! | users and groups | 2 MiB of each file | 4 | `users` |
 //! | sum | | 127 | |
 //!

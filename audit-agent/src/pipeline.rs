@@ -286,8 +286,9 @@ impl<S: Source> Reader<S> {
         };
         let depth = self.stage.parts.queue.depth();
         let enricher = &self.stage.parts.enricher;
+        let dns = enricher.names().counters();
         let detail = format!(
-            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} queue_batches={} queue_bytes={} queue_full={} sessions={}",
+            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} queue_batches={} queue_bytes={} queue_full={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
             counters::get(&counters.merged_exits),
             counters::get(&counters.undecodable),
             sum(|counters| counters.ring_full),
@@ -299,6 +300,14 @@ impl<S: Source> Reader<S> {
             depth.bytes,
             counters::get(&counters.queue_full),
             counters::get(&counters.sessions),
+            dns.queries,
+            dns.responses,
+            dns.malformed,
+            dns.flawed,
+            dns.stream.gaps,
+            dns.cache.entries,
+            dns.cache.evicted,
+            dns.cache.refused,
         );
         let mut event = own::heartbeat(&self.stage.parts.clock, &self.config_hash, totals, detail);
         self.stage.emit(&mut event, Instant::now());

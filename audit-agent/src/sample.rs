@@ -3,14 +3,14 @@
 use audit_common::{
     class, kind,
     record::{
-        Bpf, Call, Credentials, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
+        Bpf, Call, Credentials, Dns, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
         Record, SectionHeader, Signal, Socket, form, open_outcome, section, via,
     },
 };
 use audit_proto::v1::Event;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
-use crate::{calls, clock::Clock, decode};
+use crate::{calls, clock::Clock, decode, dns};
 
 /// A record in parts.
 #[derive(Debug, Clone)]
@@ -136,19 +136,10 @@ pub fn record(kind: u16) -> Sample {
         | kind::BIND
         | kind::LISTEN
         | kind::DATAGRAM
-        | kind::SOCKET_SPECIAL => sample(kind, &socket()),
-        kind::UNIX_CONNECT => {
-            let mut socket = socket();
-            socket.family = 1;
-            sample(kind, &socket).section(section::SOCKET_NAME, b"/run/a.sock\0")
-        }
-        kind::CLOSE_FLOW => {
-            let mut flow = Flow::new_zeroed();
-            flow.socket = socket();
-            flow.begin_ns = 50_000_000;
-            flow.bytes_sent = 10;
-            sample(kind, &flow)
-        }
+        | kind::SOCKET_SPECIAL
+        | kind::UNIX_CONNECT
+        | kind::CLOSE_FLOW
+        | kind::DNS => of_socket(kind),
         kind::SIGNAL => {
             let mut signal = Signal::new_zeroed();
             signal.signal = 9;
@@ -178,7 +169,6 @@ pub fn record(kind: u16) -> Sample {
     }
 }
 
-/// Of a process's own life.
 fn of_process(kind: u16) -> Sample {
     match kind {
         kind::EXEC => {
@@ -229,6 +219,34 @@ fn of_process(kind: u16) -> Sample {
                 reserved: 0,
             },
         ),
+    }
+}
+
+fn of_socket(kind: u16) -> Sample {
+    match kind {
+        kind::UNIX_CONNECT => {
+            let mut socket = socket();
+            socket.family = 1;
+            sample(kind, &socket).section(section::SOCKET_NAME, b"/run/a.sock\0")
+        }
+        kind::CLOSE_FLOW => {
+            let mut flow = Flow::new_zeroed();
+            flow.socket = socket();
+            flow.begin_ns = 50_000_000;
+            flow.bytes_sent = 10;
+            sample(kind, &flow)
+        }
+        kind::DNS => {
+            let mut payload = Dns::new_zeroed();
+            payload.socket = socket();
+            payload.socket.protocol = 17;
+            payload.socket.peer_port = 53;
+            payload.network_namespace = 4_026_531_840;
+            let answer = dns::sample_answer("www.example", [198, 51, 100, 7].into());
+            payload.wire_bytes = answer.len() as u64;
+            sample(kind, &payload).section(section::DNS, &answer)
+        }
+        _ => sample(kind, &socket()),
     }
 }
 

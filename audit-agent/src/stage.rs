@@ -114,6 +114,7 @@ impl Stage {
         let outcome = decode::parse(bytes).and_then(|record| match record.header.kind {
             kind::EXEC_ARGS => self.continuation(&record, now),
             kind::CGROUP => self.cgroup(&record),
+            kind::DNS => self.dns(&record, &mut event, now),
             _ => self.event(&record, &mut event, now),
         });
         self.event = event;
@@ -146,6 +147,33 @@ impl Stage {
             return Ok(());
         }
         self.emit(event, now);
+        Ok(())
+    }
+
+    /// One event for each message that this record ends; most have one, a piece of a stream may
+    /// have none or many.
+    fn dns(
+        &mut self,
+        record: &Record<'_>,
+        event: &mut Event,
+        now: Instant,
+    ) -> Result<(), DecodeError> {
+        decode::decode(record, &self.parts.clock, event)?;
+        let captured = decode::captured_dns(record).ok_or(DecodeError::Payload(kind::DNS))?;
+        self.parts.enricher.complete(record, event, now);
+        let time_ns = record.header.time_ns;
+        let messages = self.parts.enricher.messages(&captured, time_ns);
+        let counters = &self.parts.counters;
+        counters::add(&counters.dns_records, 1);
+        counters::add(&counters.dns_messages, messages.len() as u64);
+        if self.parts.filter.leaves_out(event) {
+            counters::add(&counters.filtered, messages.len() as u64);
+            return Ok(());
+        }
+        for message in messages {
+            event.dns = Some(message);
+            self.emit(event, now);
+        }
         Ok(())
     }
 

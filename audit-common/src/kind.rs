@@ -69,6 +69,8 @@ events! {
     24 CLOSE_FLOW "close_flow" FLOW;
     /// A datagram was sent to a peer by a socket that is not connected, first per peer and minute.
     25 DATAGRAM "datagram" NETWORK;
+    /// A process sent a DNS query or received an answer: a message to or from port 53, UDP or TCP.
+    26 DNS "dns" NETWORK;
     /// connect on a unix socket.
     27 UNIX_CONNECT "unix_connect" NETWORK;
     /// A raw, packet, vsock, crypto or audit socket was made.

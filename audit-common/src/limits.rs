@@ -37,9 +37,20 @@ pub const FLOWS: u32 = 16 << 10;
 pub const DATAGRAM_PEERS: u32 = 16 << 10;
 /// How long a peer is remembered.
 pub const DATAGRAM_INTERVAL_NS: u64 = 60_000_000_000;
-/// Messages of one sendmmsg, the kernel's UIO_MAXIOV.
+/// Messages of one sendmmsg or recvmmsg, the kernel's UIO_MAXIOV.
 pub const MESSAGES: u32 = 1024;
 /// Calls between the security hook that saw their objects and their end.
 pub const OBJECTS: u32 = 1024;
 /// Two walked paths with their headers; longer ones are told by the caller's text.
 pub const OBJECT_BYTES: usize = 4096;
+/// Kept of a DNS datagram, or of what one call moved of a DNS stream. UDP answers end at the 4096
+/// bytes that resolvers offer at most; of a stream, so much leaves the record within the half of
+/// the buffer where its section may begin.
+pub const DNS_BYTES: u64 = 12 << 10;
+/// Descriptors connected to port 53 that are remembered; the longest unused is forgotten, and then
+/// what it is read and written by plain read and write is not seen. Resolvers keep some dozens.
+pub const DNS_CONNECTIONS: u32 = 4 << 10;
+/// Pieces of the caller's memory that they are gathered from; glibc uses four.
+pub const DNS_SEGMENTS: u32 = 8;
+/// The fixed beginning of a DNS message: a shorter datagram is none.
+pub const DNS_HEADER_BYTES: u64 = 12;

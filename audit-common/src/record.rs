@@ -302,6 +302,29 @@ pub struct Flow {
     pub incoming: u32,
 }
 
+/// [`crate::kind::DNS`]: a datagram, or a piece of a TCP stream. Section: DNS, its beginning.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Dns {
+    pub socket: Socket,
+    /// Of the whole datagram or piece.
+    pub wire_bytes: u64,
+    /// TCP's number of the piece's first byte.
+    pub sequence: u32,
+    /// [`dns_flags`]
+    pub flags: u32,
+    /// Of the socket, which may have come from another namespace than its user's.
+    pub network_namespace: u32,
+    pub reserved: u32,
+}
+
+pub mod dns_flags {
+    /// The process wrote it; else it read it.
+    pub const SENT: u32 = 1;
+    /// The process left it where it was (MSG_PEEK).
+    pub const PEEKED: u32 = 2;
+}
+
 /// Before each section's bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -344,6 +367,8 @@ pub mod section {
     /// Walked paths of what the call really acted on.
     pub const OBJECT: u8 = 15;
     pub const TARGET_OBJECT: u8 = 16;
+    /// What was sent or received.
+    pub const DNS: u8 = 17;
 }
 
 pub mod section_flags {

@@ -50,6 +50,14 @@ const RENAMED: &[(&str, &str)] = &[
     ("CurrentDirectory", "process_cwd"),
     ("SourceFilename", "file_path"),
     ("Protocol", "socket_protocol"),
+    // Only what was connected to has a name.
+    ("DestinationHostname", "socket_peer_name"),
+    ("QueryName", "dns_query_name"),
+    ("QueryResults", "dns_answers"),
+    // Those of Sigma's category dns, after Zeek's.
+    ("query", "dns_query_name"),
+    ("answer", "dns_answers"),
+    ("record_type", "dns_query_type"),
     ("Computer", "host_name"),
 ];
 

@@ -25,12 +25,14 @@ pub enum Bucket {
     FileRename,
     /// connect, accept
     NetworkConnection,
+    /// dns: queries and answers, because a process may only ask, or ask in a way that is not seen.
+    DnsQuery,
     /// Every event; `service: hostaudit` without a category.
     Everything,
 }
 
 impl Bucket {
-    pub const ALL: [Bucket; 8] = [
+    pub const ALL: [Bucket; 9] = [
         Bucket::ProcessCreation,
         Bucket::FileEvent,
         Bucket::FileAccess,
@@ -38,6 +40,7 @@ impl Bucket {
         Bucket::FileDelete,
         Bucket::FileRename,
         Bucket::NetworkConnection,
+        Bucket::DnsQuery,
         Bucket::Everything,
     ];
 
@@ -58,6 +61,7 @@ impl Bucket {
                     "file_delete" => Bucket::FileDelete,
                     "file_rename" => Bucket::FileRename,
                     "network_connection" => Bucket::NetworkConnection,
+                    "dns_query" | "dns" => Bucket::DnsQuery,
                     _ => return unknown(),
                 },
                 _ => return unknown(),
@@ -75,6 +79,7 @@ impl Bucket {
             Bucket::FileDelete => "file_delete",
             Bucket::FileRename => "file_rename",
             Bucket::NetworkConnection => "network_connection",
+            Bucket::DnsQuery => "dns_query",
             Bucket::Everything => OWN_SERVICE,
         }
     }
@@ -97,6 +102,7 @@ impl Bucket {
                     .is_none_or(|s| s.outcome != Some(true)),
                 _ => false,
             },
+            Bucket::DnsQuery => kind == Kind::Dns,
             Bucket::FileDelete => kind == Kind::Unlink && done(),
             Bucket::FileRename => kind == Kind::Rename && done(),
             Bucket::FileAccess => kind == Kind::Open && done(),

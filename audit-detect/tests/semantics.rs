@@ -385,6 +385,7 @@ fn buckets_hold_the_events_they_name() {
         "file_delete",
         "file_rename",
         "network_connection",
+        "dns_query",
     ];
     let (rules, report) = compile(&categories.map(rule).concat());
     assert_eq!(report.loaded, categories.len(), "{report:?}");
@@ -414,10 +415,47 @@ fn buckets_hold_the_events_they_name() {
         ("kind: connect, socket_outcome: true", &[]),
         ("kind: accept", &["network_connection"]),
         ("kind: bind", &[]),
+        ("kind: dns, dns_response: false", &["dns_query"]),
+        ("kind: dns, dns_response: true", &["dns_query"]),
     ] {
         let found = fired(&rules, &format!("{{{columns}, process_pid: 1}}"));
         assert_eq!(found, expected, "{columns}");
     }
+}
+
+#[test]
+fn names_are_those_that_were_asked() {
+    check(
+        "s: {DestinationHostname|endswith: .tunnel.test, Initiated: 'true'}",
+        &[
+            ("{kind: connect, socket_peer_name: a.Tunnel.test}", true),
+            ("{kind: connect, socket_peer_name: tunnel.test}", false),
+            ("{kind: connect, socket_peer_address: '192.0.2.7'}", false),
+        ],
+    );
+    for (name, answers) in [("QueryName", "QueryResults"), ("query", "answer")] {
+        check(
+            &format!("s: {{{name}|endswith: .test, {answers}: '192.0.2.7'}}"),
+            &[
+                (
+                    "{kind: dns, dns_query_name: a.test, dns_answers: [b.test, '192.0.2.7']}",
+                    true,
+                ),
+                (
+                    "{kind: dns, dns_query_name: a.test, dns_answers: [b.test]}",
+                    false,
+                ),
+                ("{kind: dns, dns_query_name: a.test}", false),
+            ],
+        );
+    }
+    check(
+        "s: {record_type: TXT}",
+        &[
+            ("{kind: dns, dns_query_type: TXT}", true),
+            ("kind: dns", false),
+        ],
+    );
 }
 
 #[test]

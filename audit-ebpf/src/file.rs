@@ -8,7 +8,7 @@ use audit_common::{
     record::{FileObject, Open, open_outcome, section},
 };
 use aya_ebpf::{
-    helpers::generated::bpf_probe_read_kernel_str,
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel_str},
     macros::map,
     maps::HashMap,
 };
@@ -21,7 +21,7 @@ use crate::{
     record::{Writer, count_filtered, file_object, user_section},
     settings,
     settings::offset,
-    syscall::{Call, at_exit},
+    syscall::{Call, at_exit, typed},
     task,
 };
 
@@ -47,12 +47,28 @@ const AT_FDCWD: i32 = -100;
 /// The `struct file` behind descriptor `fd` of the current process; 0 when there is none.
 #[inline(always)]
 pub fn of_descriptor(fd: u64) -> u64 {
-    let files = kernel::pointer(task::current(), offset!(task_files));
-    let table = kernel::pointer(files, offset!(files_fdt));
-    if fd >= u64::from(kernel::read::<u32>(table, offset!(fdtable_max_fds))) {
+    // As the kernel takes it: the upper half of the register says nothing.
+    let fd = u64::from(fd as u32);
+    let (room, files): (u32, u64) = if settings::typed_task() {
+        // A third of the cost of the same way by reads that ask a helper.
+        // SAFETY: no arguments.
+        let task = unsafe { bpf_get_current_task_btf() } as *const u8;
+        let files: *const u8 = typed(task, offset!(task_files));
+        let table: *const u8 = typed(files, offset!(files_fdt));
+        (
+            typed(table, offset!(fdtable_max_fds)),
+            typed(table, offset!(fdtable_fd)),
+        )
+    } else {
+        let files = kernel::pointer(task::current(), offset!(task_files));
+        let table = kernel::pointer(files, offset!(files_fdt));
+        let room = kernel::read(table, offset!(fdtable_max_fds));
+        (room, kernel::pointer(table, offset!(fdtable_fd)))
+    };
+    if fd >= u64::from(room) {
         return 0;
     }
-    kernel::pointer(kernel::pointer(table, offset!(fdtable_fd)), fd as usize * 8)
+    kernel::pointer(files, fd as usize * 8)
 }
 
 /// The directory that `given` starts from; no section for an absolute path.
@@ -114,7 +130,11 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via)?;
     payload.result = call.result;
     payload.flags = open_flags(call, shape);
-    payload.outcome = outcome(payload.flags, mode & FMODE_WRITE != 0, mode & FMODE_CREATED != 0);
+    payload.outcome = outcome(
+        payload.flags,
+        mode & FMODE_WRITE != 0,
+        mode & FMODE_CREATED != 0,
+    );
     payload.file = match &taken {
         Some(taken) => taken.file(),
         None => of_inode(kernel::pointer(file, offset!(file_inode))),

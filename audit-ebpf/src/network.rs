@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    file, kernel, preemption,
+    dns, file, kernel, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer, count_filtered, count_pending_full},
     settings::offset,
@@ -44,13 +44,13 @@ static FLOWS: HashMap<u64, Owned> = HashMap::with_max_entries(limits::FLOWS, 0);
 static OWNED: PerCpuArray<Owned> = PerCpuArray::with_max_entries(2, 0);
 
 const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
-const IPPROTO_TCP: u16 = 6;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+pub const IPPROTO_TCP: u16 = 6;
 const SOCK_DGRAM: u16 = 2;
 const SOCK_RAW: u16 = 3;
 /// Number of the flag (enum sock_flags).
-const SOCK_DONE: u64 = 1;
+pub const SOCK_DONE: u64 = 1;
 const TCP_ESTABLISHED: u64 = 1;
 const TCP_SYN_SENT: u64 = 2;
 const TCP_CLOSE: u64 = 7;
@@ -58,15 +58,15 @@ const EINPROGRESS: i64 = -115;
 const ECANCELED: i64 = -125;
 
 /// A socket of the current process: `struct sock`, the inode of its file, its family.
-struct Of {
-    sock: u64,
-    inode: u64,
+pub struct Of {
+    pub sock: u64,
+    pub inode: u64,
     family: u16,
 }
 
 impl Of {
     #[inline(always)]
-    fn descriptor(fd: u64) -> Option<Self> {
+    pub fn descriptor(fd: u64) -> Option<Self> {
         const FILE_TYPE: u16 = 0o170_000;
         const SOCKET: u16 = 0o140_000;
         let file = file::of_descriptor(fd);
@@ -91,7 +91,7 @@ impl Of {
 
 /// Both ends as the socket has them.
 #[inline(always)]
-fn describe(payload: &mut Socket, sock: u64, inode: u64) {
+pub fn describe(payload: &mut Socket, sock: u64, inode: u64) {
     payload.inode = inode;
     payload.family = kernel::read(sock, offset!(sock_family));
     payload.protocol = kernel::read(sock, offset!(sock_protocol));
@@ -110,7 +110,7 @@ fn describe(payload: &mut Socket, sock: u64, inode: u64) {
 
 /// The address in a `struct sockaddr_in` or `sockaddr_in6` of the caller: port and bytes.
 #[inline(always)]
-fn given(address: u64) -> Option<(u16, [u8; 16])> {
+pub fn given(address: u64) -> Option<(u16, [u8; 16])> {
     let [family, port]: [u16; 2] = kernel::read_user(address)?;
     let mut bytes = [0; 16];
     match family {
@@ -145,6 +145,7 @@ fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
         payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
     }
     let follow = call.result == 0 && payload.protocol == IPPROTO_TCP;
+    dns::connected(fd, payload.peer_port);
     writer.send();
     if call.result == EINPROGRESS {
         expect_outcome(call.via, &of);
@@ -425,14 +426,19 @@ static PEERS: LruHashMap<Peer, u64> = LruHashMap::with_max_entries(limits::DATAG
 
 at_exit!(exit_sendto, exit_sendto_kprobe: |call| {
     if call.result >= 0 {
-        try_datagram(&call, call.argument::<0>(), call.argument::<4>());
+        let (fd, address) = (call.argument::<0>(), call.argument::<4>());
+        try_datagram(&call, fd, address);
+        let memory = (call.argument::<1>(), call.argument::<2>());
+        dns::sent(&call, fd, memory, address);
     }
 });
 
 at_exit!(exit_sendmsg, exit_sendmsg_kprobe: |call| {
     if call.result >= 0 {
-        let address = message_address(call.argument::<1>(), call.has_short_pointers());
-        try_datagram(&call, call.argument::<0>(), address.unwrap_or(0));
+        let (fd, message) = (call.argument::<0>(), call.argument::<1>());
+        let address = message_address(message, call.has_short_pointers());
+        try_datagram(&call, fd, address.unwrap_or(0));
+        dns::sent_message(&call, fd, message);
     }
 });
 
@@ -471,6 +477,7 @@ fn try_messages(call: &Call) -> Option<()> {
         }
         index += 1;
     }
+    dns::sent_messages(call, call.argument::<0>(), call.argument::<1>());
     Some(())
 }
 
@@ -547,6 +554,7 @@ fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
 // `socketcall(call, arguments)` of i386: the arguments are in the caller's memory.
 at_exit!(exit_socketcall, exit_socketcall_kprobe: |call| {
     try_socketcall(&call);
+    dns::socketcall(&call);
 });
 
 #[inline(always)]

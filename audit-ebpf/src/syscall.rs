@@ -113,7 +113,9 @@ impl Call {
     pub fn of_kprobe(ctx: &ProbeContext) -> Self {
         let registers: u64 = ctx.arg(0).unwrap_or(0);
         let result = ctx.arg(1).unwrap_or(0);
-        Self::new(via::KPROBE, result, |offset| kernel::read(registers, offset))
+        Self::new(via::KPROBE, result, |offset| {
+            kernel::read(registers, offset)
+        })
     }
 
     #[inline(always)]
@@ -145,7 +147,11 @@ impl Call {
                 argument!(5),
             ],
             // The kernel extends the sign of a 32-bit result only where it is an error.
-            result: if compat { result as i32 as i64 } else { result as i64 },
+            result: if compat {
+                result as i32 as i64
+            } else {
+                result as i64
+            },
             slot,
             via,
         }
@@ -201,7 +207,7 @@ impl Call {
 
 /// A field behind a pointer that the verifier knows the type of.
 #[inline(always)]
-fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
+pub fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
     // SAFETY: the verifier admits only fields of the pointer's type; a fault reads as zero.
     unsafe { pointer.wrapping_add(offset).cast::<T>().read_volatile() }
 }

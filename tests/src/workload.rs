@@ -3,6 +3,7 @@
 //! actions and expectations stand side by side.
 
 mod compat;
+mod dns;
 mod exec;
 mod files;
 mod network;
@@ -26,7 +27,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 17] = [
+pub const GROUPS: [&str; 18] = [
     "arguments",
     "programs",
     "lives",
@@ -43,6 +44,7 @@ pub const GROUPS: [&str; 17] = [
     "namespaces",
     "kernel",
     "sockets",
+    "dns",
     "compat",
 ];
 
@@ -97,6 +99,7 @@ impl Workload {
             "namespaces" => processes::namespaces(&mut work)?,
             "kernel" => processes::kernel(&mut work)?,
             "sockets" => sockets::sockets(&mut work)?,
+            "dns" => dns::dns(&mut work)?,
             "compat" => compat::compat(&mut work)?,
             // Not one of GROUPS: what can be told of a race depends on the kernel.
             "races" => races::races(&mut work)?,

@@ -95,7 +95,7 @@ fn socket(record: &Record<'_>, direction: &str, event: &mut Event) -> Option<()>
     Some(())
 }
 
-fn describe(socket: &record::Socket, direction: &str) -> Socket {
+pub(super) fn describe(socket: &record::Socket, direction: &str) -> Socket {
     let end = |address: &[u8; 16], port: u16| endpoint(socket.family, address, port, false);
     Socket {
         family: family(socket.family),
@@ -168,6 +168,7 @@ fn endpoint(family: u16, address: &[u8; 16], port: u16, any: bool) -> Option<End
     Some(Endpoint {
         address,
         port: Some(port.into()),
+        name: String::new(),
     })
 }
 

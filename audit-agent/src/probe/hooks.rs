@@ -273,6 +273,13 @@ pub const HOOKS: &[Hook] = &[
         &[calls::DATAGRAM],
         SOCKET_CALLS,
     ),
+    // Its sends are told by the programs of "datagram"; "connect" says which descriptors to watch.
+    calls(
+        "dns",
+        &[kind::DNS],
+        &[calls::DATAGRAM, calls::DNS, calls::SOCKETCALL],
+        &[DESCRIPTORS, SOCKETS, &["tcp_sock", "net"]],
+    ),
     calls(
         "socket_special",
         &[kind::SOCKET_SPECIAL],

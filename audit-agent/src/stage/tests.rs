@@ -162,8 +162,61 @@ proptest! {
         let told = counters::get(&counters.sealed)
             + counters::get(&counters.filtered)
             + counters::get(&counters.merged_exits);
-        prop_assert_eq!(told + silent, records.len() as u64);
+        let told_otherwise = told - counters::get(&counters.dns_messages);
+        let records_of_dns = counters::get(&counters.dns_records);
+        prop_assert_eq!(told_otherwise + records_of_dns + silent, records.len() as u64);
         prop_assert_eq!(counters::get(&counters.records), records.len() as u64);
         prop_assert!(counters::get(&counters.lost) == counters::get(&counters.undecodable));
     }
+}
+
+/// The events of these records, by what was asked.
+fn asked(stage: &mut Stage, records: &[sample::Sample]) -> Vec<String> {
+    let mut asked = Vec::new();
+    for record in records {
+        let before = counters::get(&stage.parts.counters.sealed);
+        stage.record(&record.bytes(), Instant::now());
+        let events = counters::get(&stage.parts.counters.sealed) - before;
+        let dns = stage.event.dns.clone().unwrap_or_default();
+        asked.push(format!("{events} {}", dns.query_name));
+    }
+    asked
+}
+
+#[test]
+fn a_stream_of_dns_becomes_an_event_for_each_message() {
+    let message = crate::dns::sample_answer("a.example", [192, 0, 2, 7].into());
+    let framed = [&(message.len() as u16).to_be_bytes(), &message[..]].concat();
+    let piece = |sequence: u32, bytes: &[u8]| {
+        let mut sample = sample::record(kind::DNS).section(section::DNS, bytes);
+        let mut dns = sample.payload_as::<audit_common::record::Dns>();
+        dns.socket.protocol = 6;
+        dns.sequence = sequence;
+        dns.wire_bytes = bytes.len() as u64;
+        sample.payload = zerocopy::IntoBytes::as_bytes(&dns).to_vec();
+        sample
+    };
+    let (begin, end) = framed.split_at(9);
+    let size = framed.len() as u32;
+    let pieces = [
+        piece(100, begin),
+        piece(109, end),
+        piece(100 + size, &[&framed[..], &framed[..], begin].concat()),
+        sample::record(kind::DNS).section(section::DNS, b"not a message of DNS"),
+    ];
+    let mut stage = stage();
+    let found = asked(&mut stage, &pieces);
+    assert_eq!(found, ["0 ", "1 a.example", "2 a.example", "0 "]);
+    let counters = &stage.parts.counters;
+    assert_eq!(counters::get(&counters.dns_messages), 3);
+    assert_eq!(counters::get(&counters.undecodable), 0);
+    assert_eq!(stage.parts.enricher.names().counters().malformed, 1);
+
+    stage.parts.filter = Filter::new(&[], &[])
+        .and_then(|filter| filter.without(&["dns".to_owned()]))
+        .expect("filter");
+    let found = asked(&mut stage, &[sample::record(kind::DNS)]);
+    assert_eq!(found, ["0 "]);
+    let counters = &stage.parts.counters;
+    assert_eq!(counters::get(&counters.filtered), 1);
 }

@@ -16,7 +16,9 @@ use crate::{
 };
 
 /// Columns of these objects are printed for a kind that this version does not know.
-const OBJECTS: [&str; 6] = ["file_", "target_", "socket_", "exit_", "lost_", "agent_"];
+const OBJECTS: [&str; 7] = [
+    "file_", "target_", "socket_", "exit_", "lost_", "agent_", "dns_",
+];
 
 #[derive(Debug)]
 pub struct Action {
@@ -64,6 +66,7 @@ impl Action {
             Kind::Listen => ("listen", Style::Blue, bind(event.socket.as_ref())),
             Kind::CloseFlow => ("close", Style::Blue, flow(event, glyphs)),
             Kind::Datagram => ("send", Style::Blue, socket(event.socket.as_ref(), glyphs)),
+            Kind::Dns => dns(event, glyphs),
             Kind::UnixConnect => ("connect", Style::Blue, objects(event, glyphs)),
             Kind::SocketSpecial => ("socket", Style::Yellow, objects(event, glyphs)),
             Kind::Link => ("link", Style::Yellow, objects(event, glyphs)),
@@ -252,11 +255,53 @@ fn socket(socket: Option<&Socket>, glyphs: Glyphs) -> Vec<Span> {
         spans.extend([plain(local), dim(glyphs.from), plain(peer)]);
     } else {
         spans.push(plain(peer));
+        spans.extend(name(s));
     }
     if s.outcome == Some(true) {
         spans.push(dim("(outcome)"));
     }
     spans
+}
+
+/// As what the process knew its peer.
+fn name(socket: &Socket) -> Option<Span> {
+    let peer = socket.peer.as_ref().filter(|peer| !peer.name.is_empty())?;
+    Some(dim(format!("({})", display::safe(&peer.name))))
+}
+
+/// What was asked, and what came back; whom, only where it is not the answer that counts.
+fn dns(event: &Event, glyphs: Glyphs) -> (&'static str, Style, Vec<Span>) {
+    let Some(dns) = &event.dns else {
+        return ("dns", Style::Blue, socket(event.socket.as_ref(), glyphs));
+    };
+    let mut spans = vec![
+        plain(display::safe(&dns.query_type)),
+        plain(display::safe(&dns.query_name)),
+    ];
+    if dns.response != Some(true) {
+        spans.push(dim(glyphs.to));
+        spans.push(dim(endpoint(
+            event
+                .socket
+                .as_ref()
+                .and_then(|socket| socket.peer.as_ref()),
+        )));
+        return ("ask", Style::Blue, spans);
+    }
+    if dns.response_code == "NOERROR" {
+        spans.push(dim("="));
+    } else {
+        let code = display::safe(&dns.response_code);
+        spans.push(Span::new(Style::Yellow, format!("= {code}")));
+    }
+    spans.extend(dns.answers.iter().map(|text| plain(display::safe(text))));
+    if let Some(omitted) = dns.answers_omitted {
+        spans.push(dim(format!("(+{omitted} not recorded)")));
+    }
+    if dns.truncated == Some(true) {
+        spans.push(dim("(truncated)"));
+    }
+    ("answer", Style::Blue, spans)
 }
 
 fn bind(socket: Option<&Socket>) -> Vec<Span> {

@@ -102,6 +102,7 @@ fn connect(address: &str, port: i64, error: &str) -> Event {
         peer: Some(Endpoint {
             address: address.to_owned(),
             port: Some(port),
+            ..Default::default()
         }),
         ..Default::default()
     });
@@ -189,7 +190,16 @@ fn a_hostile_text_stays_one_line_without_escapes() {
         peer: Some(Endpoint {
             address: nasty.to_owned(),
             port: None,
+            name: nasty.to_owned(),
         }),
+        ..Default::default()
+    });
+    e.dns = Some(audit_proto::v1::Dns {
+        query_name: nasty.to_owned(),
+        query_type: nasty.to_owned(),
+        response_code: nasty.to_owned(),
+        answers: vec![nasty.to_owned()],
+        response: Some(true),
         ..Default::default()
     });
     if let (Some(p), Some(parent)) = (&mut e.process, &mut e.parent) {
@@ -204,7 +214,7 @@ fn a_hostile_text_stays_one_line_without_escapes() {
             nasty.clone_into(text);
         }
     }
-    for kind in [0, 1, 2, 3, 4, 20, 21, 22, 40, 42, 43, 90, 91, 92, 77] {
+    for kind in [0, 1, 2, 3, 4, 20, 21, 22, 26, 40, 42, 43, 90, 91, 92, 77] {
         e.kind = kind;
         let alert = Alert {
             rule: Some(Rule {
@@ -286,6 +296,54 @@ fn colour_changes_nothing_but_colour() {
 fn a_program_hidden_by_its_first_argument_is_named() {
     let line = compact(None).event(&exec(&["[kworker]", "x"]));
     assert!(line.contains("/usr/bin/curl '[kworker]' x"), "{line}");
+}
+
+#[test]
+fn a_dns_message_tells_what_was_asked_and_what_came_back() {
+    let mut e = connect("192.0.2.53", 53, "");
+    e.kind = Kind::Dns.into();
+    e.result = None;
+    let mut dns = audit_proto::v1::Dns {
+        query_name: "www.example".to_owned(),
+        query_type: "A".to_owned(),
+        response: Some(false),
+        ..Default::default()
+    };
+    e.dns = Some(dns.clone());
+    let line = compact(None).event(&e);
+    assert!(
+        line.contains("ask     A www.example → 192.0.2.53:53"),
+        "{line}"
+    );
+
+    dns.response = Some(true);
+    dns.response_code = "NOERROR".to_owned();
+    dns.answers = vec!["web.example".to_owned(), "192.0.2.7".to_owned()];
+    dns.answers_omitted = Some(2);
+    e.dns = Some(dns.clone());
+    let line = compact(None).event(&e);
+    let told = "answer  A www.example = web.example 192.0.2.7 (+2 not recorded)";
+    assert!(line.contains(told), "{line}");
+
+    dns.response_code = "NXDOMAIN".to_owned();
+    dns.answers.clear();
+    dns.answers_omitted = None;
+    e.dns = Some(dns);
+    let line = compact(None).event(&e);
+    assert!(line.contains("www.example = NXDOMAIN"), "{line}");
+}
+
+#[test]
+fn a_connection_names_its_peer() {
+    let mut e = connect("192.0.2.7", 443, "");
+    let peer = e
+        .socket
+        .as_mut()
+        .and_then(|s| s.peer.as_mut())
+        .expect("peer");
+    peer.name = "www.example".to_owned();
+    let line = compact(None).event(&e);
+    assert!(line.contains("192.0.2.7:443 (www.example)"), "{line}");
 }
 
 #[test]

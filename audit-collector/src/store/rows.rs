@@ -314,6 +314,7 @@ mod tests {
                 peer: Some(audit_proto::v1::Endpoint {
                     address: "::1".into(),
                     port: Some(0),
+                    ..Default::default()
                 }),
                 ..Socket::default()
             }),

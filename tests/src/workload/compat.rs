@@ -5,7 +5,7 @@ use std::{ffi::CString, os::unix::ffi::OsStrExt as _, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Workload, ours, quoted, system};
+use super::{Workload, dns, ours, quoted, system};
 
 /// An argument in the first 4 GiB, which is all that a 32-bit call can point to.
 fn low(room: &mut system::LowMemory, text: &[u8]) -> Result<u32> {
@@ -82,7 +82,7 @@ pub fn compat(work: &mut Workload) -> Result<()> {
     ] {
         work.once(format!("int 0x80: {what}"), format!("{us} and {condition}"));
     }
-    Ok(())
+    ask(work, &mut room)
 }
 
 /// A connection by socketcall, whose arguments are in memory; the port that it went to.
@@ -92,7 +92,6 @@ fn connect(room: &mut system::LowMemory) -> Result<u16> {
     const CONNECT: u32 = 3;
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let port = listener.local_addr()?.port();
-    let words = |words: [u32; 3]| words.map(u32::to_le_bytes).concat();
     let arguments = room.put(&words([2, 1, 0])).context("room")?;
     let socket = system::int80(SOCKETCALL, [SOCKET, arguments, 0]);
     ensure!(socket >= 0, "socket by socketcall: {socket}");
@@ -102,4 +101,37 @@ fn connect(room: &mut system::LowMemory) -> Result<u16> {
     let result = system::int80(SOCKETCALL, [CONNECT, arguments.context("room")?, 0]);
     ensure!(result == 0, "connect by socketcall: {result}");
     Ok(port)
+}
+
+/// Asks for an address by socketcall; whether anybody hears it is another question.
+fn ask(work: &mut Workload, room: &mut system::LowMemory) -> Result<()> {
+    const ASKED: &str = "by.int80.test";
+    const SOCKETCALL: u32 = 102;
+    const SOCKET: u32 = 1;
+    const SENDTO: u32 = 11;
+    const DATAGRAM: u32 = 2;
+    let arguments = room.put(&words([2, DATAGRAM, 0])).context("room")?;
+    let socket = system::int80(SOCKETCALL, [SOCKET, arguments, 0]);
+    ensure!(socket >= 0, "socket by socketcall: {socket}");
+    let message = dns::query_address(80, ASKED);
+    let at = room.put(&message).context("room")?;
+    let address = room.put(&[2, 0, 0, 53, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let size = message.len() as u32;
+    let arguments = words([socket as u32, at, size, 0, address.context("room")?, 16]);
+    let arguments = room.put(&arguments).context("room")?;
+    let sent = system::int80(SOCKETCALL, [SENDTO, arguments, 0]);
+    ensure!(sent == size as i32, "sendto by socketcall: {sent}");
+    work.once(
+        "int 0x80: a DNS query by socketcall",
+        format!(
+            "kind = 'dns' and {} and socket_peer_address = '127.0.0.1' and dns_response = false \
+             and dns_query_name = '{ASKED}' and dns_id = 80",
+            ours()
+        ),
+    );
+    Ok(())
+}
+
+fn words<const N: usize>(words: [u32; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

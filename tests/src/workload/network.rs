@@ -16,7 +16,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType},
 };
 
-use super::{Workload, ours};
+use super::{Workload, ours, system};
 
 pub fn network(work: &mut Workload) -> Result<()> {
     tcp(work, "IPv4", (Ipv4Addr::LOCALHOST, 0).into(), "ipv4")?;
@@ -27,6 +27,7 @@ pub fn network(work: &mut Workload) -> Result<()> {
     datagrams(work)?;
     local(work)?;
     undecided(work)?;
+    register(work)?;
     many(work)
 }
 
@@ -90,6 +91,23 @@ fn mapped(work: &mut Workload) -> Result<()> {
             "kind = 'connect' and {} and socket_family = 'ipv6' and {} and {} and result_value = 0",
             ours(),
             end("local", client),
+            end("peer", server)
+        ),
+    );
+    Ok(())
+}
+
+/// The kernel looks at the lower half of the register that has a descriptor.
+fn register(work: &mut Workload) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let server = listener.local_addr()?;
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    system::connect_with_full_register(&socket, server.port())?;
+    work.once(
+        "a descriptor with more in its register",
+        format!(
+            "kind = 'connect' and {} and {} and result_value = 0",
+            ours(),
             end("peer", server)
         ),
     );

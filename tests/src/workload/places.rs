@@ -49,9 +49,9 @@ pub fn mounts(work: &mut Workload) -> Result<()> {
     Ok(())
 }
 
-/// The number of this process's namespace.
-fn namespace(name: &str) -> Result<String> {
-    let link = fs::read_link(format!("/proc/self/ns/{name}"))?;
+/// The number of this thread's namespace.
+pub fn namespace(name: &str) -> Result<String> {
+    let link = fs::read_link(format!("/proc/thread-self/ns/{name}"))?;
     let text = link.to_string_lossy();
     let digits = text.trim_matches(|c: char| !c.is_ascii_digit());
     Ok(digits.to_owned())

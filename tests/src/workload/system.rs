@@ -156,9 +156,9 @@ pub fn refused_kernel_changes() -> io::Result<()> {
         tv_sec: 1,
         tv_nsec: 2_000_000_000,
     };
-    // In memory that was written to: what the kernel refuses before it reads it may not be there yet.
-    let texts = (c"a=1".to_owned(), c"no_such_module".to_owned());
-    let (parameters, module) = std::hint::black_box(texts);
+    // Written by us: a page that nobody has touched yet, as one of constants may be, is not there
+    // for kernel programs, and a kernel that has no modules does not touch it.
+    let (module, parameters) = (CString::new("no_such_module")?, CString::new("a=1")?);
     // SAFETY: all texts end with NUL; sizes are those of what is pointed to.
     unsafe {
         let none = std::ptr::null::<u8>();
@@ -279,6 +279,118 @@ pub fn int80(number: u32, [a, b, c]: [u32; 3]) -> i32 {
         );
     }
     result
+}
+
+/// Connects to a port of 127.0.0.1; the register of the descriptor is not zero above its 32 bits.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn connect_with_full_register(socket: &impl std::os::fd::AsFd, port: u16) -> io::Result<()> {
+    let mut address = [0_u8; 16];
+    address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    address[2..4].copy_from_slice(&port.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    let register = i64::from(socket.as_fd().as_raw_fd()) | 0x5a5a_5a5a << 32;
+    // SAFETY: the address outlives the call and has the size given.
+    done(unsafe { libc::syscall(libc::SYS_connect, register, address.as_ptr(), address.len()) })
+}
+
+/// A network namespace for this thread and those that it starts, with `lo` up and these addresses
+/// on it.
+#[expect(unsafe_code, reason = "system calls")]
+pub fn own_network(four: std::net::Ipv4Addr, six: std::net::Ipv6Addr) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    /// `struct in6_ifreq` (linux/ipv6.h).
+    #[repr(C)]
+    struct Request6 {
+        address: [u8; 16],
+        prefix: u32,
+        interface: i32,
+    }
+    /// The first interface of a namespace.
+    const LO: i32 = 1;
+    // SAFETY: requests are zeroed structures of the kernel's form, whose fields are set before use;
+    // interface names end with NUL.
+    unsafe {
+        done(libc::unshare(libc::CLONE_NEWNET).into())?;
+        let inet = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        let inet6 = socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
+        let named = |name: &CStr| {
+            let mut request: libc::ifreq = std::mem::zeroed();
+            for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
+                *to = (*from).cast_signed();
+            }
+            request
+        };
+        let mut up = named(c"lo");
+        up.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        done(libc::ioctl(inet.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const up).into())?;
+        let mut more = named(c"lo:1");
+        more.ifr_ifru.ifru_addr.sa_family = libc::AF_INET as u16;
+        for (to, from) in (2..).zip(four.octets()) {
+            more.ifr_ifru.ifru_addr.sa_data[to] = from.cast_signed();
+        }
+        done(libc::ioctl(inet.as_raw_fd(), libc::SIOCSIFADDR, &raw const more).into())?;
+        let more = Request6 {
+            address: six.octets(),
+            prefix: 128,
+            interface: LO,
+        };
+        done(libc::ioctl(inet6.as_raw_fd(), libc::SIOCSIFADDR, &raw const more).into())
+    }
+}
+
+/// Sends all `messages` with one sendmmsg, each in two segments.
+pub fn send_messages(socket: BorrowedFd<'_>, messages: &mut [Vec<u8>]) -> io::Result<()> {
+    each_message(libc::SYS_sendmmsg, socket, messages)
+}
+
+/// Receives as many messages as there is room for, with one recvmmsg.
+pub fn receive_messages(socket: BorrowedFd<'_>, room: &mut [Vec<u8>]) -> io::Result<()> {
+    each_message(libc::SYS_recvmmsg, socket, room)
+}
+
+#[expect(unsafe_code, reason = "a system call")]
+fn each_message(
+    number: libc::c_long,
+    socket: BorrowedFd<'_>,
+    buffers: &mut [Vec<u8>],
+) -> io::Result<()> {
+    const FIRST: usize = 5;
+    // SAFETY: headers point to segments, and these to buffers, which all outlive the call.
+    unsafe {
+        let segments = buffers.iter_mut().map(|buffer| {
+            let (first, rest) = buffer.split_at_mut(FIRST);
+            [first, rest].map(|part| libc::iovec {
+                iov_base: part.as_mut_ptr().cast(),
+                iov_len: part.len(),
+            })
+        });
+        let mut segments: Vec<[libc::iovec; 2]> = segments.collect();
+        let headers = segments.iter_mut().map(|segments| {
+            let mut header: libc::mmsghdr = std::mem::zeroed();
+            header.msg_hdr.msg_iov = segments.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = segments.len() as _;
+            header
+        });
+        let mut headers: Vec<libc::mmsghdr> = headers.collect();
+        let none = std::ptr::null::<libc::timespec>();
+        let moved = libc::syscall(
+            number,
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            headers.len(),
+            0,
+            none,
+        );
+        done(moved)?;
+        for (buffer, header) in buffers.iter_mut().zip(&headers) {
+            buffer.truncate(header.msg_len as usize);
+        }
+        if moved == buffers.len() as libc::c_long {
+            Ok(())
+        } else {
+            Err(io::Error::other("not all messages went at once"))
+        }
+    }
 }
 
 /// unlink of a text that changes meanwhile.
