@@ -7,8 +7,8 @@ use audit_common::{
     call::{NONE, flags},
     kind,
     record::{
-        Bpf, Call, Exec, ExecFailed, Exit, Fork, Header, Open, Record, Signal, Socket, section,
-        section_flags, socket_flags,
+        Bpf, Call, Dns, Exec, ExecFailed, Exit, Fork, Header, Open, Record, Signal, Socket,
+        section, section_flags, socket_flags,
     },
 };
 use audit_proto::{
@@ -21,6 +21,7 @@ use crate::{
     calls::{self, Row},
     clock::Clock,
     container::Containers,
+    dns,
     enrich::Enricher,
     own,
     probe::OBJECT_KINDS,
@@ -70,6 +71,9 @@ impl Bench {
         parent.header.pid = parent.header.parent_pid;
         parent.header.start_time_ns = parent.header.parent_start_time_ns;
         bench.complete(&parent);
+        // The samples' peer has a name.
+        let name = dns::sample_answer("www.example", [192, 0, 2, 7].into());
+        bench.complete(&dns_of(&name));
         bench
     }
 
@@ -224,6 +228,14 @@ fn with<T: FromBytes + IntoBytes + Immutable>(
     sample
 }
 
+/// A DNS message of its own.
+fn dns_of(message: &[u8]) -> Sample {
+    let sample = with(sample::record(kind::DNS), |dns: &mut Dns| {
+        dns.wire_bytes = message.len() as u64;
+    });
+    sample.section(section::DNS, message)
+}
+
 /// What programs send that serve one kind.
 fn own_forms(kind: u16) -> Vec<Sample> {
     let plain = || sample::record(kind);
@@ -279,6 +291,16 @@ fn own_forms(kind: u16) -> Vec<Sample> {
             vec![plain(), memfd, refused]
         }
         kind::BIND | kind::CLOSE_FLOW => vec![plain()],
+        kind::DNS => {
+            let mut cut = dns::sample_answer("www.example", [192, 0, 2, 7].into());
+            cut[2] |= 2; // TC: the resolver left answers out
+            cut[7] += 1; // and one of those that it counts is missing
+            vec![
+                plain(),
+                dns_of(&dns::sample_query("www.example")),
+                dns_of(&cut),
+            ]
+        }
         _ => Vec::new(),
     }
 }

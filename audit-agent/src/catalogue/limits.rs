@@ -104,6 +104,10 @@ pub fn of(kind: u16) -> &'static [&'static str] {
             "The first datagram of a process to an address, port and protocol in each minute, of IPv4 and IPv6, when it was sent; a connected socket is told by connect. The last 16,384 peers are remembered.",
             "A sendmmsg is told for each of its peers; `result_value` is what the whole call returned.",
         ],
+        kind::DNS => &[
+            "Messages over TCP are put together from the calls that carried them; one event a message.",
+            "Not DNS over TLS or HTTPS, and not what another process or an earlier number of the descriptor was connected for.",
+        ],
         kind::UNIX_CONNECT => {
             &["Datagrams to a unix socket that is not connected, and socketpair, are not told."]
         }
@@ -136,6 +140,10 @@ pub fn told_when(program: &str) -> Option<&'static str> {
         "exit_socket" => "for the families below",
         "exit_connect" | "exit_bind" | "exit_listen" => "always",
         "exit_socketcall" => "as the call that it stands for",
+        "exit_recvfrom" | "exit_recvmsg" | "exit_recvmmsg" => "of and to port 53",
+        "exit_read" | "exit_readv" | "exit_write" | "exit_writev" => {
+            "of descriptors that the process connected to port 53"
+        }
         _ => return None,
     })
 }
@@ -147,6 +155,7 @@ pub fn also(kind: u16) -> &'static [&'static str] {
         kind::ACCEPT | kind::BIND | kind::LISTEN | kind::DATAGRAM | kind::SOCKET_SPECIAL => {
             &["socketcall"]
         }
+        kind::DNS => &["sendto", "sendmsg", "sendmmsg", "socketcall"],
         _ => &[],
     }
 }
