@@ -7,6 +7,7 @@
 mod btf;
 mod capabilities;
 mod hooks;
+mod io_uring;
 mod log;
 
 use std::{io, mem};
@@ -84,6 +85,14 @@ struct KernelShape(Shape);
 // SAFETY: repr(transparent) over a struct of integers without padding, which zerocopy has checked.
 unsafe impl aya::Pod for KernelShape {}
 
+/// What is known of the running kernel.
+struct Kernel {
+    types: Btf,
+    /// Fields that it does not have.
+    missing: Vec<&'static str>,
+    uring: io_uring::Tracepoints,
+}
+
 /// Where returning system calls go.
 struct Dispatch {
     programs: ProgramArray<MapData>,
@@ -105,6 +114,7 @@ impl Probe {
         let types = btf::Types::of_kernel()?;
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
         let (offsets, missing) = offsets(&types);
+        let uring = io_uring::Tracepoints::of(&types);
         let settings = Settings {
             watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
             wakeup_bytes: wakeup_bytes(config),
@@ -113,6 +123,7 @@ impl Probe {
             argument_offsets: CALL_ABI.arguments,
             compat_argument_offsets: CALL_ABI.compat_arguments,
             compat_bits: CALL_ABI.compat_bits,
+            ..uring.settings(&types)
         };
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
@@ -140,7 +151,12 @@ impl Probe {
             programs: take(&mut ebpf, "PROGRAMS")?,
             shapes: take(&mut ebpf, "SHAPES")?,
         };
-        let hooks = attach_hooks(&mut ebpf, &mut dispatch, &kernel, &missing, config);
+        let kernel = Kernel {
+            types: kernel,
+            missing,
+            uring,
+        };
+        let hooks = attach_hooks(&mut ebpf, &mut dispatch, &kernel, config);
         if hooks.iter().all(|hook| hook.attached.is_none()) {
             let reason = hooks.first().and_then(|hook| hook.tried.last());
             let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
@@ -238,14 +254,17 @@ fn wakeup_bytes(config: &Config) -> u32 {
         / 8
 }
 
-/// The kernel's offsets, and the paths of the fields that it does not have.
+/// The kernel's offsets, and the paths of the fields that it does not have, but must.
 fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
     let mut missing = Vec::new();
     let values: Vec<u32> = PATHS
         .iter()
         .map(|path| {
-            types.offset(path).unwrap_or_else(|| {
-                missing.push(*path);
+            let optional = path.strip_prefix('?');
+            types.offset(optional.unwrap_or(path)).unwrap_or_else(|| {
+                if optional.is_none() {
+                    missing.push(*path);
+                }
                 MISSING
             })
         })
@@ -292,8 +311,7 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
 fn attach_hooks(
     ebpf: &mut Ebpf,
     dispatch: &mut Dispatch,
-    kernel: &Btf,
-    missing: &[&'static str],
+    kernel: &Kernel,
     config: &Config,
 ) -> Vec<HookStatus> {
     let off = |hook: &Hook| {
@@ -302,10 +320,10 @@ fn attach_hooks(
     };
     let attach = |hook| match off(hook) {
         true => status(hook),
-        false => attach_hook(ebpf, dispatch, hook, kernel, missing),
+        false => attach_hook(ebpf, dispatch, hook, kernel),
     };
     let mut hooks: Vec<_> = HOOKS.iter().map(attach).collect();
-    if let Err(reason) = attach_point(ebpf, DISPATCHER, kernel) {
+    if let Err(reason) = attach_point(ebpf, DISPATCHER, &kernel.types) {
         for (status, hook) in hooks.iter_mut().zip(HOOKS) {
             if !hook.calls.is_empty() && status.attached.take().is_some() {
                 status.tried.push((Rung::Tracepoint, reason.clone()));
@@ -336,8 +354,7 @@ fn attach_hook(
     ebpf: &mut Ebpf,
     dispatch: &mut Dispatch,
     hook: &Hook,
-    kernel: &Btf,
-    missing: &[&'static str],
+    kernel: &Kernel,
 ) -> HookStatus {
     let not_built = "this version has no program for it";
     let mut status = status(hook);
@@ -348,12 +365,19 @@ fn attach_hook(
         let of = path.split('.').next().unwrap_or_default();
         CORE.contains(&of) || hook.needs.iter().any(|group| group.contains(&of))
     };
-    let attached = match missing.iter().find(needed) {
+    let attached = match kernel.missing.iter().find(needed) {
         Some(path) => Err(format!("this kernel has no field {path}")),
-        None => attach_parts(ebpf, dispatch, hook, kernel),
+        None => attach_parts(ebpf, dispatch, hook, &kernel.types)
+            .and_then(|()| kernel.uring.attach(ebpf, hook.operations, &kernel.types)),
     };
     match attached {
-        Ok(()) => status.attached = Some(Rung::Tracepoint),
+        Ok(()) => {
+            status.attached = Some(Rung::Tracepoint);
+            let lacks = kernel.uring.lacks().filter(|_| !hook.operations.is_empty());
+            status
+                .tried
+                .extend(lacks.map(|what| (Rung::Tracepoint, what)));
+        }
         Err(reason) => status.tried.push((Rung::Tracepoint, reason)),
     }
     status

@@ -42,6 +42,12 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// What the call of a slot means; zeroes where the slot has no program.
+#[inline(always)]
+pub fn shape_of(slot: u32) -> Option<&'static Shape> {
+    SHAPES.get(slot)
+}
+
 /// A returning system call.
 pub struct Call {
     /// `struct pt_regs *`, typed: the verifier lets it be read directly.
@@ -78,7 +84,7 @@ impl Call {
     /// What the arguments mean; the agent has described every slot that has a program.
     #[inline(always)]
     pub fn shape(&self) -> Option<&'static Shape> {
-        SHAPES.get(self.slot)
+        shape_of(self.slot)
     }
 
     /// The caller's memory holds pointers of 4 bytes.

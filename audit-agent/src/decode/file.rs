@@ -11,8 +11,8 @@ use crate::resolve;
 
 pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let open: Open = record.payload()?;
-    if open.result < 0 {
-        return refused(record, &open, event);
+    if record.section(section::PATH).is_none() {
+        return asked(record, &open, event);
     }
     let walked = text::walked(record, section::PATH).unwrap_or_default();
     let FileObject {
@@ -44,19 +44,20 @@ pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
         access: access(open.outcome).to_owned(),
         ..File::default()
     });
-    event.result = Some(result(open.result));
+    event.result = result(open.result);
     Some(())
 }
 
-/// An open that was not permitted: what it asked for.
-fn refused(record: &Record<'_>, open: &Open, event: &mut Event) -> Option<()> {
+/// An open without a file, because it was not permitted, or is told before it is done: what it asked
+/// for.
+fn asked(record: &Record<'_>, open: &Open, event: &mut Event) -> Option<()> {
     let named = named(record, section::GIVEN, section::BASE, event);
     event.file = Some(File {
         open_flags: Some(open.flags.into()),
         access: access(open.outcome).to_owned(),
         ..named
     });
-    event.result = Some(result(open.result));
+    event.result = result(open.result);
     Some(())
 }
 

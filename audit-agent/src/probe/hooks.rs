@@ -43,6 +43,8 @@ pub struct Hook {
     pub points: &'static [Point],
     /// System calls, whose programs the dispatcher at `sys_exit` leads to.
     pub calls: &'static [&'static [Row]],
+    /// Operations of io_uring, each with the call that it is the same as.
+    pub operations: &'static [(u8, &'static str)],
     /// Kernel structs of whose fields none may be missing, besides [`CORE`].
     pub needs: &'static [&'static [&'static str]],
 }
@@ -67,6 +69,7 @@ const fn points(
         kinds,
         points,
         calls: &[],
+        operations: &[],
         needs,
     }
 }
@@ -83,6 +86,7 @@ const fn calls(
         kinds,
         points: &[],
         calls,
+        operations: &[],
         needs,
     }
 }
@@ -141,6 +145,7 @@ pub const HOOKS: &[Hook] = &[
         kinds: &[kind::SIGNAL],
         points: &[point("signal", "signal_generate")],
         calls: &[calls::SIGNAL],
+        operations: &[],
         needs: &[&["kernel_siginfo"]],
     },
     calls(
@@ -180,6 +185,7 @@ pub const HOOKS: &[Hook] = &[
         kinds: &[kind::CONNECT, kind::UNIX_CONNECT, kind::CLOSE_FLOW],
         points: &[point("socket_state", "inet_sock_set_state")],
         calls: &[calls::CONNECT, calls::SOCKETCALL],
+        operations: &[],
         needs: &[
             DESCRIPTORS,
             SOCKETS,
@@ -215,6 +221,36 @@ pub const HOOKS: &[Hook] = &[
     calls("owner", &[kind::OWNER], &[calls::OWNER], FILES),
     calls("truncate", &[kind::TRUNCATE], &[calls::TRUNCATE], FILES),
     calls("xattr", &[kind::XATTR], &[calls::XATTR], FILES),
+    // After all whose calls it is the same as: it tells what they do not leave out.
+    Hook {
+        name: "io_uring",
+        kinds: &[],
+        points: &[],
+        calls: &[],
+        operations: calls::IO_URING,
+        needs: &[
+            PATHS,
+            DESCRIPTORS,
+            SOCKETS,
+            &["unix_sock", "unix_address"],
+            URING,
+        ],
+    },
+];
+
+/// Requests of io_uring, as far as every kernel has them whose requests can be told.
+const URING: &[&str] = &[
+    "filename",
+    "io_kiocb",
+    "io_open",
+    "io_unlink",
+    "io_rename",
+    "io_hardlink",
+    "io_symlink",
+    "io_mkdir",
+    "io_connect",
+    "io_accept",
+    "io_sr_msg",
 ];
 
 /// What a hook got.
