@@ -9,6 +9,8 @@ mod network;
 mod paths;
 mod places;
 mod processes;
+mod ring_sockets;
+mod rings;
 mod sockets;
 mod system;
 
@@ -25,7 +27,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 17] = [
+pub const GROUPS: [&str; 18] = [
     "arguments",
     "programs",
     "lives",
@@ -43,6 +45,7 @@ pub const GROUPS: [&str; 17] = [
     "kernel",
     "sockets",
     "compat",
+    "io_uring",
 ];
 
 /// One question to the collector and its only right answer.
@@ -97,6 +100,7 @@ impl Workload {
             "kernel" => processes::kernel(&mut work)?,
             "sockets" => sockets::sockets(&mut work)?,
             "compat" => compat::compat(&mut work)?,
+            "io_uring" => rings::io_uring(&mut work)?,
             other => bail!("no group {other}; there are {}", GROUPS.join(", ")),
         }
         Ok(work.expected)

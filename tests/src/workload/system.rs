@@ -41,6 +41,24 @@ pub fn exec_file(file: BorrowedFd<'_>, arguments: &[&CStr]) -> io::Error {
     io::Error::last_os_error()
 }
 
+/// Requests of the ring may use this thread's credentials, by the number that it returns.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn register_personality(ring: i32) -> io::Result<u16> {
+    const IORING_REGISTER_PERSONALITY: libc::c_int = 9;
+    // SAFETY: no memory is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring,
+            IORING_REGISTER_PERSONALITY,
+            std::ptr::null::<libc::c_void>(),
+            0,
+        )
+    };
+    done(result)?;
+    u16::try_from(result).map_err(io::Error::other)
+}
+
 /// Mounts of this process are its own from now on.
 #[expect(unsafe_code, reason = "a system call")]
 pub fn own_mounts() -> io::Result<()> {
@@ -155,15 +173,14 @@ pub fn refused_kernel_changes() -> io::Result<()> {
         tv_sec: 1,
         tv_nsec: 2_000_000_000,
     };
+    // In memory that was written to: what the kernel refuses before it reads it may not be there yet.
+    let texts = (c"a=1".to_owned(), c"no_such_module".to_owned());
+    let (parameters, module) = std::hint::black_box(texts);
     // SAFETY: all texts end with NUL; sizes are those of what is pointed to.
     unsafe {
         let none = std::ptr::null::<u8>();
-        libc::syscall(libc::SYS_init_module, c"x".as_ptr(), 1, c"a=1".as_ptr());
-        libc::syscall(
-            libc::SYS_delete_module,
-            c"no_such_module".as_ptr(),
-            libc::O_NONBLOCK,
-        );
+        libc::syscall(libc::SYS_init_module, c"x".as_ptr(), 1, parameters.as_ptr());
+        libc::syscall(libc::SYS_delete_module, module.as_ptr(), libc::O_NONBLOCK);
         libc::syscall(libc::SYS_reboot, 1, 2, 3, none);
         libc::syscall(
             libc::SYS_clock_settime,
