@@ -746,6 +746,35 @@ pub const XATTR: &[Row] = &[
     .flags(2),
 ];
 
+/// Operations of io_uring (`enum io_uring_op`), by the call that each is the same as.
+pub const IO_URING: &[(u8, &str)] = &[
+    (9, "sendmsg"),
+    (13, "accept4"),
+    (16, "connect"),
+    (18, "openat"),
+    (26, "sendto"),
+    (28, "openat2"),
+    (35, "renameat2"),
+    (36, "unlinkat"),
+    (37, "mkdirat"),
+    (38, "symlinkat"),
+    (39, "linkat"),
+    (41, "fsetxattr"),
+    (42, "setxattr"),
+    (45, "socket"),
+    (47, "sendto"),  // SEND_ZC
+    (48, "sendmsg"), // SENDMSG_ZC
+    (55, "ftruncate"),
+    (56, "bind"),
+    (57, "listen"),
+];
+
+/// The slot of a native call.
+pub fn slot(name: &str) -> Option<u32> {
+    let mut rows = ALL.iter().copied().flatten();
+    rows.find(|row| row.name == name)?.slots().next()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -796,5 +825,16 @@ mod tests {
             }
         }
         assert!(of_slot(SLOTS).is_none());
+    }
+
+    #[test]
+    fn each_operation_of_io_uring_is_a_call() {
+        for (operation, name) in IO_URING {
+            assert!(u32::from(*operation) < audit_common::limits::URING_OPERATIONS);
+            let (found, abi) = slot(name).and_then(of_slot).expect(name);
+            assert_eq!(found.name, *name);
+            assert!(["x86_64", "arm64"].contains(&abi), "{name}: {abi}");
+        }
+        assert_eq!(slot("no_such_call"), None);
     }
 }

@@ -16,7 +16,7 @@ pub mod text;
 
 use audit_common::{
     class, kind,
-    record::{Credentials, Header, Malformed, Record, form, via},
+    record::{Credentials, Header, Malformed, NO_RESULT, Record, form, via},
 };
 use audit_proto::v1::{self, Event, Process};
 
@@ -233,8 +233,11 @@ fn known(inode: u32) -> Option<i64> {
     (inode != 0).then_some(i64::from(inode))
 }
 
-/// What a system call returned.
-fn result(value: i64) -> v1::Result {
+/// What a system call returned; none where it was told before it did.
+fn result(value: i64) -> Option<v1::Result> {
+    if value == NO_RESULT {
+        return None;
+    }
     let error = match i32::try_from(value) {
         Ok(value) if value < 0 => match errno::name(-value) {
             Some(name) => name.to_owned(),
@@ -242,10 +245,10 @@ fn result(value: i64) -> v1::Result {
         },
         _ => String::new(),
     };
-    v1::Result {
+    Some(v1::Result {
         value: Some(value),
         error,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -327,9 +330,11 @@ mod tests {
 
     #[test]
     fn errors_have_names_and_success_has_none() {
-        assert_eq!(result(-2).error, "ENOENT");
-        assert_eq!(result(3).error, "");
-        assert_eq!(result(-4095).error, "4095");
+        let error = |value| result(value).map(|result| result.error);
+        assert_eq!(error(-2).as_deref(), Some("ENOENT"));
+        assert_eq!(error(3).as_deref(), Some(""));
+        assert_eq!(error(-4095).as_deref(), Some("4095"));
+        assert_eq!(error(NO_RESULT), None);
     }
 
     proptest! {

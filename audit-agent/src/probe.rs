@@ -9,6 +9,7 @@ mod btf;
 mod capabilities;
 mod hooks;
 mod info;
+mod io_uring;
 mod log;
 mod object;
 
@@ -110,7 +111,8 @@ impl Probe {
         let uname = rustix::system::uname();
         let preemptible = object::is_preemptible(&uname.release().to_string_lossy());
         let (offsets, missing) = offsets(types);
-        let settings = settings(config, types, objects.is_ok());
+        let uring = io_uring::Tracepoints::of(types);
+        let settings = settings(config, types, &uring, objects.is_ok());
         let object = object::prepare(OBJECT, types, preemptible);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel))
@@ -144,6 +146,7 @@ impl Probe {
             dispatch: &mut dispatch,
             kernel: &kernel,
             missing: &missing,
+            uring: &uring,
             attached: Vec::new(),
         };
         if objects.is_ok() {
@@ -286,14 +289,17 @@ fn objects_missing(types: &btf::Types) -> Option<String> {
     Some(format!("this kernel has no function {function}"))
 }
 
-/// The kernel's offsets, and the paths of the fields that it does not have.
+/// The kernel's offsets, and the paths of the fields that it does not have, but must.
 fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
     let mut missing = Vec::new();
     let values: Vec<u32> = PATHS
         .iter()
         .map(|path| {
-            types.offset(path).unwrap_or_else(|| {
-                missing.push(*path);
+            let optional = path.strip_prefix('?');
+            types.offset(optional.unwrap_or(path)).unwrap_or_else(|| {
+                if optional.is_none() {
+                    missing.push(*path);
+                }
                 MISSING
             })
         })
@@ -307,7 +313,12 @@ fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
     (offsets, missing)
 }
 
-fn settings(config: &Config, types: &btf::Types, objects: bool) -> Settings {
+fn settings(
+    config: &Config,
+    types: &btf::Types,
+    uring: &io_uring::Tracepoints,
+    objects: bool,
+) -> Settings {
     Settings {
         watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
         wakeup_bytes: wakeup_bytes(config),
@@ -317,6 +328,7 @@ fn settings(config: &Config, types: &btf::Types, objects: bool) -> Settings {
         argument_offsets: CALL_ABI.arguments,
         compat_argument_offsets: CALL_ABI.compat_arguments,
         compat_bits: CALL_ABI.compat_bits,
+        ..uring.settings(types)
     }
 }
 

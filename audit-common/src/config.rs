@@ -23,6 +23,17 @@ pub struct Settings {
     pub compat_argument_offsets: [u32; ARGUMENTS],
     /// The bits of [`crate::offsets::COMPAT_WORD`] that are set while a 32-bit call is served.
     pub compat_bits: u32,
+    /// Which argument of io_uring's submission, and of its completion, is the request;
+    /// [`crate::offsets::MISSING`] where the tracepoint does not tell it.
+    pub uring_submit_request: u32,
+    pub uring_complete_request: u32,
+    /// A completion tells its entry of the completion queue, and not each of its fields.
+    pub uring_complete_entry: u32,
+    /// Bits of `io_kiocb.flags`: it has credentials, has data of its own, accepts more than one
+    /// connection; 0 where it cannot.
+    pub uring_has_credentials: u32,
+    pub uring_has_data: u32,
+    pub uring_accepts_many: u32,
 }
 
 /// Numbers of calls that the agent replaces before it loads the programs; no kernel has helpers with
@@ -68,7 +79,7 @@ pub struct Counters {
     pub ring_full: u64,
     /// Seen and left out on purpose: ignored processes, reads that nobody watches.
     pub filtered: u64,
-    /// Connects that returned undecided and found the pending map full: reported as such, but their
-    /// outcome will not be.
+    /// Connects that returned undecided, and requests of io_uring, that found the map full in which
+    /// they wait for their outcome: reported as such, but their outcome will not be.
     pub pending_full: u64,
 }

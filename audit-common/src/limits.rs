@@ -54,3 +54,16 @@ pub const DNS_CONNECTIONS: u32 = 4 << 10;
 pub const DNS_SEGMENTS: u32 = 8;
 /// The fixed beginning of a DNS message: a shorter datagram is none.
 pub const DNS_HEADER_BYTES: u64 = 12;
+/// Requests of io_uring that wait for their result, of the operations that are told. Beyond it a
+/// request is told when it is submitted, without its result.
+pub const URING_REQUESTS: u32 = 2048;
+/// The record that waits with such a request: two paths of some 700 bytes. A longer one is told when
+/// the request is submitted. Taken from the kernel only while requests wait: 4 MiB at most.
+pub const URING_RECORD_BYTES: usize = 2048;
+/// The record of a socket that waits: a header and a [`crate::record::Socket`].
+pub const URING_SOCKET_BYTES: usize = 256;
+/// Numbers of operations of io_uring; 63 are taken in Linux 6.18.
+pub const URING_OPERATIONS: u32 = 128;
+/// Requests looked at, of those that a ring is done with, for the one that found no room in the
+/// completion queue. The kernel tells them in batches of far fewer, but for a submission of more.
+pub const URING_BATCH: u32 = 1024;

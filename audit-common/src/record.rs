@@ -72,18 +72,24 @@ pub mod form {
     pub const CALL: u16 = 1;
 }
 
+/// In place of a result: what was asked for is known, how it ended is not.
+pub const NO_RESULT: i64 = i64::MIN;
+
 /// Which kind of hook wrote the record.
 pub mod via {
     pub const BTF_TRACEPOINT: u8 = 1;
     /// `sys_exit`, at the end of a system call.
     pub const SYS_EXIT: u8 = 2;
     pub const KPROBE: u8 = 3;
+    /// A request of io_uring.
+    pub const IO_URING: u8 = 4;
 
     pub const fn name(via: u8) -> Option<&'static str> {
         Some(match via {
             BTF_TRACEPOINT => "tp_btf",
             SYS_EXIT => "sys_exit",
             KPROBE => "kprobe",
+            IO_URING => "io_uring",
             _ => return None,
         })
     }

@@ -32,17 +32,17 @@ type WatchedName = [u64; limits::WATCHED_NAME_BYTES / 8];
 #[map]
 static WATCHED: HashMap<WatchedName, u8> = HashMap::with_max_entries(limits::WATCHED_NAMES, 0);
 
-const FMODE_WRITE: u32 = 2;
-const FMODE_PATH: u32 = 1 << 14;
+pub const FMODE_WRITE: u32 = 2;
+pub const FMODE_PATH: u32 = 1 << 14;
 /// This open made the file (Linux 4.19).
-const FMODE_CREATED: u32 = 1 << 20;
+pub const FMODE_CREATED: u32 = 1 << 20;
 const O_CREAT: u32 = 0o100;
-const O_TRUNC: u32 = 0o1000;
+pub const O_TRUNC: u32 = 0o1000;
 const O_WRONLY: u32 = 1;
-const O_ACCMODE: u32 = 3;
-const EPERM: i64 = -1;
-const EACCES: i64 = -13;
-const AT_FDCWD: i32 = -100;
+pub const O_ACCMODE: u32 = 3;
+pub const EPERM: i64 = -1;
+pub const EACCES: i64 = -13;
+pub const AT_FDCWD: i32 = -100;
 
 /// The `struct file` behind descriptor `fd` of the current process; 0 when there is none.
 #[inline(always)]
@@ -177,7 +177,7 @@ fn of_inode(inode: u64) -> FileObject {
 }
 
 #[inline(always)]
-fn outcome(flags: u32, writes: bool, created: bool) -> u32 {
+pub fn outcome(flags: u32, writes: bool, created: bool) -> u32 {
     let mut outcome = 0;
     if created {
         outcome |= open_outcome::CREATED;
@@ -195,7 +195,7 @@ fn outcome(flags: u32, writes: bool, created: bool) -> u32 {
 }
 
 #[inline(always)]
-fn watched(path: &Path) -> bool {
+pub fn watched(path: &Path) -> bool {
     if !settings::watch_reads() {
         return false;
     }

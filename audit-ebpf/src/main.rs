@@ -1,7 +1,8 @@
 //! The kernel programs: what happens in the kernel, written as records into three rings.
 //!
-//! One hook family per file ([`process`], [`network`], [`dns`], [`file`], [`system`], [`cgroup`], and
-//! [`call`] for what needs no program of its own); each entry function is a shell, the logic is `try_*`.
+//! One hook family per file ([`process`], [`network`], [`dns`], [`file`], [`system`], [`cgroup`],
+//! [`io_uring`], and [`call`] for what needs no program of its own); each entry function is a shell,
+//! the logic is `try_*`.
 //! [`syscall`] leads a returning system call to its program. Shared by them: [`record`] builds a
 //! record and sends it, [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`]
 //! reads kernel memory, [`settings`] is what the agent decided.
@@ -18,6 +19,7 @@ mod cgroup;
 mod dns;
 mod empty;
 mod file;
+mod io_uring;
 mod kernel;
 mod log;
 mod network;

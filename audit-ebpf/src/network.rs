@@ -61,15 +61,20 @@ const ECANCELED: i64 = -125;
 pub struct Of {
     pub sock: u64,
     pub inode: u64,
-    family: u16,
+    pub family: u16,
 }
 
 impl Of {
     #[inline(always)]
     pub fn descriptor(fd: u64) -> Option<Self> {
+        Self::file(file::of_descriptor(fd))
+    }
+
+    /// `file`: `struct file *`, or 0.
+    #[inline(always)]
+    pub fn file(file: u64) -> Option<Self> {
         const FILE_TYPE: u16 = 0o170_000;
         const SOCKET: u16 = 0o140_000;
-        let file = file::of_descriptor(fd);
         let inode = kernel::pointer(file, offset!(file_inode));
         if kernel::read::<u16>(inode, offset!(inode_mode)) & FILE_TYPE != SOCKET {
             return None;
@@ -84,8 +89,15 @@ impl Of {
     }
 
     #[inline(always)]
-    fn is_inet(&self) -> bool {
+    pub fn is_inet(&self) -> bool {
         self.family == AF_INET || self.family == AF_INET6
+    }
+
+    /// IPv4 or IPv6 without connections.
+    #[inline(always)]
+    pub fn has_messages(&self) -> bool {
+        let socket_type: u16 = kernel::read(self.sock, offset!(sock_type));
+        self.is_inet() && (socket_type == SOCK_DGRAM || socket_type == SOCK_RAW)
     }
 }
 
@@ -121,6 +133,19 @@ pub fn given(address: u64) -> Option<(u16, [u8; 16])> {
     Some((u16::from_be(port), bytes))
 }
 
+/// As [`given`], of a copy that the kernel has.
+#[inline(always)]
+pub fn given_in_kernel(address: u64) -> Option<(u16, [u8; 16])> {
+    let [family, port]: [u16; 2] = kernel::read(address, 0);
+    let mut bytes = [0; 16];
+    match family {
+        AF_INET => bytes[..4].copy_from_slice(&kernel::read::<[u8; 4]>(address, 4)),
+        AF_INET6 => bytes = kernel::read(address, 8),
+        _ => return None,
+    }
+    Some((u16::from_be(port), bytes))
+}
+
 at_exit!(exit_connect, exit_connect_kprobe: |call| {
     try_connect(&call, call.argument::<0>(), call.argument::<1>());
 });
@@ -144,24 +169,56 @@ fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
         payload.peer_address = address;
         payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
     }
-    let follow = call.result == 0 && payload.protocol == IPPROTO_TCP;
     dns::connected(fd, payload.peer_port);
-    writer.send();
-    if call.result == EINPROGRESS {
-        expect_outcome(call.via, &of);
-    } else if follow {
-        follow_flow(&of, false);
-    }
+    connected(writer, payload, &of);
     Some(())
+}
+
+/// Both ends of a socket that was to be connected to the peer that the payload has: its own, where
+/// it has one.
+#[inline(always)]
+pub fn describe_connect(payload: &mut Socket, of: &Of) {
+    let (port, address) = (payload.peer_port, payload.peer_address);
+    describe(payload, of.sock, of.inode);
+    if payload.peer_port == 0 {
+        payload.peer_port = port;
+        payload.peer_address = address;
+    } else {
+        payload.flags &= !socket_flags::PEER_FROM_ARGUMENT;
+    }
+}
+
+/// Sends the record of a connect, and follows what comes of it.
+#[inline(always)]
+pub fn connected(writer: Writer, payload: &Socket, of: &Of) {
+    let who = writer.header();
+    let (result, protocol) = (payload.result, payload.protocol);
+    writer.send();
+    if result == EINPROGRESS {
+        expect_outcome(who, of);
+    } else if result == 0 && protocol == IPPROTO_TCP {
+        follow_flow(who, of, false);
+    }
+}
+
+/// Sends the record of an accepted connection, and follows it.
+#[inline(always)]
+pub fn accepted(writer: Writer, payload: &Socket, of: &Of) {
+    let who = writer.header();
+    let protocol = payload.protocol;
+    writer.send();
+    if protocol == IPPROTO_TCP {
+        follow_flow(who, of, true);
+    }
 }
 
 /// Who owns the socket, as of now, in this CPU's room for it.
 #[inline(always)]
-fn owned(of: &Of, incoming: bool) -> Option<&'static mut Owned> {
+fn owned(who: &Header, of: &Of, incoming: bool) -> Option<&'static mut Owned> {
     let owned = OWNED.get_ptr_mut(0)?;
     // SAFETY: a per-CPU map value that the network class alone uses.
     let owned = unsafe { &mut *owned };
-    task::fill(&mut owned.who);
+    task::copy(&mut owned.who, who);
     owned.inode = of.inode;
     // SAFETY: no arguments.
     owned.begin_ns = unsafe { bpf_ktime_get_boot_ns() };
@@ -170,8 +227,8 @@ fn owned(of: &Of, incoming: bool) -> Option<&'static mut Owned> {
 }
 
 #[inline(always)]
-fn follow_flow(of: &Of, incoming: bool) -> Option<()> {
-    let owned = owned(of, incoming)?;
+fn follow_flow(who: &Header, of: &Of, incoming: bool) -> Option<()> {
+    let owned = owned(who, of, incoming)?;
     if FLOWS.insert(of.sock, &*owned, 0).is_err() {
         count_pending_full(class::NETWORK);
     }
@@ -181,8 +238,9 @@ fn follow_flow(of: &Of, incoming: bool) -> Option<()> {
 /// Keeps who connected until the socket's state tells the outcome, which may be now: on loopback
 /// the peer has answered before connect returns.
 #[inline(always)]
-fn expect_outcome(via: u8, of: &Of) -> Option<()> {
-    let owned = owned(of, false)?;
+fn expect_outcome(who: &Header, of: &Of) -> Option<()> {
+    let via = who.via;
+    let owned = owned(who, of, false)?;
     if PENDING.insert(of.sock, &*owned, 0).is_err() {
         count_pending_full(class::NETWORK);
         return None;
@@ -288,11 +346,7 @@ fn try_accept(call: &Call) -> Option<()> {
     let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, call.via)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
-    let follow = payload.protocol == IPPROTO_TCP;
-    writer.send();
-    if follow {
-        follow_flow(&of, true);
-    }
+    accepted(writer, payload, &of);
     Some(())
 }
 
@@ -343,30 +397,40 @@ at_exit!(exit_socket, exit_socket_kprobe: |call| {
     try_socket(&call, family, kind, call.argument::<2>());
 });
 
+/// Without SOCK_CLOEXEC and SOCK_NONBLOCK.
+const TYPE: u64 = 0xf;
+
 /// Sockets that ordinary programs do not make: raw, packet, vsock, crypto, and the kernel's audit.
 #[inline(always)]
-fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Option<()> {
+pub fn is_special(family: u64, socket_type: u64, protocol: u64) -> bool {
     const AF_NETLINK: u64 = 16;
     const NETLINK_AUDIT: u64 = 9;
     const AF_PACKET: u64 = 17;
     const AF_ALG: u64 = 38;
     const AF_VSOCK: u64 = 40;
-    /// Without SOCK_CLOEXEC and SOCK_NONBLOCK.
-    const TYPE: u64 = 0xf;
-    let special = match family as u32 as u64 {
+    match family as u32 as u64 {
         AF_PACKET | AF_ALG | AF_VSOCK => true,
         AF_NETLINK => protocol as u32 as u64 == NETLINK_AUDIT,
         _ => socket_type & TYPE == SOCK_RAW as u64 && family != 1,
-    };
-    if !special {
+    }
+}
+
+#[inline(always)]
+pub fn describe_special(payload: &mut Socket, family: u64, socket_type: u64, protocol: u64) {
+    payload.family = family as u16;
+    payload.protocol = protocol as u16;
+    payload.socket_type = (socket_type & TYPE) as u32;
+}
+
+#[inline(always)]
+fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Option<()> {
+    if !is_special(family, socket_type, protocol) {
         return None;
     }
     let (writer, payload) =
         Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call.via)?;
     payload.result = call.result;
-    payload.family = family as u16;
-    payload.protocol = protocol as u16;
-    payload.socket_type = (socket_type & TYPE) as u32;
+    describe_special(payload, family, socket_type, protocol);
     if let Some(of) = Of::descriptor(call.result as u64) {
         payload.inode = of.inode;
     }
@@ -374,51 +438,103 @@ fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Opti
     Some(())
 }
 
+/// `struct sockaddr_un`: two bytes of family, 108 of name.
+pub const UNIX_NAME_BYTES: u64 = 108;
+
 /// The peer's name is the socket's own, where it is connected.
 #[inline(always)]
 fn try_unix_connect(call: &Call, of: &Of, address: u64) -> Option<()> {
-    /// `struct sockaddr_un`: two bytes of family, 108 of name.
-    const NAME_BYTES: u64 = 108;
     let (mut writer, payload) =
         Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call.via)?;
     payload.result = call.result;
-    payload.inode = of.inode;
-    payload.family = of.family;
-    payload.socket_type = kernel::read::<u16>(of.sock, offset!(sock_type)).into();
-    let peer = kernel::pointer(of.sock, offset!(unix_sock_peer));
-    let name = kernel::pointer(peer, offset!(unix_sock_addr));
-    let mut open = writer.section(section::SOCKET_NAME);
-    if call.result == 0 && name != 0 {
-        let pid = kernel::pointer(of.sock, offset!(sock_peer_pid));
-        // struct upid { int nr; ... }: the first is the host's.
-        payload.peer_pid = kernel::read(pid, offset!(pid_numbers));
-        let size = kernel::read::<u32>(name, offset!(unix_address_len)).wrapping_sub(2);
-        let text = name + offset!(unix_address_name) as u64 + 2;
-        if !writer.kernel_bytes::<NAME_BYTES>(text, size.into()) {
-            open.truncated();
-        }
-    } else {
+    describe_unix(payload, of);
+    if call.result != 0 || !unix_peer_section(&mut writer, payload, of) {
+        let mut open = writer.section(section::SOCKET_NAME);
         payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
         // The third argument, its size, includes the family.
         let size = call.argument::<2>().wrapping_sub(2);
-        let size = if size < NAME_BYTES { size } else { NAME_BYTES };
+        let size = if size < UNIX_NAME_BYTES {
+            size
+        } else {
+            UNIX_NAME_BYTES
+        };
         if !writer.user_bytes(address + 2, size) {
             open.truncated();
         }
+        writer.close(open);
     }
-    writer.close(open);
     writer.send();
     Some(())
+}
+
+#[inline(always)]
+pub fn describe_unix(payload: &mut Socket, of: &Of) {
+    payload.inode = of.inode;
+    payload.family = of.family;
+    payload.socket_type = kernel::read::<u16>(of.sock, offset!(sock_type)).into();
+}
+
+/// Who is at the other end of a unix socket, and the name of that; false where it has none.
+#[inline(always)]
+pub fn unix_peer_section(writer: &mut Writer, payload: &mut Socket, of: &Of) -> bool {
+    let peer = kernel::pointer(of.sock, offset!(unix_sock_peer));
+    let name = kernel::pointer(peer, offset!(unix_sock_addr));
+    if name == 0 {
+        return false;
+    }
+    let pid = kernel::pointer(of.sock, offset!(sock_peer_pid));
+    // struct upid { int nr; ... }: the first is the host's.
+    payload.peer_pid = kernel::read(pid, offset!(pid_numbers));
+    let size = kernel::read::<u32>(name, offset!(unix_address_len)).wrapping_sub(2);
+    let text = name + offset!(unix_address_name) as u64 + 2;
+    let mut open = writer.section(section::SOCKET_NAME);
+    if !writer.kernel_bytes::<UNIX_NAME_BYTES>(text, size.into()) {
+        open.truncated();
+    }
+    writer.close(open);
+    true
 }
 
 /// Who sends to whom, so that a peer is told once a minute.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Peer {
+pub struct Peer {
     address: [u8; 16],
     pid: u32,
     port: u16,
     protocol: u16,
+}
+
+impl Peer {
+    #[inline(always)]
+    pub fn of(of: &Of, pid: u32, port: u16, address: [u8; 16]) -> Self {
+        Self {
+            address,
+            pid,
+            port,
+            protocol: kernel::read(of.sock, offset!(sock_protocol)),
+        }
+    }
+
+    /// Counted, where it is so.
+    #[inline(always)]
+    pub fn told_lately(&self) -> bool {
+        // SAFETY: no arguments; a number that is written whole.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let last = unsafe { PEERS.get(self) }.copied().unwrap_or(0);
+        let lately = last != 0 && now - last < limits::DATAGRAM_INTERVAL_NS;
+        if lately {
+            count_filtered(class::NETWORK);
+        }
+        lately
+    }
+
+    #[inline(always)]
+    pub fn remember(&self) {
+        // SAFETY: no arguments.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let _ = PEERS.insert(self, now, 0);
+    }
 }
 
 #[map]
@@ -522,25 +638,15 @@ fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
         return None; // connected: connect told the peer
     }
     let of = Of::descriptor(fd)?;
-    let socket_type: u16 = kernel::read(of.sock, offset!(sock_type));
-    if !of.is_inet() || (socket_type != SOCK_DGRAM && socket_type != SOCK_RAW) {
+    if !of.has_messages() {
         return None;
     }
     let (port, bytes) = given(address)?;
-    let peer = Peer {
-        address: bytes,
-        pid: task::current_pid(),
-        port,
-        protocol: kernel::read(of.sock, offset!(sock_protocol)),
-    };
-    // SAFETY: no arguments; a number that is written whole.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    let last = unsafe { PEERS.get(peer) }.copied().unwrap_or(0);
-    if last != 0 && now - last < limits::DATAGRAM_INTERVAL_NS {
-        count_filtered(class::NETWORK);
+    let peer = Peer::of(&of, task::current_pid(), port, bytes);
+    if peer.told_lately() {
         return None;
     }
-    let _ = PEERS.insert(peer, now, 0);
+    peer.remember();
     let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::DATAGRAM, via)?;
     describe(payload, of.sock, of.inode);
     payload.result = result;

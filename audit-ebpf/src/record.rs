@@ -132,32 +132,99 @@ impl Writer {
         unsafe { self.base.add(bounded::<HALF>(start) as usize) }
     }
 
+    /// As [`Self::begin`], without a number: to be kept until [`Self::restore`], or to get its
+    /// [`Self::number`] after all.
+    #[inline(always)]
+    pub fn prepare<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
+        if settings::ignored(task::current_pid()) {
+            count_filtered(class);
+            return None;
+        }
+        let (writer, payload) = Self::blank::<T>(class, kind, via)?;
+        task::fill(writer.header());
+        Some((writer, payload))
+    }
+
+    /// Takes up a prepared record of `BYTES` that was kept at `kept`, in kernel memory. Its payload must be
+    /// a `T`.
+    #[inline(always)]
+    pub fn restore<T, const BYTES: usize>(
+        class: u8,
+        kept: *const u8,
+    ) -> Option<(Self, &'static mut T)> {
+        const { assert!(BYTES <= SCRATCH_BYTES) };
+        let base: *mut u8 = SCRATCH.get_ptr_mut(class.into())?.cast();
+        // SAFETY: BYTES are at most the buffer; base has room for a header and any payload.
+        unsafe {
+            if bpf_probe_read_kernel(base.cast(), BYTES as u32, kept.cast()) != 0 {
+                return None;
+            }
+            let mut writer = Self {
+                base,
+                end: 0,
+                class,
+            };
+            writer.reload();
+            writer.number()?;
+            Some((writer, &mut *base.add(size_of::<Header>()).cast::<T>()))
+        }
+    }
+
     #[inline(always)]
     fn reserve<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
+        let (writer, payload) = Self::blank::<T>(class, kind, via)?;
+        writer.number()?;
+        Some((writer, payload))
+    }
+
+    #[inline(always)]
+    fn blank<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
         let base: *mut u8 = SCRATCH.get_ptr_mut(class.into())?.cast();
         let writer = Self {
             base,
             end: (size_of::<Header>() + size_of::<T>()) as u64,
             class,
         };
-        let counters = COUNTERS.get_ptr_mut(class.into())?;
         let header = writer.header();
-        // SAFETY: counters is a per-CPU map value; base has room for a header and any payload.
+        header.kind = kind;
+        header.payload_size = size_of::<T>() as u16;
+        header.class = class;
+        header.via = via;
+        header.form = form::OF_KIND;
+        header.reserved2 = 0;
+        // SAFETY: base has room for a header and any payload.
+        unsafe {
+            let payload = base.add(size_of::<Header>()).cast::<T>();
+            zero(payload);
+            Some((writer, &mut *payload))
+        }
+    }
+
+    /// Gives the record its number and its time: from here on it must be sent.
+    #[inline(always)]
+    pub fn number(&self) -> Option<()> {
+        let counters = COUNTERS.get_ptr_mut(self.class.into())?;
+        let header = self.header();
+        // SAFETY: counters is a per-CPU map value.
         unsafe {
             (*counters).sequence += 1;
             header.sequence = (*counters).sequence;
             header.time_ns = bpf_ktime_get_boot_ns();
             header.cpu = bpf_get_smp_processor_id();
-            header.kind = kind;
-            header.payload_size = size_of::<T>() as u16;
-            header.class = class;
-            header.via = via;
-            header.form = form::OF_KIND;
-            header.reserved2 = 0;
-            let payload = base.add(size_of::<Header>()).cast::<T>();
-            zero(payload);
-            Some((writer, &mut *payload))
         }
+        Some(())
+    }
+
+    /// Where the record begins, after [`Self::suspend`]: to be kept.
+    #[inline(always)]
+    pub fn base(&self) -> *const u8 {
+        self.base
+    }
+
+    /// Takes back everything behind a payload of `T`.
+    #[inline(always)]
+    pub fn drop_sections<T>(&mut self) {
+        self.end = (size_of::<Header>() + size_of::<T>()) as u64;
     }
 
     #[inline(always)]

@@ -17,6 +17,12 @@ static SETTINGS: Settings = Settings {
     argument_offsets: [0; ARGUMENTS],
     compat_argument_offsets: [0; ARGUMENTS],
     compat_bits: 0,
+    uring_submit_request: 0,
+    uring_complete_request: 0,
+    uring_complete_entry: 0,
+    uring_has_credentials: 0,
+    uring_has_data: 0,
+    uring_accepts_many: 0,
 };
 
 // SAFETY: all fields are u32, for which zero is a value.
@@ -29,6 +35,14 @@ static IGNORED: HashMap<u32, u8> = HashMap::with_max_entries(limits::IGNORED_PRO
 /// Ids of our own maps: who else writes to them is reported.
 #[map]
 static OWN_MAPS: HashMap<u32, u8> = HashMap::with_max_entries(limits::OWN_MAPS, 0);
+
+/// `setting!(uring_has_data)`: what the agent has set.
+macro_rules! setting {
+    ($field:ident) => {
+        $crate::settings::read(|_, settings| unsafe { &raw const (*settings).$field }) as u32
+    };
+}
+pub(crate) use setting;
 
 /// `offset!(task_cred)`: the field's offset in the running kernel.
 macro_rules! offset {

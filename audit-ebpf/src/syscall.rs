@@ -92,6 +92,12 @@ fn slot(number: u32) -> u32 {
     if number < COMPAT_SLOT { number } else { SLOTS }
 }
 
+/// What the call of a slot means; zeroes where the slot has no program.
+#[inline(always)]
+pub fn shape_of(slot: u32) -> Option<&'static Shape> {
+    SHAPES.get(slot)
+}
+
 /// A returning system call.
 pub struct Call {
     arguments: [u64; ARGUMENTS],
@@ -160,7 +166,7 @@ impl Call {
     /// What the arguments mean; the agent has described every slot that has a program.
     #[inline(always)]
     pub fn shape(&self) -> Option<&'static Shape> {
-        SHAPES.get(self.slot)
+        shape_of(self.slot)
     }
 
     /// The caller's memory holds pointers of 4 bytes.

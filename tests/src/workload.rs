@@ -11,6 +11,8 @@ mod paths;
 mod places;
 mod processes;
 mod races;
+mod ring_sockets;
+mod rings;
 mod sockets;
 mod system;
 
@@ -27,7 +29,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 18] = [
+pub const GROUPS: [&str; 19] = [
     "arguments",
     "programs",
     "lives",
@@ -46,6 +48,7 @@ pub const GROUPS: [&str; 18] = [
     "sockets",
     "dns",
     "compat",
+    "io_uring",
 ];
 
 /// One question to the collector and its only right answer.
@@ -103,6 +106,7 @@ impl Workload {
             "compat" => compat::compat(&mut work)?,
             // Not one of GROUPS: what can be told of a race depends on the kernel.
             "races" => races::races(&mut work)?,
+            "io_uring" => rings::io_uring(&mut work)?,
             other => bail!("no group {other}; there are {}", GROUPS.join(", ")),
         }
         Ok(work.expected)

@@ -33,7 +33,7 @@ pub(super) fn bpf(record: &Record<'_>, event: &mut Event) -> Option<()> {
         },
         id: known.then_some(bpf.object_id.into()),
     });
-    event.result = Some(result(bpf.result));
+    event.result = result(bpf.result);
     Some(())
 }
 

@@ -25,7 +25,7 @@ pub(super) fn call(
     let call: Call = record.payload().ok_or(DecodeError::Payload(kind))?;
     let (row, abi) =
         calls::of_slot(call.slot).ok_or(DecodeError::UnknownCall { slot: call.slot })?;
-    event.result = Some(result(call.result));
+    event.result = result(call.result);
     event.syscall = Some(syscall(&call, row, abi));
     file(record, &call, row, event);
     let text = given(record, section::TEXT, event);

@@ -11,8 +11,9 @@ use crate::resolve;
 
 pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let open: Open = record.payload()?;
-    if open.result < 0 {
-        return refused(record, &open, event);
+    let tags = [section::PATH, section::OBJECT];
+    if tags.iter().all(|tag| record.section(*tag).is_none()) {
+        return asked(record, &open, event);
     }
     // What a hook saw while the file was opened, else what was behind the descriptor.
     let walked = text::walked(record, section::OBJECT);
@@ -34,7 +35,7 @@ pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
     };
     object(&open.file, &mut file);
     event.file = Some(file);
-    event.result = Some(result(open.result));
+    event.result = result(open.result);
     Some(())
 }
 
@@ -59,15 +60,16 @@ pub(super) fn object(object: &FileObject, file: &mut File) {
     file.size_bytes = Some(size_bytes as i64);
 }
 
-/// An open that was not permitted: what it asked for.
-fn refused(record: &Record<'_>, open: &Open, event: &mut Event) -> Option<()> {
+/// An open without a file, because it was not permitted, or is told before it is done: what it asked
+/// for.
+fn asked(record: &Record<'_>, open: &Open, event: &mut Event) -> Option<()> {
     let named = named(record, section::GIVEN, section::BASE, event);
     event.file = Some(File {
         open_flags: Some(open.flags.into()),
         access: access(open.outcome).to_owned(),
         ..named
     });
-    event.result = Some(result(open.result));
+    event.result = result(open.result);
     Some(())
 }
 

@@ -90,7 +90,7 @@ pub(super) fn close_flow(record: &Record<'_>, event: &mut Event) -> Option<()> {
 
 fn socket(record: &Record<'_>, direction: &str, event: &mut Event) -> Option<()> {
     let socket: record::Socket = record.payload()?;
-    event.result = Some(result(socket.result));
+    event.result = result(socket.result);
     event.socket = Some(describe(&socket, direction));
     Some(())
 }

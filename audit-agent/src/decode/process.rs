@@ -79,7 +79,7 @@ pub fn split_arguments(bytes: &[u8]) -> Vec<String> {
 pub(super) fn exec_failed(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let failed: ExecFailed = record.payload()?;
     event.file = Some(file::named(record, section::GIVEN, section::BASE, event));
-    event.result = Some(result(failed.result));
+    event.result = result(failed.result);
     // The process still runs what it ran; what it asked for is the target's.
     let arguments = record.section(section::ARGV);
     let cut = arguments.is_some_and(|s| s.header.flags & section_flags::TRUNCATED != 0);
@@ -123,7 +123,7 @@ pub(super) fn signal(record: &Record<'_>, event: &mut Event) -> Option<()> {
         signal: Some(signal.signal.into()),
         ..TargetProcess::default()
     });
-    event.result = Some(result(0));
+    event.result = result(0);
     Some(())
 }
 

@@ -17,6 +17,7 @@ use super::{
     hooks::{
         CORE, DISPATCHER, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point, Rung,
     },
+    io_uring,
 };
 use crate::Config;
 
@@ -52,6 +53,7 @@ pub(super) struct Attacher<'a> {
     pub dispatch: &'a mut Dispatch,
     pub kernel: &'a Btf,
     pub missing: &'a [&'static str],
+    pub uring: &'a io_uring::Tracepoints,
     pub attached: Vec<Attached>,
 }
 
@@ -123,6 +125,10 @@ impl Attacher<'_> {
             }
             status.attached = Some(rung);
         }
+        if !hook.operations.is_empty() {
+            self.attach_operations(hook, status);
+            return;
+        }
         if hook.points.is_empty() {
             return;
         }
@@ -147,6 +153,21 @@ impl Attacher<'_> {
             }
         }
         status.attached = None;
+    }
+
+    /// Operations of io_uring, which has tracepoints of its own.
+    fn attach_operations(&mut self, hook: &Hook, status: &mut HookStatus) {
+        let points = self.uring.points(self.ebpf, hook.operations);
+        let attached =
+            points.and_then(|points| points.into_iter().try_for_each(|point| self.attach(point)));
+        match attached {
+            Ok(()) => {
+                status.attached = Some(Rung::Tracepoint);
+                let lacks = self.uring.lacks().map(|what| (Rung::Tracepoint, what));
+                status.tried.extend(lacks);
+            }
+            Err(reason) => status.tried.push((Rung::Tracepoint, reason)),
+        }
     }
 
     /// Puts the hook's calls into the dispatcher's maps.

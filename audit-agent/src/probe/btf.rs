@@ -1,5 +1,6 @@
 //! Where does the running kernel keep a field? Reads the kernel's own type information (BTF) and
-//! finds `struct.member.member`, through anonymous structs and unions.
+//! finds `struct.member.member`, through anonymous structs and unions. And what else it says of
+//! itself: its functions, what its tracepoints pass on, the values of its enums.
 //!
 //! Format: Documentation/bpf/btf.rst of Linux; little-endian, as on both supported architectures.
 
@@ -7,9 +8,13 @@ use std::{collections::HashMap, fs, io, path::Path};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
+const KIND_POINTER: u32 = 2;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNCTION: u32 = 12;
+const KIND_PROTOTYPE: u32 = 13;
 /// Names for the same type: typedef, volatile, const, restrict, type tag.
 const ALIASES: [u32; 5] = [8, 9, 10, 11, 18];
 /// Typedef chains and anonymous nesting are short; a longer one is not BTF.
@@ -56,6 +61,22 @@ struct Member {
     offset: u32,
 }
 
+/// Of an enum, and of a function's prototype: a name, and a value or a type.
+#[derive(FromBytes, KnownLayout, Immutable, Clone, Copy)]
+#[repr(C)]
+struct Named {
+    name: u32,
+    value: u32,
+}
+
+/// What a tracepoint passes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// To a struct of that name; of none for `void *`.
+    Pointer(String),
+    Number,
+}
+
 /// The kernel's types.
 pub struct Types {
     bytes: Vec<u8>,
@@ -64,6 +85,8 @@ pub struct Types {
     types: Vec<usize>,
     structs: HashMap<Vec<u8>, u32>,
     functions: HashMap<Vec<u8>, u32>,
+    /// By name, those of tracepoints only: `btf_trace_NAME`.
+    tracepoints: HashMap<Vec<u8>, u32>,
 }
 
 impl Types {
@@ -94,6 +117,7 @@ impl Types {
             types: vec![0],
             structs: HashMap::new(),
             functions: HashMap::new(),
+            tracepoints: HashMap::new(),
         };
         let mut at = start;
         while at < end {
@@ -111,6 +135,13 @@ impl Types {
                 let name = name.to_vec();
                 this.functions.entry(name).or_insert(id);
             }
+            if kind(header) == KIND_TYPEDEF
+                && let Some(name) = this.name(header.name)
+                && let Some(name) = name.strip_prefix(b"btf_trace_")
+            {
+                let name = name.to_vec();
+                this.tracepoints.insert(name, header.size_or_type);
+            }
             this.types.push(at);
             at += size_of::<TypeHeader>() + trailer_bytes(header)?;
         }
@@ -127,8 +158,55 @@ impl Types {
         self.functions.get(name.as_bytes()).copied()
     }
 
-    /// The byte offset of `path` ("file.f_path"); `None` when this kernel has no such field.
+    /// What the tracepoint `name` passes to its programs; `None` when this kernel has none.
+    pub fn tracepoint(&self, name: &str) -> Option<Vec<Argument>> {
+        // A pointer to a function, of which the first argument is not passed on.
+        let pointer = self.header_at(self.resolve(*self.tracepoints.get(name.as_bytes())?)?)?;
+        let at = self.resolve(pointer.size_or_type)?;
+        let prototype = self.header_at(at)?;
+        if kind(pointer) != KIND_POINTER || kind(prototype) != KIND_PROTOTYPE {
+            return None;
+        }
+        let arguments = self.named(at, prototype).skip(1);
+        arguments.map(|named| self.argument(named?.value)).collect()
+    }
+
+    fn argument(&self, id: u32) -> Option<Argument> {
+        let header = self.header_at(self.resolve(id)?)?;
+        if kind(header) != KIND_POINTER {
+            return Some(Argument::Number);
+        }
+        let target = self.resolve(header.size_or_type);
+        let name = target.and_then(|at| self.name(self.header_at(at)?.name));
+        let name = String::from_utf8_lossy(name.unwrap_or_default());
+        Some(Argument::Pointer(name.into_owned()))
+    }
+
+    /// The value of a name in one of the kernel's enums of 32 bits.
+    pub fn enumerator(&self, name: &str) -> Option<u32> {
+        self.types.iter().skip(1).find_map(|at| {
+            let header = self.header_at(*at).filter(|h| kind(*h) == KIND_ENUM)?;
+            let mut values = self.named(*at, header).flatten();
+            let found = values.find(|named| self.name(named.name) == Some(name.as_bytes()))?;
+            Some(found.value)
+        })
+    }
+
+    /// The names behind a type's header.
+    fn named(&self, at: usize, header: TypeHeader) -> impl Iterator<Item = Option<Named>> {
+        (0..(header.info & 0xffff) as usize).map(move |n| {
+            let at = at + size_of::<TypeHeader>() + n * size_of::<Named>();
+            Some(Named::read_from_prefix(self.bytes.get(at..)?).ok()?.0)
+        })
+    }
+
+    /// The byte offset of `path` ("file.f_path"), or of the first that is there of several with "|"
+    /// between; `None` when this kernel has no such field.
     pub fn offset(&self, path: &str) -> Option<u32> {
+        path.split('|').find_map(|path| self.offset_of(path))
+    }
+
+    fn offset_of(&self, path: &str) -> Option<u32> {
         let mut parts = path.split('.');
         let mut id = *self.structs.get(parts.next()?.as_bytes())?;
         let mut bits = 0;
@@ -241,6 +319,27 @@ mod tests {
         assert_eq!(types.offset("no_such_struct.x"), None);
         assert!(types.has_function("vfs_read"));
         assert!(!types.has_function("no_such_function"));
+        let either = "task_struct.no_such_field|list_head.prev";
+        assert_eq!(types.offset(either), Some(8));
+    }
+
+    #[test]
+    fn finds_arguments_of_tracepoints_and_values_of_enums() {
+        let Ok(types) = Types::of_kernel() else {
+            eprintln!("SKIPPED: this kernel shows no BTF");
+            return;
+        };
+        let pointer = |name: &str| Argument::Pointer(name.to_owned());
+        assert_eq!(
+            types.tracepoint("sys_exit"),
+            Some(vec![pointer("pt_regs"), Argument::Number])
+        );
+        let exec = types.tracepoint("sched_process_exec").expect("exec");
+        assert_eq!(exec.first(), Some(&pointer("task_struct")));
+        assert_eq!(exec.get(2), Some(&pointer("linux_binprm")));
+        assert_eq!(types.tracepoint("no_such_tracepoint"), None);
+        assert_eq!(types.enumerator("BPF_MAP_TYPE_RINGBUF"), Some(27));
+        assert_eq!(types.enumerator("NO_SUCH_ENUMERATOR"), None);
     }
 
     #[test]
@@ -260,6 +359,8 @@ mod tests {
             damaged[at] ^= 0xff;
             if let Some(types) = Types::parse(damaged) {
                 let _ = types.offset("task_struct.cred");
+                let _ = types.tracepoint("sys_exit");
+                let _ = types.enumerator("BPF_MAP_TYPE_RINGBUF");
             }
         }
     }

@@ -65,6 +65,8 @@ pub struct Hook {
     pub probes: &'static [Point],
     /// System calls, whose programs the dispatcher leads to.
     pub calls: &'static [&'static [Row]],
+    /// Operations of io_uring, each with the call that it is the same as.
+    pub operations: &'static [(u8, &'static str)],
     /// Kernel structs of whose fields none may be missing, besides [`CORE`].
     pub needs: &'static [&'static [&'static str]],
 }
@@ -90,6 +92,7 @@ const fn points(
         points,
         probes: points,
         calls: &[],
+        operations: &[],
         needs,
     }
 }
@@ -107,6 +110,7 @@ const fn calls(
         points: &[],
         probes: &[],
         calls,
+        operations: &[],
         needs,
     }
 }
@@ -218,6 +222,7 @@ pub const HOOKS: &[Hook] = &[
         points: &[point("signal", "signal_generate")],
         probes: &[point("signal", "signal_generate")],
         calls: &[calls::SIGNAL],
+        operations: &[],
         needs: &[&["kernel_siginfo"]],
     },
     calls(
@@ -258,6 +263,7 @@ pub const HOOKS: &[Hook] = &[
         points: &[point("socket_state", "inet_sock_set_state")],
         probes: &[point("socket_state", "inet_sock_set_state")],
         calls: &[calls::CONNECT, calls::SOCKETCALL],
+        operations: &[],
         needs: &[
             DESCRIPTORS,
             SOCKETS,
@@ -300,6 +306,37 @@ pub const HOOKS: &[Hook] = &[
     calls("owner", &[kind::OWNER], &[calls::OWNER], FILES),
     calls("truncate", &[kind::TRUNCATE], &[calls::TRUNCATE], FILES),
     calls("xattr", &[kind::XATTR], &[calls::XATTR], FILES),
+    // After all whose calls it is the same as: it tells what they do not leave out.
+    Hook {
+        name: "io_uring",
+        kinds: &[],
+        points: &[],
+        probes: &[],
+        calls: &[],
+        operations: calls::IO_URING,
+        needs: &[
+            PATHS,
+            DESCRIPTORS,
+            SOCKETS,
+            &["unix_sock", "unix_address"],
+            URING,
+        ],
+    },
+];
+
+/// Requests of io_uring, as far as every kernel has them whose requests can be told.
+const URING: &[&str] = &[
+    "filename",
+    "io_kiocb",
+    "io_open",
+    "io_unlink",
+    "io_rename",
+    "io_hardlink",
+    "io_symlink",
+    "io_mkdir",
+    "io_connect",
+    "io_accept",
+    "io_sr_msg",
 ];
 
 /// What a hook got.

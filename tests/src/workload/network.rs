@@ -31,7 +31,7 @@ pub fn network(work: &mut Workload) -> Result<()> {
     many(work)
 }
 
-fn end(side: &str, address: SocketAddr) -> String {
+pub(super) fn end(side: &str, address: SocketAddr) -> String {
     format!(
         "socket_{side}_address = '{}' and socket_{side}_port = {}",
         address.ip().to_canonical(),

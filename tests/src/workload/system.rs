@@ -42,6 +42,24 @@ pub fn exec_file(file: BorrowedFd<'_>, arguments: &[&CStr]) -> io::Error {
     io::Error::last_os_error()
 }
 
+/// Requests of the ring may use this thread's credentials, by the number that it returns.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn register_personality(ring: i32) -> io::Result<u16> {
+    const IORING_REGISTER_PERSONALITY: libc::c_int = 9;
+    // SAFETY: no memory is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring,
+            IORING_REGISTER_PERSONALITY,
+            std::ptr::null::<libc::c_void>(),
+            0,
+        )
+    };
+    done(result)?;
+    u16::try_from(result).map_err(io::Error::other)
+}
+
 /// Mounts of this process are its own from now on.
 #[expect(unsafe_code, reason = "a system call")]
 pub fn own_mounts() -> io::Result<()> {
