@@ -21,7 +21,7 @@ use crate::{
     calls::{self, Row},
     clock::Clock,
     container::Containers,
-    dns,
+    decode, dns,
     enrich::Enricher,
     own,
     probe::OBJECT_KINDS,
@@ -99,6 +99,12 @@ impl Bench {
         let table = &mut self.enricher.table;
         table.set_container(key, self.cgroup, Some(Arc::new(container)));
         self.enricher.complete(&record, &mut event, Instant::now());
+        if sample.header.kind == kind::DNS
+            && let Some(captured) = decode::captured_dns(&record)
+        {
+            let mut messages = self.enricher.messages(&captured, sample.header.time_ns);
+            event.dns = messages.pop();
+        }
         event.host = Some(Host {
             id: "host".to_owned(),
             name: "name".to_owned(),
