@@ -89,6 +89,25 @@ pub fn of(kind: u16) -> &'static [&'static str] {
         kind::TIME_CHANGE => &[
             "`syscall_time_step_ns` is told for clock_settime (of CLOCK_REALTIME), settimeofday and stime.",
         ],
+        kind::CONNECT..=kind::SOCKET_SPECIAL => of_socket(kind),
+        kind::OPEN => &[
+            "Opens for writing and opens that made the file are told always. Reads are told for the files in `capture.watch_reads`; O_PATH never.",
+            "Of failed opens those with EACCES or EPERM are told, with the name that was given.",
+        ],
+        kind::UNLINK => &["`syscall_flags` 512 says that a directory was removed, rmdir included."],
+        kind::LINK => {
+            &["A symbolic link is `target_file_path`; what it says is `target_file_link_text`."]
+        }
+        kind::TRUNCATE => &[
+            "An open with O_TRUNC is an `open` whose `file_access` is `truncate`.",
+            "Of truncate64 and ftruncate64 (i386) `file_new_size_bytes` is the lower half of the size.",
+        ],
+        _ => &[],
+    }
+}
+
+fn of_socket(kind: u16) -> &'static [&'static str] {
+    match kind {
         kind::CONNECT => &[
             "A connect that does not wait is told twice: EINPROGRESS from the call, and how it ended with `socket_outcome`, for at most 16,384 such sockets at a time.",
             "A connection begun by sendto with MSG_FASTOPEN is not told.",
@@ -113,18 +132,6 @@ pub fn of(kind: u16) -> &'static [&'static str] {
         }
         kind::SOCKET_SPECIAL => &[
             "Raw sockets of any family but unix, and all packet, vsock and crypto (AF_ALG) sockets; of netlink the kernel's audit.",
-        ],
-        kind::OPEN => &[
-            "Opens for writing and opens that made the file are told always. Reads are told for the files in `capture.watch_reads`; O_PATH never.",
-            "Of failed opens those with EACCES or EPERM are told, with the name that was given.",
-        ],
-        kind::UNLINK => &["`syscall_flags` 512 says that a directory was removed, rmdir included."],
-        kind::LINK => {
-            &["A symbolic link is `target_file_path`; what it says is `target_file_link_text`."]
-        }
-        kind::TRUNCATE => &[
-            "An open with O_TRUNC is an `open` whose `file_access` is `truncate`.",
-            "Of truncate64 and ftruncate64 (i386) `file_new_size_bytes` is the lower half of the size.",
         ],
         _ => &[],
     }
