@@ -1,5 +1,5 @@
 //! Calls that their arguments tell: everything that the kernel programs report as a
-//! [`record::Call`], by what [`crate::calls`] says of the call.
+//! [`Call`], by what [`crate::calls`] says of the call.
 
 use audit_common::{
     call::NONE,
