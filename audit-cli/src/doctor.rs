@@ -385,6 +385,10 @@ fn describe(out: &mut String, palette: Palette, hook: &Hook) {
         let text = display::fit(&text, REASON_COLUMNS, "...");
         out.push_str(&format!("{}\n", palette.paint(Style::Dim, &text)));
     }
+    if let (Some(objects), Some(_)) = (&hook.objects, &hook.attached) {
+        let text = format!("                {}", display::safe(objects));
+        out.push_str(&format!("{}\n", palette.paint(Style::Dim, &text)));
+    }
     if hook.is_dead() {
         let advice = format!(
             "                do: nothing of kind {} is recorded; try a newer kernel, or report the reason above",
@@ -404,6 +408,7 @@ mod tests {
             kinds: "exec".to_owned(),
             attached: attached.map(str::to_owned),
             off: false,
+            objects: Some("objects seen by kprobe".to_owned()),
             refused: vec![("fentry".to_owned(), "not permitted".to_owned())],
         }
     }

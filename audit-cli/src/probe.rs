@@ -12,6 +12,8 @@ pub struct Hook {
     pub attached: Option<String>,
     /// The configuration leaves it out.
     pub off: bool,
+    /// How it knows what a call acts on, where the caller's memory could say something else.
+    pub objects: Option<String>,
     pub refused: Vec<(String, String)>,
 }
 
@@ -29,16 +31,24 @@ pub fn agent_config(file: Option<&Path>, overrides: &[String]) -> Result<audit_a
 /// Loads and attaches every hook, and lets go again.
 pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
     let statuses = audit_agent::probe::check(config).map_err(|e| e.to_string())?;
-    let hook = |status: audit_agent::probe::HookStatus| Hook {
+    let hook = |status: audit_agent::probe::HookStatus| {
+        Hook {
         name: status.name.to_string(),
         kinds: status.kinds.join(", "),
         attached: status.attached.map(|rung| rung.to_string()),
         off: status.off,
+        objects: status.objects.map(|objects| match objects {
+            Ok(rung) => format!("objects seen by {rung}"),
+            Err(reason) => format!(
+                "objects as the caller names them, wrong if another thread changes the name: {reason}"
+            ),
+        }),
         refused: status
             .tried
             .iter()
             .map(|(rung, reason)| (rung.to_string(), reason.clone()))
             .collect(),
+    }
     };
     Ok(statuses.into_iter().map(hook).collect())
 }

@@ -210,6 +210,12 @@ pub fn make_bpf_map(name: &str) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd as _;
     const MAP_CREATE: i32 = 0;
     const ARRAY: u32 = 2;
+    // Before Linux 5.11 maps count as locked memory; where more cannot be had, it is not needed.
+    let unlimited = rustix::process::Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
     // union bpf_attr: type, key size, value size, entries; the name at byte 28.
     let mut attributes = [0_u8; 72];
     for (at, value) in [(0, ARRAY), (4, 4), (8, 8), (12, 1)] {
