@@ -97,8 +97,8 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
 #[inline(always)]
 fn objects(writer: &mut Writer, file: &mut FileObject, call: &Call) {
     if call.result < 0 {
-        objects::forget();
-    } else if let Some(taken) = Taken::of_current() {
+        objects::forget(false);
+    } else if let Some(taken) = Taken::of_current(false) {
         *file = taken.file();
         taken.put(writer);
     }

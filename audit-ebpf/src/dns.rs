@@ -451,9 +451,17 @@ at_exit!(exit_writev, exit_writev_kprobe: |call| {
     plain(&call, SENT, |call| call.argument::<2>());
 });
 
-/// `socketcall(call, arguments)` of i386: the arguments are in the caller's memory.
+/// `socketcall(call, arguments)` of i386: the arguments are in the caller's memory. A global
+/// function, as [`crate::network::socketcall`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_socketcall(number: u64, arguments: u64, result: u64, via: u32) -> u32 {
+    try_socketcall(&Call::socketcall(number, arguments, result, via));
+    0
+}
+
 #[inline(always)]
-pub fn socketcall(call: &Call) -> Option<()> {
+fn try_socketcall(call: &Call) -> Option<()> {
     // include/uapi/linux/net.h
     const SEND: u64 = 9;
     const RECV: u64 = 10;

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel,
+    kernel, objects,
     objects::Taken,
     path,
     path::Path,
@@ -89,7 +89,10 @@ at_exit!(exit_open, exit_open_kprobe: |call| {
     if let Some(shape) = call.shape() {
         if call.result >= 0 {
             try_open(&call, shape);
-        } else if call.result == EPERM || call.result == EACCES {
+        } else {
+            objects::forget(true);
+        }
+        if call.result == EPERM || call.result == EACCES {
             try_refused(&call, shape);
         }
     }
@@ -112,10 +115,10 @@ fn open_flags(call: &Call, shape: &Shape) -> u32 {
 fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     // What the hook saw, or else what is behind the descriptor now: another thread may have put
     // another file there meanwhile.
-    let taken = Taken::of_current().filter(|taken| taken.opened().is_some());
+    let taken = Taken::of_current(true);
     let file = of_descriptor(call.result as u64);
     let mode: u32 = match &taken {
-        Some(taken) => taken.opened().unwrap_or(0),
+        Some(taken) => taken.mode(),
         None => kernel::read(file, offset!(file_mode)),
     };
     let reported = match &taken {

@@ -659,9 +659,20 @@ fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
 
 // `socketcall(call, arguments)` of i386: the arguments are in the caller's memory.
 at_exit!(exit_socketcall, exit_socketcall_kprobe: |call| {
-    try_socketcall(&call);
-    dns::socketcall(&call);
+    let (number, arguments) = (call.argument::<0>(), call.argument::<1>());
+    let (result, via) = (call.result as u64, call.via.into());
+    socketcall(number, arguments, result, via);
+    dns::dns_socketcall(number, arguments, result, via);
 });
+
+/// A global function, as [`crate::path::climb_step`], because together with what it calls, the
+/// program would need more stack than there is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn socketcall(number: u64, arguments: u64, result: u64, via: u32) -> u32 {
+    try_socketcall(&Call::socketcall(number, arguments, result, via));
+    0
+}
 
 #[inline(always)]
 fn try_socketcall(call: &Call) -> Option<()> {

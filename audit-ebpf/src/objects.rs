@@ -41,10 +41,11 @@ static SEEN: LruHashMap<u64, Seen> = LruHashMap::with_max_entries(limits::OBJECT
 #[map]
 static ROOM: PerCpuArray<Seen> = PerCpuArray::with_max_entries(1, 0);
 
+/// Of the current thread, its path call or its open: an open that cuts the file is also a truncation.
 #[inline(always)]
-fn current() -> u64 {
-    // SAFETY: no arguments.
-    unsafe { bpf_get_current_pid_tgid() }
+fn key(of_open: bool) -> u64 {
+    // SAFETY: no arguments. Process ids end far below the highest bit.
+    (unsafe { bpf_get_current_pid_tgid() }) | u64::from(of_open) << 63
 }
 
 /// Keeps one or two paths, and the object behind the first.
@@ -78,7 +79,7 @@ fn keep(first: Path, second: Option<Path>, opened: u64, mode: u32) -> Option<()>
             writer.at(start).cast(),
         )
     };
-    let _ = SEEN.insert(current(), &*room, 0);
+    let _ = SEEN.insert(key(opened != 0), &*room, 0);
     Some(())
 }
 
@@ -87,12 +88,12 @@ pub struct Taken(&'static Seen);
 
 impl Taken {
     #[inline(always)]
-    pub fn of_current() -> Option<Self> {
+    pub fn of_current(is_open: bool) -> Option<Self> {
         if !settings::objects() {
             return None;
         }
         // SAFETY: the entry is of this thread, which is here.
-        unsafe { SEEN.get(current()) }.map(|seen| {
+        unsafe { SEEN.get(key(is_open)) }.map(|seen| {
             // SAFETY: map memory lives as long as the program.
             Self(unsafe { &*core::ptr::from_ref(seen) })
         })
@@ -102,10 +103,10 @@ impl Taken {
         self.0.file
     }
 
-    /// Of an open: its file, and the mode that it was opened in.
+    /// The mode that a file was opened in.
     #[inline(always)]
-    pub fn opened(&self) -> Option<u32> {
-        (self.0.opened != 0).then_some(self.0.mode as u32)
+    pub fn mode(&self) -> u32 {
+        self.0.mode as u32
     }
 
     /// Appends what was seen, and forgets it; false when the paths were too long to be kept.
@@ -116,16 +117,16 @@ impl Taken {
         if kept {
             writer.kernel_bytes::<MOST>(self.0.sections.as_ptr() as u64, self.0.size);
         }
-        let _ = SEEN.remove(current());
+        let _ = SEEN.remove(key(self.0.opened != 0));
         kept
     }
 }
 
 /// Whatever was seen for this call is of no use.
 #[inline(always)]
-pub fn forget() {
+pub fn forget(is_open: bool) {
     if settings::objects() {
-        let _ = SEEN.remove(current());
+        let _ = SEEN.remove(key(is_open));
     }
 }
 

@@ -163,6 +163,19 @@ impl Call {
         }
     }
 
+    /// A socketcall of i386, for a function that was given its parts.
+    #[inline(always)]
+    pub fn socketcall(number: u64, arguments: u64, result: u64, via: u32) -> Self {
+        /// arch/x86/entry/syscalls/syscall_32.tbl
+        const NUMBER: u32 = 102;
+        Self {
+            arguments: [number, arguments, 0, 0, 0, 0],
+            result: result as i64,
+            slot: COMPAT_SLOT + NUMBER,
+            via: via as u8,
+        }
+    }
+
     /// What the arguments mean; the agent has described every slot that has a program.
     #[inline(always)]
     pub fn shape(&self) -> Option<&'static Shape> {
