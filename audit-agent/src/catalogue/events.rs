@@ -288,7 +288,10 @@ fn own_forms(kind: u16) -> Vec<Sample> {
         })],
         kind::BPF => vec![plain(), with(plain(), |bpf: &mut Bpf| bpf.result = -1)],
         kind::OPEN => {
-            let refused = with(plain(), |open: &mut Open| open.result = -13);
+            let mut refused = with(plain(), |open: &mut Open| open.result = -13);
+            refused
+                .sections
+                .retain(|section| section.0 != section::PATH);
             let mut memfd = plain();
             pseudo(&mut memfd);
             let refused = refused
