@@ -106,6 +106,11 @@ fn of(row: &Columns<'_>) -> Result<Recorded> {
             "close_flow: a connection's end, which no call tells",
         ));
     }
+    if kind == "dns" {
+        return Ok(Recorded::Explained(
+            "dns: what a call carried, of which strace tells the bytes; ground truth compares it",
+        ));
+    }
     if is("socket_outcome") {
         return Ok(Recorded::Explained(
             "how a connect that did not wait ended, which no call tells",
