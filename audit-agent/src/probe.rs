@@ -13,7 +13,7 @@ mod io_uring;
 mod log;
 mod object;
 
-use std::io;
+use std::{fs, io};
 
 use audit_common::{
     config::{CALL_ABI, Counters, Settings},
@@ -150,8 +150,10 @@ impl Probe {
             attached: Vec::new(),
         };
         if objects.is_ok() {
+            // Where one is skipped nothing is lost: `path_source` says that it saw nothing.
             for point in OBJECTS {
-                attacher.attach(*point).map_err(ProbeError::NoObjects)?;
+                let attached = attach(attacher.ebpf, *point, &kernel);
+                attached.map_err(ProbeError::NoObjects)?;
             }
         }
         let mut hooks = attacher.attach_all(config, preemptible);
@@ -161,6 +163,7 @@ impl Probe {
             }
         }
         let attached = attacher.attached;
+        guard_maps(&mut ebpf)?;
         if hooks.iter().all(|hook| hook.attached.is_none()) {
             let reason = hooks.first().and_then(|hook| hook.tried.last());
             let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
@@ -357,6 +360,24 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
         watched
             .insert(key, 1, 0)
             .map_err(|error| ProbeError::Watch(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Tells the programs which maps are ours: all that this process has open.
+fn guard_maps(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    let failed = |error: &dyn std::error::Error| ProbeError::Load(format!("map OWN_MAPS: {error}"));
+    let mut own: HashMap<_, u32, u8> = take(ebpf, "OWN_MAPS")?;
+    for entry in fs::read_dir("/proc/self/fdinfo").map_err(|error| failed(&error))? {
+        let path = entry.map_err(|error| failed(&error))?.path();
+        // The one that lists this folder is gone already.
+        let Ok(text) = fs::read_to_string(path) else {
+            continue;
+        };
+        let id = text.lines().find_map(|line| line.strip_prefix("map_id:"));
+        if let Some(id) = id.and_then(|id| id.trim().parse::<u32>().ok()) {
+            own.insert(id, 1, 0).map_err(|error| failed(&error))?;
+        }
     }
     Ok(())
 }

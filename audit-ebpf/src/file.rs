@@ -123,8 +123,8 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     };
     let reported = match &taken {
         Some(_) => true,
-        // The hook saw every open, and kept those that are worth an event.
-        None => !settings::objects() && is_reported(mode, &Path::of_file(file)),
+        // Also where a hook looks: what it kept may have been evicted, or it was skipped.
+        None => is_reported(mode, &Path::of_file(file)),
     };
     if !reported {
         count_filtered(class::FILE);

@@ -198,11 +198,18 @@ impl Attacher<'_> {
 
     pub fn attach(&mut self, point: Point) -> Result<(), String> {
         let program = attach(self.ebpf, point, self.kernel)?;
-        self.attached.push(Attached {
-            name: point.program,
-            program,
-            skipped: 0,
-        });
+        // A program at several places counts once for all of them.
+        if self
+            .attached
+            .iter()
+            .all(|known| known.name != point.program)
+        {
+            self.attached.push(Attached {
+                name: point.program,
+                program,
+                skipped: 0,
+            });
+        }
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ const COLUMNS: &str = "kind, process_pid, process_tid, process_exe_invoked, proc
     result_value, result_error, syscall_name, file_path, target_file_path, target_process_pid, \
     target_process_signal, exit_code, exit_signal, socket_inode, socket_outcome, socket_path, \
     file_new_mode, file_new_owner_uid, file_new_owner_gid, file_new_size_bytes, file_attribute, \
-    target_file_link_text, socket_local_address, socket_local_port, socket_peer_address, socket_peer_port";
+    target_file_link_text, bpf_command, socket_local_address, socket_local_port, socket_peer_address, socket_peer_port";
 
 pub fn recorded(stack: &mut Stack, traced: &Traced) -> Result<Vec<Recorded>> {
     let mut pids: Vec<String> = traced
@@ -109,6 +109,11 @@ fn of(row: &Columns<'_>) -> Result<Recorded> {
     if kind == "dns" {
         return Ok(Recorded::Explained(
             "dns: what a call carried, of which strace tells the bytes; ground truth compares it",
+        ));
+    }
+    if row.text("bpf_command").ends_with("_elem") {
+        return Ok(Recorded::Explained(
+            "bpf: a hand in a map of the agent's, which no argument tells apart",
         ));
     }
     if is("socket_outcome") {

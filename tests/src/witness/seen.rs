@@ -78,6 +78,10 @@ fn outcome(call: &Call) -> Result<String> {
     })
 }
 
+/// Commands of bpf(2): map_create, prog_load, prog_attach, prog_detach, raw_tracepoint_open,
+/// link_create, link_detach.
+const MADE_OR_ATTACHED: [i64; 7] = [0, 5, 8, 9, 17, 28, 34];
+
 impl Witness {
     fn verdict(&mut self, thread: &Thread, call: &Call) -> Result<Option<Verdict>> {
         let name = call.name.as_str();
@@ -103,6 +107,10 @@ impl Witness {
             "socket_special" => socket(who, call)?,
             // The groups that strace runs talk to no resolver; ground truth has one.
             "dns" => LeftOut("a transfer that is not of port 53"),
+            // Which maps are the agent's own, no argument tells.
+            "bpf" if !MADE_OR_ATTACHED.contains(&call.argument(0)?.number()?) => {
+                LeftOut("a look at BPF objects, or a hand in a map")
+            }
             "bpf" => fact(kind, who, outcome(call)?),
             "memfd" if call.error.is_some() => LeftOut("a memfd that was not made"),
             "memfd" | "credentials" | "namespace" | "module" | "time_change" | "system"

@@ -176,7 +176,18 @@ pub fn kernel(work: &mut Workload) -> Result<()> {
     let memfd = rustix::fs::memfd_create("of-a-test", rustix::fs::MemfdFlags::CLOEXEC)?;
     let map = system::make_bpf_map("hostaudit_test")?;
     drop((memfd, map));
+    anyhow::ensure!(
+        system::disturb_bpf_maps("IGNORED")? > 0,
+        "no agent has a map IGNORED"
+    );
     let us = ours();
+    work.once(
+        "somebody else's hand in the agent's map",
+        format!(
+            "kind = 'bpf' and {us} and bpf_command = 'map_delete_elem' and bpf_name = 'IGNORED' \
+             and result_error = 'ENOENT'"
+        ),
+    );
     work.once(
         "memfd",
         format!(

@@ -235,6 +235,51 @@ pub fn make_bpf_map(name: &str) -> io::Result<std::os::fd::OwnedFd> {
     }
 }
 
+/// Removes from every map of that name an element that it does not have; how many there are.
+#[expect(unsafe_code, reason = "system calls")]
+pub fn disturb_bpf_maps(name: &str) -> io::Result<usize> {
+    use std::os::fd::FromRawFd as _;
+    const DELETE_ELEM: i32 = 3;
+    const MAP_GET_NEXT_ID: i32 = 12;
+    const MAP_GET_FD_BY_ID: i32 = 14;
+    const OBJ_GET_INFO_BY_FD: i32 = 15;
+    const NAME_AT: usize = 24;
+    // `union bpf_attr` in words; what a command does not know of it is zero.
+    let bpf = |command: i32, attributes: &mut [u64; 4]| {
+        // SAFETY: the size is that of the attributes; what they point to outlives the call.
+        unsafe {
+            let size = size_of_val(attributes);
+            libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size)
+        }
+    };
+    let (mut id, mut found) = (0, 0);
+    loop {
+        let mut next = [id, 0, 0, 0];
+        if bpf(MAP_GET_NEXT_ID, &mut next) != 0 {
+            return Ok(found);
+        }
+        id = next[0] >> 32;
+        let fd = bpf(MAP_GET_FD_BY_ID, &mut [id, 0, 0, 0]);
+        if fd < 0 {
+            continue; // gone meanwhile
+        }
+        // SAFETY: the descriptor came back just now and is ours.
+        let map = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd as i32) };
+        let mut info = [0_u8; 80];
+        let what = map.as_raw_fd() as u64 | (info.len() as u64) << 32;
+        done(bpf(
+            OBJ_GET_INFO_BY_FD,
+            &mut [what, info.as_mut_ptr() as u64, 0, 0],
+        ))?;
+        if info[NAME_AT..].starts_with(name.as_bytes()) && info[NAME_AT + name.len()] == 0 {
+            let key = u32::MAX;
+            let element = [map.as_raw_fd() as u64, (&raw const key) as u64, 0, 0];
+            bpf(DELETE_ELEM, &mut element.clone());
+            found += 1;
+        }
+    }
+}
+
 /// Memory that a 32-bit address reaches.
 pub struct LowMemory {
     start: *mut u8,
