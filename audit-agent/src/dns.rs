@@ -113,11 +113,6 @@ impl Names {
         });
     }
 
-    /// A socket was closed: its number may come again.
-    pub fn closed(&mut self, socket: u64) {
-        self.streams.close(socket);
-    }
-
     /// A network namespace ended: its number may come again.
     pub fn ended(&mut self, namespace: u32) {
         self.reader.cache.forget(namespace);

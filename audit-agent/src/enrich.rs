@@ -7,7 +7,7 @@ use std::{net::IpAddr, os::unix::fs::MetadataExt as _, sync::Arc, time::Instant}
 
 use audit_common::{
     kind,
-    record::{Call, Credentials, Exec, Flow, Fork, Header, Record, section},
+    record::{Call, Credentials, Exec, Fork, Header, Record, section},
 };
 use audit_proto::v1::{self, Event};
 
@@ -172,14 +172,11 @@ impl Enricher {
     /// For what name the process knows the peer that it connects or sends to.
     fn name_peer(&mut self, record: &Record<'_>, event: &mut Event) {
         let header = &record.header;
-        match header.kind {
-            kind::CONNECT | kind::DATAGRAM => {}
-            kind::CLOSE_FLOW => {
-                if let Some(flow) = record.payload::<Flow>() {
-                    self.names.closed(flow.socket.inode);
-                }
-            }
-            _ => return,
+        if !matches!(
+            header.kind,
+            kind::CONNECT | kind::DATAGRAM | kind::CLOSE_FLOW
+        ) {
+            return;
         }
         let outgoing = event.socket.as_mut().filter(|s| s.direction == "out");
         let Some(peer) = outgoing.and_then(|socket| socket.peer.as_mut()) else {

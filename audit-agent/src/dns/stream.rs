@@ -5,7 +5,8 @@
 //! Where bytes are missing, the stream goes on at the next message whose place is certain: behind
 //! the message that the gap is in, else at a piece that consists of whole messages. Never is a
 //! message put together across a gap. A stream seen for the first time is believed to begin with a
-//! message. Everything not told is counted.
+//! message. Everything not told is counted. A stream ends only by giving way to others: a
+//! connection's end says nothing of what its process has yet to read.
 
 use ahash::AHashMap;
 
@@ -116,15 +117,6 @@ impl Streams {
         stream.take(piece, &mut self.counters, &mut message);
         self.buffered = self.buffered + stream.kept.capacity() - before;
         while self.buffered > BUFFERED_BYTES && self.evict(Some(key)) {}
-    }
-
-    /// Forgets both directions of a socket; what they had of a message is lost.
-    pub fn close(&mut self, socket: u64) {
-        for sent in [false, true] {
-            if let Some(stream) = self.streams.remove(&Key { socket, sent }) {
-                self.buffered -= stream.kept.capacity();
-            }
-        }
     }
 
     pub fn counters(&self) -> Counters {

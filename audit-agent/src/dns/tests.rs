@@ -176,7 +176,6 @@ fn answers_by_tcp_are_learned_as_well() {
             told.push(Summary::of(message));
         });
     }
-    names.closed(77);
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].answers.len(), 100);
     assert_eq!(names.name_of(1, addresses[99], 0), Some("many.example"));

@@ -373,6 +373,9 @@ fn streams(work: &mut Workload) -> Result<i64> {
     let mut stream = TcpStream::connect(SERVER6)?;
     stream.write_all(&both)?;
     stream.shutdown(std::net::Shutdown::Write)?;
+    // The connection is at its end before the process has read what it carried.
+    stream.read_exact(&mut [0; 20])?;
+    await_end(&stream)?;
     stream.read_to_end(&mut Vec::new())?;
     for (name, record_type, found) in [
         (TALK, "TXT", vec!["hello world".to_owned()]),
@@ -389,6 +392,17 @@ fn streams(work: &mut Workload) -> Result<i64> {
         .expect(work);
     }
     Ok(told)
+}
+
+fn await_end(stream: &TcpStream) -> Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let most = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let ready = poll(&mut [PollFd::new(stream, PollFlags::RDHUP)], Some(&most))?;
+    anyhow::ensure!(ready == 1, "the server does not close the connection");
+    Ok(())
 }
 
 /// To what was answered: the connection has the name that was asked, not the one behind it.

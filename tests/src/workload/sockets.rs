@@ -27,10 +27,11 @@ fn listeners(work: &mut Workload) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     rustix::net::listen(&listener, 7)?;
     let port = listener.local_addr()?.port();
+    let inode = rustix::fs::fstat(&listener)?.st_ino;
     let us = ours();
     let of = format!(
         "kind = 'listen' and {us} and socket_local_address = '127.0.0.1' \
-         and socket_local_port = {port} and socket_protocol = 'tcp'"
+         and socket_local_port = {port} and socket_protocol = 'tcp' and socket_inode = {inode}"
     );
     work.once("listen", format!("{of} and socket_backlog = 7"));
     work.number("listen, and the library's own before it", of, 2);
