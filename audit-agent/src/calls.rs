@@ -247,7 +247,8 @@ impl Row {
     }
 }
 
-/// The call of a slot, and how it was called: "x86_64", "i386", "x32", "arm64".
+/// The call of a slot, and how it is called there: "x86_64", "i386", "x32", "arm64". By its 64-bit
+/// number a call may be x32's as well, which its record tells.
 pub fn of_slot(slot: u32) -> Option<(&'static Row, &'static str)> {
     static SLOT: LazyLock<Vec<Option<&'static Row>>> = LazyLock::new(|| {
         let mut slots = vec![None; SLOTS as usize];

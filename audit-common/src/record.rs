@@ -248,7 +248,8 @@ pub struct Call {
     pub arguments: [u64; 8],
     /// [`crate::call`]
     pub slot: u32,
-    pub reserved: u32,
+    /// 1 for a call by its x32 number.
+    pub is_x32: u32,
     /// The namespaces that the header does not tell, after the call.
     pub namespaces: Namespaces,
 }

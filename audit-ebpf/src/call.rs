@@ -61,6 +61,7 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
     writer.header().form = form::CALL;
     payload.result = call.result;
     payload.slot = call.slot;
+    payload.is_x32 = call.is_x32.into();
     payload.arguments[..6].copy_from_slice(&call.arguments());
     if shape.class == class::PROCESS && shape.kind == kind::NAMESPACE {
         namespaces(&mut payload.namespaces);

@@ -103,6 +103,7 @@ pub struct Call {
     arguments: [u64; ARGUMENTS],
     pub result: i64,
     pub slot: u32,
+    pub is_x32: bool,
     pub via: u8,
 }
 
@@ -126,7 +127,8 @@ impl Call {
 
     #[inline(always)]
     fn new(via: u8, result: u64, register: impl Fn(usize) -> u64) -> Self {
-        let slot = slot(register(settings::number_offset()) as u32);
+        let number = register(settings::number_offset()) as u32;
+        let slot = slot(number);
         let compat = slot >= COMPAT_SLOT;
         let argument = |native: usize, short: usize| {
             if compat {
@@ -159,6 +161,7 @@ impl Call {
                 result as i64
             },
             slot,
+            is_x32: !compat && number & X32 != 0,
             via,
         }
     }
@@ -172,6 +175,7 @@ impl Call {
             arguments: [number, arguments, 0, 0, 0, 0],
             result: result as i64,
             slot: COMPAT_SLOT + NUMBER,
+            is_x32: false,
             via: via as u8,
         }
     }

@@ -15,6 +15,7 @@ mod ring_sockets;
 mod rings;
 mod sockets;
 mod system;
+mod x32;
 
 use std::{
     ffi::OsStr,
@@ -29,7 +30,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 19] = [
+pub const GROUPS: [&str; 20] = [
     "arguments",
     "programs",
     "lives",
@@ -48,6 +49,7 @@ pub const GROUPS: [&str; 19] = [
     "sockets",
     "dns",
     "compat",
+    "x32",
     "io_uring",
 ];
 
@@ -104,6 +106,7 @@ impl Workload {
             "sockets" => sockets::sockets(&mut work)?,
             "dns" => dns::dns(&mut work)?,
             "compat" => compat::compat(&mut work)?,
+            "x32" => x32::x32(&mut work)?,
             // Not one of GROUPS: what can be told of a race depends on the kernel.
             "races" => races::races(&mut work)?,
             "io_uring" => rings::io_uring(&mut work)?,

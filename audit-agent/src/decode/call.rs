@@ -90,7 +90,7 @@ fn syscall(call: &Call, row: &Row, abi: &str) -> Syscall {
             None => None,
         },
         name: row.name.to_owned(),
-        abi: abi.to_owned(),
+        abi: if call.is_x32 != 0 { "x32" } else { abi }.to_owned(),
         a0,
         a1,
         a2,

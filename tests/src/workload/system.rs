@@ -350,6 +350,21 @@ pub fn int80(number: u32, [a, b, c]: [u32; 3]) -> i32 {
     result
 }
 
+/// A call by its x32 number.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "a system call")]
+pub fn x32(number: libc::c_long, [a, b, c]: [i64; 3]) -> io::Result<i64> {
+    const X32: libc::c_long = 0x4000_0000;
+    // SAFETY: callers pass addresses of memory that outlives the call.
+    let result = unsafe { libc::syscall(X32 | number, a, b, c) };
+    done(result)?;
+    Ok(result)
+}
+
+pub fn x32_is_served() -> bool {
+    x32(libc::SYS_getpid, [0; 3]).is_ok()
+}
+
 /// Connects to a port of 127.0.0.1; the register of the descriptor is not zero above its 32 bits.
 #[expect(unsafe_code, reason = "a system call")]
 pub fn connect_with_full_register(socket: &impl std::os::fd::AsFd, port: u16) -> io::Result<()> {
