@@ -39,6 +39,8 @@ fn main() -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     let linker = cache_dir().map(|cache| cache.join(LINKER));
     let path = env::join_paths(linker.into_iter().chain(env::split_paths(&path)))?;
+    // Not the host's, when the agent is built for another machine.
+    let machine = env::var("CARGO_CFG_TARGET_ARCH").context("set by cargo")?;
     let target_dir = out.join("audit-ebpf");
     let status = build
         .args(["build", "--release", "--locked", "--target", TARGET])
@@ -47,6 +49,7 @@ fn main() -> Result<()> {
         .arg(&target_dir)
         .current_dir(&source)
         .env("PATH", path)
+        .env("AYA_BPF_TARGET_ARCH", machine)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             "-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clinker=bpf-linker",

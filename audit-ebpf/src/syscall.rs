@@ -113,21 +113,24 @@ impl Call {
         // `struct pt_regs *`, typed: the verifier lets it be read directly.
         let registers = process::argument(ctx, 0) as *const u8;
         let result = process::argument(ctx, 1);
-        Self::new(via::SYS_EXIT, result, |offset| typed(registers, offset))
+        let number = typed(registers, settings::number_offset());
+        Self::new((via::SYS_EXIT, number), result, |offset| {
+            typed(registers, offset)
+        })
     }
 
     #[inline(always)]
     pub fn of_kprobe(ctx: &ProbeContext) -> Self {
         let registers: u64 = ctx.arg(0).unwrap_or(0);
         let result = ctx.arg(1).unwrap_or(0);
-        Self::new(via::KPROBE, result, |offset| {
+        let number = kernel::read(registers, settings::number_offset());
+        Self::new((via::KPROBE, number), result, |offset| {
             kernel::read(registers, offset)
         })
     }
 
     #[inline(always)]
-    fn new(via: u8, result: u64, register: impl Fn(usize) -> u64) -> Self {
-        let number = register(settings::number_offset()) as u32;
+    fn new((via, number): (u8, u32), result: u64, register: impl Fn(usize) -> u64) -> Self {
         let slot = slot(number);
         let compat = slot >= COMPAT_SLOT;
         let argument = |native: usize, short: usize| {
