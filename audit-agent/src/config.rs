@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    batch::Limits as BatchLimits,
     filter::{Exclude, Filter, FilterError},
     process::Limits as ProcessLimits,
-    seal::Limits as BatchLimits,
     ship::{Server, ServerError},
 };
 
@@ -57,7 +57,7 @@ impl Default for Rings {
     fn default() -> Self {
         Self {
             process_bytes: 4 << 20,
-            network_bytes: 2 << 20,
+            network_bytes: 4 << 20,
             file_bytes: 16 << 20,
         }
     }

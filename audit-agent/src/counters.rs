@@ -26,7 +26,8 @@ pub struct Counters {
     /// stream may have none or several, and what is no message of DNS has none.
     pub dns_records: AtomicU64,
     pub dns_messages: AtomicU64,
-    /// Times that the reader waited because the queue of unacknowledged batches was full.
+    /// Times that a sealed batch waited because the queue of unacknowledged ones was full. The reader
+    /// goes on for a batch or two, then waits too.
     pub queue_full: AtomicU64,
     /// Sessions with the collector that began.
     pub sessions: AtomicU64,

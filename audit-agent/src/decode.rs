@@ -70,12 +70,24 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, DecodeError> {
 
 /// Writes into `event` what the record says. `event.host`, ids and sequence are the caller's.
 pub fn decode(record: &Record<'_>, clock: &Clock, event: &mut Event) -> Result<(), DecodeError> {
+    actor(&record.header, event.process.get_or_insert_default());
+    decode_again(record, clock, event)
+}
+
+/// As [`decode`], into an event that tells the record's actor already.
+pub fn decode_again(
+    record: &Record<'_>,
+    clock: &Clock,
+    event: &mut Event,
+) -> Result<(), DecodeError> {
     let kind = record.header.kind;
     if kind::from_number(kind).is_none() {
         return Err(DecodeError::UnknownKind(kind));
     }
     envelope(&record.header, clock, event);
-    actor(&record.header, event.process.get_or_insert_default());
+    let process = event.process.get_or_insert_default();
+    process.cwd.clear();
+    process.root.clear();
     match record.header.form {
         form::CALL => call::call(record, clock, event),
         _ => of_kind(record, event)?.ok_or(DecodeError::Payload(kind)),
@@ -174,9 +186,9 @@ fn actor(header: &Header, process: &mut Process) {
         script: _,
         argv: _,
         argv_truncated_bytes: _,
-        cwd,
+        cwd: _,
         name,
-        root,
+        root: _,
         uid,
         gid,
         euid,
@@ -208,9 +220,7 @@ fn actor(header: &Header, process: &mut Process) {
     *pid = Some(header.pid.into());
     *tid = Some(header.tid.into());
     *start_time_ns = Some(header.start_time_ns as i64);
-    cwd.clear();
     text::comm(&header.comm, name);
-    root.clear();
     *uid = number(credentials.uid);
     *gid = number(credentials.gid);
     *euid = number(credentials.euid);

@@ -13,12 +13,12 @@ use audit_proto::v1::{self, Event};
 
 use crate::{
     calls,
-    container::Containers,
+    container::{Containers, Unknown},
     decode::{self, Captured, Form, text::number},
     dns::Names,
-    process::{Ended, Key, Rights, Table},
+    process::{self, Ended, Key, Rights, Table},
     resolve::Resolver,
-    users::Users,
+    users::{self, Users},
 };
 
 #[derive(Debug)]
@@ -40,6 +40,14 @@ pub enum Verdict {
     Repeated,
 }
 
+/// What an event's actor was written from, apart from the record: while it is the same, the same
+/// would be written again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    processes: process::Edition,
+    users: users::Edition,
+}
+
 impl Enricher {
     pub fn new(table: Table, containers: Containers, users: Users) -> Self {
         Self {
@@ -57,26 +65,53 @@ impl Enricher {
         self.users.refresh(now);
     }
 
-    /// Completes a decoded event, and lets the process table learn from it.
-    pub fn complete(&mut self, record: &Record<'_>, event: &mut Event, now: Instant) -> Verdict {
+    /// Completes a decoded event, and lets the process table learn from it. `told` is what the
+    /// event's actor was written from, if it tells this record's; none afterwards where another
+    /// record must not use it again.
+    pub fn complete(
+        &mut self,
+        record: &Record<'_>,
+        event: &mut Event,
+        told: &mut Option<Stamp>,
+        now: Instant,
+    ) -> Verdict {
         let header = &record.header;
-        let before = self.table.rights(Key::of(header));
+        let before = match has_new_rights(event) {
+            true => self.table.rights(Key::of(header)),
+            false => None,
+        };
         if self.learn(record, event) == Ended::Again {
             return Verdict::Repeated;
         }
         change_of_rights(before, event);
         self.name_target(header, event);
         self.name_peer(record, event);
-        self.table
-            .describe(header, header.kind != kind::EXEC, event);
-        let parent_uid = self.table.describe_parent(header, event);
-        self.name_users(event, parent_uid);
-        self.place(header, event, now);
-        if event.file.is_some() || event.target_file.is_some() {
+        let own = is_of_record(header, event);
+        if own || *told != Some(self.stamp(header)) {
+            let settled = self.describe(header, event, now);
+            *told = (settled && !own).then(|| self.stamp(header));
+        }
+        if Resolver::concerns(record) {
             let at_top = self.table.is_at_top(Key::of(header));
             self.resolver.finish(record, at_top, event);
         }
         Verdict::Event
+    }
+
+    fn stamp(&self, header: &Header) -> Stamp {
+        Stamp {
+            processes: self.table.edition(header),
+            users: self.users.edition(),
+        }
+    }
+
+    /// Writes the actor; false where more may be known of it a moment later.
+    fn describe(&mut self, header: &Header, event: &mut Event, now: Instant) -> bool {
+        self.table
+            .describe(header, header.kind != kind::EXEC, event);
+        let parent_uid = self.table.describe_parent(header, event);
+        self.name_users(event, parent_uid);
+        self.place(header, event, now)
     }
 
     /// The messages that a record of DNS ends; of one record, they take some hundred KiB at most.
@@ -210,27 +245,38 @@ impl Enricher {
         }
     }
 
-    fn place(&mut self, header: &Header, event: &mut Event, now: Instant) {
+    fn place(&mut self, header: &Header, event: &mut Event, now: Instant) -> bool {
         let (key, cgroup) = (Key::of(header), header.cgroup_id);
         // Where the id does not tell, a runtime's child may have moved between fork and exec.
         let moved = header.kind == kind::EXEC && self.containers.is_shared(cgroup);
         let known = self.table.container(key, cgroup).filter(|_| !moved);
-        let found = match known {
-            Some(found) => found,
-            None => match self.containers.find(cgroup, key, now) {
-                Ok(found) => {
-                    self.table.set_container(key, cgroup, found.clone());
-                    found
-                }
-                Err(_) => None,
-            },
-        };
+        let found = known.ok_or(()).or_else(|()| {
+            let found = self.containers.find(cgroup, key, now)?;
+            self.table.set_container(key, cgroup, found.clone());
+            Ok::<_, Unknown>(found)
+        });
+        let settled = found.is_ok();
+        let found = found.ok().flatten();
         match (&mut event.container, found) {
             (slot, None) => *slot = None,
             (Some(slot), Some(found)) => slot.clone_from(&found),
             (slot, Some(found)) => *slot = Some(Arc::unwrap_or_clone(found)),
         }
+        settled
     }
+}
+
+/// The record itself tells more of its actor than every record does: what an exec runs, what the
+/// process might do before the call, where it is.
+fn is_of_record(header: &Header, event: &Event) -> bool {
+    let process = event.process.as_ref();
+    header.kind == kind::EXEC
+        || has_new_rights(event)
+        || process.is_some_and(|process| !process.root.is_empty() || !process.cwd.is_empty())
+}
+
+fn has_new_rights(event: &Event) -> bool {
+    event.new_credentials.is_some() || event.new_namespaces.is_some()
 }
 
 /// The process has made itself a network namespace. Its number may be that of one which ended.
@@ -372,7 +418,7 @@ mod tests {
         let bytes = sample.bytes();
         let record = Record::parse(&bytes).expect("parse");
         let mut event = sample.event();
-        let verdict = enricher.complete(&record, &mut event, Instant::now());
+        let verdict = enricher.complete(&record, &mut event, &mut None, Instant::now());
         (verdict, event)
     }
 

@@ -84,8 +84,20 @@ fn give_memory_back() {
     }
 }
 
+/// Loading the programs takes some MiB that are free again once everything is attached.
+#[cfg(target_env = "gnu")]
+fn give_loading_back() {
+    #[expect(unsafe_code, reason = "no safe call for malloc_trim")]
+    // SAFETY: no memory arguments; the allocator locks what it looks at.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(not(target_env = "gnu"))]
 fn give_memory_back() {}
+#[cfg(not(target_env = "gnu"))]
+fn give_loading_back() {}
 
 fn main() -> ExitCode {
     give_memory_back();
@@ -154,7 +166,11 @@ async fn run(args: &Args, config: Config) -> Result<()> {
             let source = Replay::open(path, REPLAY_ROUND).context("cannot replay")?;
             audit_agent::run_source(source, config, stop).await?
         }
-        None => audit_agent::run(config, stop).await?,
+        None => {
+            let reader = audit_agent::open(&config)?;
+            give_loading_back();
+            audit_agent::run_source(reader, config, stop).await?
+        }
     };
     tracing::info!(sent = ended.sent, unsent = ended.unsent, "stopped");
     Ok(())

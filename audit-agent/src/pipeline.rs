@@ -1,8 +1,10 @@
 //! How do the stages become a running agent? One thread reads the source and does everything up to
-//! sealed batches; one task ships them; a bounded queue joins the two. Only this file spawns.
+//! full batches; one seals them; one task ships them. A bounded handover and a bounded queue join the
+//! three. Only this file spawns.
 //!
-//! Stopping: the source is read until it is empty, the open batch is sealed, the queue is closed,
-//! and the task ends when everything is acknowledged or the deadline has passed.
+//! Stopping: the source is read until it is empty, the open batch is passed on, its end ends the
+//! sealing thread, which closes the queue, and the task ends when everything is acknowledged or the
+//! deadline has passed.
 
 use std::{
     io,
@@ -19,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     AgentError, Config,
+    batch::Open as OpenBatch,
     clock::Clock,
     container::Containers,
     counters::{self, Counters},
@@ -27,7 +30,7 @@ use crate::{
     own::{self, Totals},
     process::{Table, proc_fs},
     queue::Queue,
-    seal::Seal,
+    seal::{self, Sealing},
     ship::Ship,
     source::{Round, Source},
     stage::{Parts, Stage},
@@ -44,7 +47,7 @@ const CLOCK_EVERY: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// Pids of collectors on their way to the reader; one per session.
 const COLLECTORS: usize = 16;
-/// The reader must keep up with a busy host; where this is not permitted it works without.
+/// Both threads must keep up with a busy host; where this is not permitted they work without.
 const NICE: i32 = -10;
 
 /// How a run ended.
@@ -81,15 +84,19 @@ pub async fn run<S: Source + 'static>(
             tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec");
         }
     }
+    let parts = seal::Parts {
+        queue: Arc::clone(&queue),
+        counters: Arc::clone(&counters),
+        give_up: give_up(stop.clone()),
+    };
+    let (handover, sealing) = seal::handover(&identity, valid.batch.bytes, parts);
     let stage = Stage::new(Parts {
         clock: Clock::measure(),
         enricher: Enricher::new(table, Containers::of_host(), Users::of_host()),
         filter: valid.filter,
-        seal: Seal::new(&identity, valid.batch),
-        queue: Arc::clone(&queue),
+        batch: OpenBatch::new(valid.batch, handover),
         counters: Arc::clone(&counters),
         host: identity.host(),
-        give_up: give_up(stop.clone()),
     });
     let reader = Reader {
         source,
@@ -97,41 +104,47 @@ pub async fn run<S: Source + 'static>(
         stop,
         requests,
         config_hash: config.hash(),
+        queue: Arc::clone(&queue),
     };
-    supervise(reader, ship, &queue, &counters).await
+    supervise(reader, sealing, ship, &queue, &counters).await
 }
 
 async fn supervise<S: Source + 'static>(
     reader: Reader<S>,
+    sealing: Sealing,
     ship: Ship,
-    queue: &Queue,
+    queue: &Arc<Queue>,
     counters: &Counters,
 ) -> Result<Ended, AgentError> {
     let stop = reader.stop.clone();
-    let (done, finished) = oneshot::channel();
-    thread::Builder::new()
-        .name("reader".to_owned())
-        .spawn(move || {
-            let queue = Arc::clone(&reader.stage.parts.queue);
-            let result = reader.run();
-            queue.close();
-            // Nobody listens only when the agent itself is gone.
-            let _ = done.send(result);
-        })
-        .map_err(AgentError::Thread)?;
+    let mut reading = on_thread("reader", move || reader.run())?;
+    let to_close = Arc::clone(queue);
+    let mut sealing = on_thread("sealer", move || {
+        let abandoned = sealing.run();
+        to_close.close();
+        abandoned
+    })?;
     let mut shipping = tokio::spawn(ship.run());
-    let mut finished = std::pin::pin!(finished);
-    let read = tokio::select! {
-        read = &mut finished => read,
-        ended = &mut shipping => {
-            // It ends before the reader only by a panic, of which the reader must not hang.
-            if let Err(error) = ended {
-                return Err(AgentError::Shipping(error.to_string()));
+    // The others end before the reader only by a panic, of which it must not hang.
+    let mut sealed = None;
+    let mut shipped = false;
+    let read = loop {
+        tokio::select! {
+            read = &mut reading => break read,
+            ended = &mut sealing, if sealed.is_none() => {
+                sealed = Some(ended.map_err(|_| AgentError::Sealer)?);
             }
-            finished.await
+            ended = &mut shipping, if !shipped => {
+                ended.map_err(|error| AgentError::Shipping(error.to_string()))?;
+                shipped = true;
+            }
         }
     };
     let read = read.map_err(|_| AgentError::Reader).flatten();
+    let unsealed = match sealed {
+        Some(abandoned) => abandoned,
+        None => sealing.await.map_err(|_| AgentError::Sealer)?,
+    };
     // The reader may have used some of the deadline; a minimum is left for the last batch.
     let left = if *stop.borrow() {
         STOP_DEADLINE
@@ -143,7 +156,7 @@ async fn supervise<S: Source + 'static>(
     }
     let ended = Ended {
         sent: counters::get(&counters.sent),
-        unsent: read.as_ref().map_or(0, |abandoned| *abandoned) + queue.depth().events,
+        unsent: read.as_ref().map_or(0, |abandoned| *abandoned) + unsealed + queue.depth().events,
     };
     if ended.unsent > 0 {
         tracing::warn!(
@@ -152,6 +165,27 @@ async fn supervise<S: Source + 'static>(
         );
     }
     read.map(|_| ended)
+}
+
+/// Runs `work` on a thread at the reader's priority; the receiver fails when it panicked.
+fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, AgentError> {
+    let (done, finished) = oneshot::channel();
+    let body = move || {
+        // Of this thread alone.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "working at normal priority");
+        }
+        // Nobody listens only when the agent itself is gone.
+        let _ = done.send(work());
+    };
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(AgentError::Thread)?;
+    Ok(finished)
 }
 
 /// While the agent runs, a full queue is waited for; once it stops, only until the deadline.
@@ -171,14 +205,13 @@ struct Reader<S> {
     stop: watch::Receiver<bool>,
     requests: Receiver<u32>,
     config_hash: String,
+    /// For its depth in heartbeats.
+    queue: Arc<Queue>,
 }
 
 impl<S: Source> Reader<S> {
     /// Until stopped, or until the source fails; returns how many events had to be abandoned.
     fn run(mut self) -> Result<u64, AgentError> {
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "reading at normal priority");
-        }
         self.ignore(std::process::id(), false);
         self.act("start", description());
         let result = self.read();
@@ -190,8 +223,8 @@ impl<S: Source> Reader<S> {
         self.stage.drain(now);
         self.heartbeat();
         self.act("stop", reason);
-        self.stage.seal_now();
-        let abandoned = self.stage.abandoned();
+        self.stage.parts.batch.close();
+        let abandoned = self.stage.parts.batch.abandoned();
         result.map(|()| abandoned).map_err(AgentError::Source)
     }
 
@@ -203,7 +236,7 @@ impl<S: Source> Reader<S> {
             let due = self
                 .stage
                 .parts
-                .seal
+                .batch
                 .due()
                 .map_or(heartbeat, |due| due.min(heartbeat));
             let wait = due.saturating_duration_since(now).min(LONGEST_WAIT);
@@ -220,7 +253,7 @@ impl<S: Source> Reader<S> {
             while let Ok(pid) = self.requests.try_recv() {
                 self.ignore(pid, true);
             }
-            self.stage.seal_due(now);
+            self.stage.close_due(now);
         }
         self.empty(&mut round)
     }
@@ -284,7 +317,7 @@ impl<S: Source> Reader<S> {
             lost: counters::get(&counters.lost),
             sent: counters::get(&counters.sent),
         };
-        let depth = self.stage.parts.queue.depth();
+        let depth = self.queue.depth();
         let enricher = &self.stage.parts.enricher;
         let dns = enricher.names().counters();
         let detail = format!(

@@ -55,6 +55,8 @@ pub enum ProbeError {
     Watch(String),
 }
 
+/// Of a map that nothing will use.
+const UNUSED_ENTRIES: u32 = 64;
 /// The lanes: process, network, file.
 pub(crate) const RINGS: usize = 3;
 pub(crate) type Ring = RingBuf<MapData>;
@@ -114,7 +116,12 @@ impl Probe {
         let uring = io_uring::Tracepoints::of(types);
         let settings = settings(config, types, &uring, objects.is_ok());
         let object = object::prepare(OBJECT, types, preemptible);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if objects.is_err() {
+            // Written by the hooks that see objects alone, and 4 MiB with all its entries.
+            loader.map_max_entries("SEEN", UNUSED_ENTRIES);
+        }
+        let mut ebpf = loader
             .btf(Some(&kernel))
             .override_global("OFFSETS", offsets.as_bytes(), true)
             .override_global("SETTINGS", settings.as_bytes(), true)

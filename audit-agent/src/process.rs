@@ -116,6 +116,16 @@ struct Entry {
     /// With the cgroup that it was found for.
     container: Option<(u64, Option<Arc<Container>>)>,
     exited: bool,
+    /// Of the table's changes, the last that changed what events of this process tell.
+    change: u64,
+}
+
+/// What events tell of a process and its parent comes from the table in this state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edition {
+    own: Option<u64>,
+    /// With what children tell besides.
+    parent: Option<(u64, [u8; COMM_BYTES], Option<u32>)>,
 }
 
 /// What a process may do and where it is: what `credentials` and `namespace` events change.
@@ -164,6 +174,7 @@ pub struct Table {
     limits: Limits,
     boot: String,
     evicted: u64,
+    changes: u64,
 }
 
 impl Table {
@@ -179,6 +190,7 @@ impl Table {
             limits,
             boot: boot_id.chars().filter(|c| *c != '-').take(12).collect(),
             evicted: 0,
+            changes: 0,
         }
     }
 
@@ -288,6 +300,15 @@ impl Table {
         }
     }
 
+    /// While it is the same, [`Self::describe`] and [`Self::describe_parent`] write the same.
+    pub fn edition(&self, header: &Header) -> Edition {
+        let parent = self.entries.get(&Key::of_parent(header));
+        Edition {
+            own: self.entries.get(&Key::of(header)).map(|entry| entry.change),
+            parent: parent.map(|entry| (entry.change, entry.comm, entry.uid)),
+        }
+    }
+
     /// Writes what the table knows of the acting process; its program too unless `own` is false: an
     /// exec tells its program itself.
     pub fn describe(&self, header: &Header, own: bool, event: &mut Event) {
@@ -375,6 +396,8 @@ impl Table {
 
     pub fn set_container(&mut self, key: Key, cgroup: u64, container: Option<Arc<Container>>) {
         if let Some(entry) = self.entries.get_mut(&key) {
+            self.changes += 1;
+            entry.change = self.changes;
             entry.container = Some((cgroup, container));
         }
     }
@@ -388,6 +411,7 @@ impl Table {
             rights: None,
             container: None,
             exited: false,
+            change: 0, // set_program sets it
         };
         let mut program = None;
         let seed = self.seeds.remove(&key.pid);
@@ -425,6 +449,8 @@ impl Table {
             .as_ref()
             .filter(|program| Arc::strong_count(program) == 1);
         self.bytes += added.map_or(0, |program| program.bytes());
+        self.changes += 1;
+        entry.change = self.changes;
         let old = std::mem::replace(&mut entry.program, program);
         self.release(old);
     }

@@ -43,8 +43,6 @@ pub struct Reader {
     epoll: rustix::fd::OwnedFd,
     /// Taken and too young to leave.
     held: Round,
-    /// Empty between rounds; kept for its memory.
-    fresh: Round,
     lanes: [Lane; RINGS],
     streams: [Stream; class::ALL.len()],
     /// What the kernel had counted at some moment, to be compared when it is overdue.
@@ -82,7 +80,6 @@ impl Reader {
             probe,
             epoll,
             held: Round::default(),
-            fresh: Round::default(),
             lanes: [Lane::default(); RINGS],
             streams: Default::default(),
             claim: None,
@@ -111,9 +108,11 @@ impl Reader {
     fn drain(&mut self, round: &mut Round) {
         let settled = boot_ns().saturating_sub(SETTLED_NS);
         let before = self.unfinished_ns.take();
-        mem::swap(&mut self.fresh, &mut self.held);
+        // What was held back comes first; the empty round will hold back what is too young now.
+        round.clear();
+        mem::swap(round, &mut self.held);
         for (ring, lane) in self.probe.rings.iter_mut().zip(&mut self.lanes) {
-            if !lane.is_ahead(before) && take(ring, lane, &mut self.streams, &mut self.fresh) {
+            if !lane.is_ahead(before) && take(ring, lane, &mut self.streams, round) {
                 continue;
             }
             // The rest of this ring is younger; nothing younger may leave yet.
@@ -121,8 +120,8 @@ impl Reader {
             self.unfinished_ns = Some(unseen.min(lane.newest_ns));
         }
         let horizon = self.unfinished_ns.map_or(settled, |ns| ns.min(settled));
-        self.fresh.sort();
-        self.fresh.split(horizon, round, &mut self.held);
+        round.sort();
+        round.hold_back(horizon, &mut self.held);
     }
 
     /// Numbers that the kernel gave out long ago and that no ring delivered.

@@ -108,6 +108,13 @@ impl Resolver {
         Self { own: own_root() }
     }
 
+    /// Whether the record has paths that [`Self::finish`] may replace.
+    pub fn concerns(record: &Record<'_>) -> bool {
+        record
+            .sections()
+            .any(|section| matches!(section.header.tag, section::GIVEN | section::TARGET_GIVEN))
+    }
+
     /// Replaces joined paths by looked up ones where joining did not settle them. `at_top` says that
     /// the process was started at the root of its mount namespace.
     pub fn finish(&self, record: &Record<'_>, at_top: bool, event: &mut Event) {

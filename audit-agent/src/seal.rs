@@ -1,99 +1,126 @@
-//! When is a batch closed, and what goes into it? Events are encoded once, here, in the order in
-//! which they come; a batch closes at a number of events, of bytes, or after a delay.
+//! How does a full batch become a sealed one? On a thread of its own, between the reader and the
+//! queue: hashing and compressing take as long as everything before them.
 //!
-//! Invariant: nothing after this point changes an event's bytes.
+//! Invariants: batches are sealed in the order in which they were passed; the reader is at most one
+//! batch ahead; memory goes round: what a batch was collected in is given back when it is sealed.
 
-use std::time::{Duration, Instant};
-
-use audit_ledger::Sealer;
-use audit_proto::{
-    Message as _,
-    v1::{Batch, Event},
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
 };
 
-use crate::identity::Identity;
+use audit_ledger::{Frames, Sealer};
+use audit_proto::v1::Batch;
 
-/// When a batch closes.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub events: usize,
-    /// Of encoded events. One larger event goes alone.
-    pub bytes: usize,
-    pub delay: Duration,
-}
+use crate::{
+    batch::Filled,
+    counters::{self, Counters},
+    identity::Identity,
+    queue::Queue,
+};
 
-/// The open batch. Holds at most `limits.bytes` and one event.
+/// Batches between the two threads: one, so that neither waits for the other to begin. More would
+/// only move the wait of a full queue away from the rings, at 2 MiB each.
+const PASSED: usize = 1;
+/// A wait for room in the queue that is worth a line in the log.
+const LONG: Duration = Duration::from_secs(1);
+
+/// The reader's end.
 #[derive(Debug)]
-pub struct Seal {
-    sealer: Sealer,
-    limits: Limits,
-    encoded: Vec<u8>,
-    /// End of each event in `encoded`.
-    ends: Vec<usize>,
-    times: Option<(i64, i64)>,
-    opened: Option<Instant>,
+pub struct Handover {
+    filled: SyncSender<Filled>,
+    spare: Receiver<Frames>,
 }
 
-impl Seal {
-    pub fn new(identity: &Identity, limits: Limits) -> Self {
-        let Identity {
-            host_id,
-            boot_id,
-            run,
-            ..
-        } = identity.clone();
-        Self {
-            sealer: Sealer::new(host_id, boot_id, run),
-            limits,
-            encoded: Vec::new(),
-            ends: Vec::new(),
-            times: None,
-            opened: None,
+/// The sealing thread's end.
+pub struct Sealing {
+    filled: Receiver<Filled>,
+    spare: SyncSender<Frames>,
+    sealer: Sealer,
+    /// What an empty batch may keep for the next.
+    kept_bytes: usize,
+    abandoned: u64,
+    parts: Parts,
+}
+
+/// Where sealed batches go.
+pub struct Parts {
+    pub queue: Arc<Queue>,
+    pub counters: Arc<Counters>,
+    /// Asked while the queue is full.
+    pub give_up: Box<dyn Fn() -> bool + Send>,
+}
+
+/// Both ends. `batch_bytes` is the limit of a batch.
+pub fn handover(identity: &Identity, batch_bytes: usize, parts: Parts) -> (Handover, Sealing) {
+    let (filled, to_seal) = sync_channel(PASSED);
+    let (empty, spare) = sync_channel(PASSED);
+    let Identity {
+        host_id,
+        boot_id,
+        run,
+        ..
+    } = identity.clone();
+    let sealing = Sealing {
+        filled: to_seal,
+        spare: empty,
+        sealer: Sealer::new(host_id, boot_id, run),
+        kept_bytes: batch_bytes,
+        abandoned: 0,
+        parts,
+    };
+    (Handover { filled, spare }, sealing)
+}
+
+impl Handover {
+    /// Passes a batch on, waiting for room; returns memory for the next one. Gives the batch back
+    /// when the other end is gone.
+    pub fn pass(&self, filled: Filled) -> Result<Frames, Filled> {
+        self.filled.send(filled).map_err(|refused| refused.0)?;
+        Ok(self.spare.try_recv().unwrap_or_default())
+    }
+}
+
+impl Sealing {
+    /// Until the reader's end is gone; returns how many events could not be put into the queue
+    /// before the agent had to end.
+    pub fn run(mut self) -> u64 {
+        while let Ok(Filled {
+            mut frames,
+            first_time,
+            last_time,
+        }) = self.filled.recv()
+        {
+            let batch = self.sealer.seal(&frames, first_time, last_time);
+            // One huge event must not keep its memory for ever.
+            frames.clear(self.kept_bytes);
+            // Refused when there is one to spare already.
+            let _ = self.spare.try_send(frames);
+            self.enqueue(batch);
         }
+        self.abandoned
     }
 
-    /// Adds an event; returns batches that it closed: the one before it, when it did not fit, and
-    /// the one that it filled.
-    pub fn push(&mut self, event: &Event, now: Instant) -> [Option<Batch>; 2] {
-        let bytes = event.encoded_len();
-        let full = !self.ends.is_empty() && self.encoded.len() + bytes > self.limits.bytes;
-        let before = if full { self.close() } else { None };
-        self.encoded.reserve(bytes);
-        // A Vec grows as needed, so encoding cannot run out of room.
-        event.encode_raw(&mut self.encoded);
-        self.ends.push(self.encoded.len());
-        let (first, last) = self.times.unwrap_or((event.time, event.time));
-        self.times = Some((first.min(event.time), last.max(event.time)));
-        self.opened.get_or_insert(now);
-        let filled =
-            self.ends.len() >= self.limits.events || self.encoded.len() >= self.limits.bytes;
-        [before, if filled { self.close() } else { None }]
-    }
-
-    /// When the open batch must be closed at the latest.
-    pub fn due(&self) -> Option<Instant> {
-        self.opened.map(|opened| opened + self.limits.delay)
-    }
-
-    /// Seals what is there.
-    pub fn close(&mut self) -> Option<Batch> {
-        let (first_time, last_time) = self.times.take()?;
-        let mut start = 0;
-        let events: Vec<&[u8]> = self
-            .ends
-            .iter()
-            .map(|end| {
-                let event = &self.encoded[start..*end];
-                start = *end;
-                event
-            })
-            .collect();
-        let batch = self.sealer.seal(&events, first_time, last_time);
-        self.encoded.clear();
-        // One huge event must not keep its memory for ever.
-        self.encoded.shrink_to(self.limits.bytes);
-        self.ends.clear();
-        self.opened = None;
-        Some(batch)
+    fn enqueue(&mut self, batch: Batch) {
+        let begun = Instant::now();
+        match self.parts.queue.push(batch, &self.parts.give_up) {
+            Ok(false) => {}
+            Ok(true) => {
+                counters::add(&self.parts.counters.queue_full, 1);
+                if begun.elapsed() > LONG {
+                    tracing::warn!(
+                        waited_ms = begun.elapsed().as_millis() as u64,
+                        "the queue of batches was full; soon after, the rings were not read either"
+                    );
+                }
+            }
+            Err(batch) => {
+                let events = batch.header.as_ref().map_or(0, |header| header.event_count);
+                self.abandoned += u64::try_from(events).unwrap_or(0);
+            }
+        }
     }
 }

@@ -96,19 +96,15 @@ impl Round {
         self.skips.push(skip);
     }
 
-    /// Moves what is not younger than `horizon_ns` into `older` and the rest into `younger`, in
-    /// order; losses leave with the older part. Nothing is left, but the memory is kept.
-    pub fn split(&mut self, horizon_ns: u64, older: &mut Self, younger: &mut Self) {
-        older.losses.append(&mut self.losses);
-        for entry in &self.index {
-            let part = if entry.time_ns <= horizon_ns {
-                &mut *older
-            } else {
-                &mut *younger
-            };
-            part.push(entry.time_ns, &self.bytes[entry.start..entry.end]);
+    /// Copies what is younger than `horizon_ns` into `younger`, in order, and keeps the rest, with
+    /// the losses. The round must be sorted.
+    pub fn hold_back(&mut self, horizon_ns: u64, younger: &mut Self) {
+        let first = self
+            .index
+            .partition_point(|entry| entry.time_ns <= horizon_ns);
+        for entry in self.index.drain(first..) {
+            younger.push(entry.time_ns, &self.bytes[entry.start..entry.end]);
         }
-        self.clear();
     }
 
     /// By time; records of the same time keep the order in which they came.
@@ -157,5 +153,17 @@ mod tests {
         assert_eq!(round.records().collect::<Vec<_>>().concat(), b"abcd");
         round.clear();
         assert!(round.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_back_comes_with_the_next_round() {
+        let (mut round, mut held) = (Round::default(), Round::default());
+        for (time, record) in [(5, b"c"), (1, b"a"), (6, b"d"), (3, b"b")] {
+            round.push(time, record);
+        }
+        round.sort();
+        round.hold_back(3, &mut held);
+        assert_eq!(round.records().collect::<Vec<_>>().concat(), b"ab");
+        assert_eq!(held.records().collect::<Vec<_>>().concat(), b"cd");
     }
 }

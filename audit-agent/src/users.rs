@@ -26,6 +26,10 @@ pub struct Users {
     checked: Option<Instant>,
 }
 
+/// Which reading of the two files names come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edition(u64);
+
 impl Users {
     pub fn new(passwd: &Path, group: &Path) -> Self {
         Self {
@@ -52,6 +56,10 @@ impl Users {
         self.group.refresh();
     }
 
+    pub fn edition(&self) -> Edition {
+        Edition(self.passwd.read + self.group.read)
+    }
+
     /// Name of a uid; empty when it has none.
     pub fn user(&self, uid: i64) -> &str {
         self.passwd.name(uid)
@@ -68,6 +76,8 @@ struct Database {
     names: AHashMap<i64, String>,
     /// Modification time and size of what was read.
     version: Option<(SystemTime, u64)>,
+    /// How often it was.
+    read: u64,
     failing: bool,
 }
 
@@ -77,6 +87,7 @@ impl Database {
             path: path.to_owned(),
             names: AHashMap::new(),
             version: None,
+            read: 0,
             failing: false,
         }
     }
@@ -86,7 +97,7 @@ impl Database {
     }
 
     fn refresh(&mut self) {
-        match self.read() {
+        match self.read_changed() {
             Ok(()) => self.failing = false,
             Err(error) => {
                 if !self.failing {
@@ -97,7 +108,7 @@ impl Database {
         }
     }
 
-    fn read(&mut self) -> io::Result<()> {
+    fn read_changed(&mut self) -> io::Result<()> {
         let metadata = fs::metadata(&self.path)?;
         let version = Some((metadata.modified()?, metadata.len()));
         if version == self.version {
@@ -110,6 +121,7 @@ impl Database {
         }
         self.names = parse(&fs::read(&self.path)?);
         self.version = version;
+        self.read += 1;
         Ok(())
     }
 }

@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use audit_proto::{
     Message as _,
     v1::{Batch, BatchHeader},
@@ -39,80 +41,130 @@ pub enum BatchError {
     Root,
 }
 
+/// The events of a batch, as it will hold them: encoded, each after its length. What is hashed and
+/// what is compressed are these same bytes.
+#[derive(Debug, Default)]
+pub struct Frames {
+    bytes: Vec<u8>,
+    /// Where each event is in `bytes`, without its length.
+    events: Vec<Range<usize>>,
+}
+
+impl Frames {
+    /// Adds an encoded event.
+    pub fn push(&mut self, event: &[u8]) {
+        // Into a Vec, which grows.
+        let _ = prost::encode_length_delimiter(event.len(), &mut self.bytes);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(event);
+        self.events.push(start..self.bytes.len());
+    }
+
+    /// Events held.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// With the lengths.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Forgets the events, and keeps memory for at most so many bytes.
+    pub fn clear(&mut self, kept_bytes: usize) {
+        self.bytes.clear();
+        self.bytes.shrink_to(kept_bytes);
+        self.events.clear();
+    }
+
+    fn events(&self) -> impl Iterator<Item = &[u8]> {
+        self.events.iter().map(|event| &self.bytes[event.clone()])
+    }
+}
+
+impl<T: AsRef<[u8]>> FromIterator<T> for Frames {
+    fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
+        let mut frames = Self::default();
+        for event in events {
+            frames.push(event.as_ref());
+        }
+        frames
+    }
+}
+
 /// Closes the batches of one stream, numbered from 1.
-#[derive(Debug)]
 pub struct Sealer {
     host_id: String,
     boot_id: String,
     run: String,
     batch: i64,
     previous_hash: Vec<u8>,
-    /// Reused from batch to batch: large buffers that come and go leave holes in the heap.
-    raw: Vec<u8>,
+    /// Both reused from batch to batch: large buffers that come and go leave holes in the heap.
+    zstd: zstd::bulk::Compressor<'static>,
     packed: Vec<u8>,
 }
 
-/// What the two buffers may keep: an ordinary batch. One huge event may need more for a moment.
+/// What `packed` may keep: an ordinary batch. One huge event may need more for a moment.
 const KEPT_BYTES: usize = 4 << 20;
 
 impl Sealer {
     pub fn new(host_id: String, boot_id: String, run: String) -> Self {
+        #[expect(
+            clippy::expect_used,
+            reason = "the level is a constant that zstd knows, and nothing else can be refused"
+        )]
+        let zstd = zstd::bulk::Compressor::new(COMPRESSION).expect("zstd's level");
         Self {
             host_id,
             boot_id,
             run,
             batch: 0,
             previous_hash: Vec::new(),
-            raw: Vec::new(),
+            zstd,
             packed: Vec::new(),
         }
     }
 
     /// Closes the next batch. The times are the least and the greatest of its events, in
     /// microseconds since the Unix epoch.
-    pub fn seal(&mut self, events: &[&[u8]], first_time: i64, last_time: i64) -> Batch {
+    pub fn seal(&mut self, frames: &Frames, first_time: i64, last_time: i64) -> Batch {
         self.batch += 1;
-        self.raw.clear();
-        self.raw
-            .reserve(events.iter().map(|event| event.len() + 5).sum());
-        for event in events {
-            // Into a Vec, which grows.
-            let _ = prost::encode_length_delimiter(event.len(), &mut self.raw);
-            self.raw.extend_from_slice(event);
-        }
         let header = BatchHeader {
             host_id: self.host_id.clone(),
             boot_id: self.boot_id.clone(),
             run: self.run.clone(),
             batch: self.batch,
             previous_hash: std::mem::take(&mut self.previous_hash),
-            event_count: events.len() as i32,
-            event_bytes: self.raw.len() as i64,
+            event_count: frames.len() as i32,
+            event_bytes: frames.bytes() as i64,
             first_time,
             last_time,
-            root: root(events).to_vec(),
+            root: root_of(frames.events().map(leaf).collect()).to_vec(),
         };
         self.previous_hash = header_hash(&header).to_vec();
         Batch {
             header: Some(header),
-            events: self.pack().into(),
+            events: self.pack(&frames.bytes).into(),
         }
     }
 
-    /// What is in `raw`, compressed, in no more memory than it needs: a batch may wait long.
-    fn pack(&mut self) -> Vec<u8> {
+    /// Compressed, in no more memory than it needs: a batch may wait long.
+    fn pack(&mut self, raw: &[u8]) -> Vec<u8> {
         self.packed.clear();
         self.packed
-            .reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
+            .reserve(zstd::zstd_safe::compress_bound(raw.len()));
         #[expect(
             clippy::expect_used,
             reason = "compressing into memory only fails without memory"
         )]
-        zstd::bulk::Compressor::new(COMPRESSION)
-            .and_then(|mut zstd| zstd.compress_to_buffer(&self.raw, &mut self.packed))
+        self.zstd
+            .compress_to_buffer(raw, &mut self.packed)
             .expect("zstd into memory");
         let events = self.packed.as_slice().to_vec();
-        self.raw.shrink_to(KEPT_BYTES);
         self.packed.shrink_to(KEPT_BYTES);
         events
     }
@@ -205,8 +257,7 @@ mod tests {
     }
 
     fn seal(events: &[Vec<u8>]) -> Batch {
-        let events: Vec<&[u8]> = events.iter().map(Vec::as_slice).collect();
-        sealer().seal(&events, 1, 2)
+        sealer().seal(&events.iter().collect(), 1, 2)
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -240,8 +291,14 @@ mod tests {
     #[test]
     fn a_header_names_the_one_before_it() {
         let mut sealer = sealer();
-        let first = sealer.seal(&[b"a"], 1, 1).header.expect("header");
-        let second = sealer.seal(&[b"b"], 2, 2).header.expect("header");
+        let first = sealer
+            .seal(&Frames::from_iter([b"a"]), 1, 1)
+            .header
+            .expect("header");
+        let second = sealer
+            .seal(&Frames::from_iter([b"b"]), 2, 2)
+            .header
+            .expect("header");
         assert_eq!((first.batch, second.batch), (1, 2));
         assert!(first.previous_hash.is_empty());
         assert_eq!(second.previous_hash, header_hash(&first));

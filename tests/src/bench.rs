@@ -26,7 +26,7 @@ struct Args {
 enum Bench {
     /// What recording costs: storms bare, with hostaudit, auditd, bpftrace and empty programs
     Overhead(overhead::Args),
-    /// Are 20,000 execs and 500,000 opens all stored, or counted as lost?
+    /// Are execs, opens and connects at full speed all stored, or counted as lost?
     Loss(loss::Args),
     /// Events per second that a collector stores and acknowledges
     Ingest(ingest::Args),

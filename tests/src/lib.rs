@@ -4,10 +4,12 @@
 //! * [`synthetic`]: a collector filled with events that the test knows in full;
 //! * [`strace`]: what another witness saw of a program; [`witness`]: what the record must have then;
 //! * [`report`]: what a test found, for a program to read;
+//! * [`memory`]: a program under a limit of memory that the kernel enforces;
 //! * [`workload`]: known actions on this host, and what the record must have of them;
 //! * [`mod@bench`]: the benches behind `cargo xtask bench`.
 
 pub mod bench;
+pub mod memory;
 pub mod report;
 pub mod stack;
 pub mod strace;

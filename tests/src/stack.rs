@@ -45,6 +45,8 @@ pub struct Options {
     pub collector: Vec<String>,
     /// Another agent binary, for example of the release profile.
     pub agent_binary: Option<PathBuf>,
+    /// The agent's, from its first instruction on: a file that takes a pid, as `cgroup.procs`.
+    pub agent_cgroup: Option<PathBuf>,
 }
 
 /// A running system. Its calls block; do not use it inside an asynchronous runtime.
@@ -123,7 +125,10 @@ impl Stack {
             Some(path) => path.clone(),
             None => binary("audit-agent")?,
         };
-        let mut command = Command::new(path);
+        let mut command = match &self.options.agent_cgroup {
+            Some(procs) => within(procs, &path),
+            None => Command::new(path),
+        };
         command
             .arg("--config")
             .arg(self.directory.path().join("agent.yaml"));
@@ -267,10 +272,12 @@ impl Stack {
         let timeout = patience::stretched(timeout)?;
         let deadline = Instant::now() + timeout;
         loop {
+            let met = condition(self);
+            // Before an error that follows from it.
             for daemon in [&mut self.collector, &mut self.agent].into_iter().flatten() {
                 daemon.check()?;
             }
-            if condition(self)? {
+            if met? {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -295,6 +302,14 @@ impl Stack {
         }
         Ok(())
     }
+}
+
+/// A shell that goes into the cgroup itself before it becomes the program.
+fn within(procs: &Path, program: &Path) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
+    command.arg(procs).arg(program);
+    command
 }
 
 fn add_overrides(command: &mut Command, overrides: &[String]) {

@@ -33,7 +33,8 @@ pub struct Args {
 pub enum Name {
     /// What recording costs: bare, hostaudit, auditd, bpftrace and empty programs
     Overhead,
-    /// Are 20,000 execs and 500,000 opens all stored, or counted as lost?
+    /// Are execs, opens and connects at full speed all stored, or counted as lost? With -- --curve:
+    /// what is lost at which rate, beside auditd and bpftrace
     Loss,
     /// Events per second through the compiled Sigma rules on one core
     Detect,
@@ -54,7 +55,7 @@ impl Name {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::building()?;
-    if args.name == Name::Overhead {
+    if matches!(args.name, Name::Overhead | Name::Loss) {
         setup::testing()?;
     }
     setup::tracefs();

@@ -98,7 +98,8 @@ impl Bench {
         let key = Key::of(&sample.header);
         let table = &mut self.enricher.table;
         table.set_container(key, self.cgroup, Some(Arc::new(container)));
-        self.enricher.complete(&record, &mut event, Instant::now());
+        self.enricher
+            .complete(&record, &mut event, &mut None, Instant::now());
         if sample.header.kind == kind::DNS
             && let Some(captured) = decode::captured_dns(&record)
         {

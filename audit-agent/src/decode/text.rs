@@ -18,6 +18,14 @@ pub fn comm(bytes: &[u8], out: &mut String) {
     out.push_str(&escape(&bytes[..end]));
 }
 
+/// As [`escape`], without a copy where there is nothing to escape.
+fn escaped(bytes: Vec<u8>) -> String {
+    if bytes.contains(&b'\\') {
+        return escape(&bytes).into_owned();
+    }
+    String::from_utf8(bytes).unwrap_or_else(|error| escape(error.as_bytes()).into_owned())
+}
+
 /// A walked path as text, with what is to be known about it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Walked {
@@ -56,7 +64,7 @@ fn walk(section: &Section<'_>) -> Walked {
         walked.path.push_str(&escape(name));
         return walked;
     }
-    walked.path = escape(&walked_bytes(section)).into_owned();
+    walked.path = escaped(walked_bytes(section));
     walked.root = root(section);
     walked
 }
@@ -69,7 +77,7 @@ pub fn root(section: &Section<'_>) -> String {
         root.push(b'/');
         root.extend_from_slice(component);
     }
-    escape(&root).into_owned()
+    escaped(root)
 }
 
 /// The part of a walked path that the process sees. A path whose beginning is missing begins

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use audit_ledger::Sealer;
+use audit_ledger::{Frames, Sealer};
 use audit_proto::{
     Message as _,
     v1::{
@@ -141,13 +141,10 @@ fn seal(agent: u64, batches: u64) -> Result<Vec<Batch>> {
     let batch = |number: u64| {
         let range: Range<i64> = i64::try_from(number * EVENTS_PER_BATCH)?
             ..i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
-        let encoded: Vec<Vec<u8>> = range
-            .clone()
-            .map(|n| event(&host, n).encode_to_vec())
-            .collect();
-        let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+        let events = range.clone().map(|n| event(&host, n).encode_to_vec());
+        let frames: Frames = events.collect();
         let (first, last) = (BEGAN + range.start * 1000, BEGAN + (range.end - 1) * 1000);
-        Ok::<_, anyhow::Error>(sealer.seal(&encoded, first, last))
+        Ok::<_, anyhow::Error>(sealer.seal(&frames, first, last))
     };
     (0..batches).map(batch).collect()
 }

@@ -1,5 +1,8 @@
 //! Does the record add up? Bursts as fast as one core makes them; then the collector is asked how
 //! much of them it has, and the sequence numbers are summed: stored + counted as lost = numbered.
+//! With `--curve`: what is lost at which rate, beside the peers ([`curve`]).
+
+mod curve;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -15,12 +18,13 @@ use crate::stack::{Options, Stack};
 
 const EXECS: u64 = 20_000;
 const OPENS: u64 = 500_000;
+const CONNECTS: u64 = 50_000;
 const QUICK_DIVISOR: u64 = 10;
 /// What the rings, the queue and the collector hold after a burst is stored within this.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The agent's own bar, at this load; the table in audit-agent/src/lib.rs says of what. Ring pages
-/// count twice in it, because they are mapped twice.
+/// A bar for the resident size, in which ring pages count twice, because they are mapped twice. The
+/// agent's own, as a cgroup counts it, is in tests/tests/memory.rs.
 const MOST_AGENT_RSS_BYTES: u64 = 128 << 20;
 
 #[derive(Debug, clap::Args)]
@@ -30,6 +34,10 @@ pub struct Args {
     /// Exit with status 1 when anything was lost, even if counted
     #[arg(long)]
     check: bool,
+    /// Instead of the bursts: opens at rates from 10,000 a second to the highest, in front of
+    /// hostaudit, auditd and bpftrace, and what each of them lost
+    #[arg(long, conflicts_with = "check")]
+    curve: bool,
 }
 
 struct Burst {
@@ -64,16 +72,29 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Paths are recorded resolved.
     let path: PathBuf = directory.path().canonicalize()?;
     storm::prepare(&path)?;
-    let agent_binary = Some(mode::agent_binary(args.common.quick)?);
+    let agent = mode::agent_binary(args.common.quick)?;
+    if args.curve {
+        let curve = curve::run(&path, &agent, divisor)?;
+        args.common
+            .write_json(&json!({ "bench": "loss", "curve": curve }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut stack = Stack::start(Options {
-        agent_binary,
+        agent_binary: Some(agent),
         ..Options::default()
     })?;
     let exec = burst(&mut stack, Storm::Exec, "process", EXECS / divisor, &path)?;
     let open = burst(&mut stack, Storm::Open, "file", OPENS / divisor, &path)?;
+    let connect = burst(
+        &mut stack,
+        Storm::Connect,
+        "network",
+        CONNECTS / divisor,
+        &path,
+    )?;
     let streams = streams(&mut stack)?;
     let peak = measure::peak_rss_bytes(stack.agent_pid().context("no agent")?)?;
-    let bursts = [exec, open];
+    let bursts = [exec, open, connect];
     let mut failures = judge(&bursts, &streams);
     failures.extend(judge_memory(peak));
     print(&bursts, &streams, peak);
@@ -107,6 +128,7 @@ fn burst(
     interrupt::check()?;
     let (kind, column, path) = match storm {
         Storm::Exec => ("exec", "process_exe", storm::program(directory)),
+        Storm::Connect => ("connect", "process_exe", std::env::current_exe()?),
         _ => ("open", "file_path", storm::opened_file(directory)),
     };
     let sql = format!(

@@ -2,6 +2,7 @@
 
 mod auditd;
 mod bpftrace;
+mod tally;
 
 use std::{
     fmt,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::measure;
+use super::{interrupt, measure};
 use crate::stack::{Daemon, Options, Stack, binary};
 
 pub use auditd::Quiet;
@@ -75,6 +76,12 @@ impl Mode {
     }
 }
 
+/// Recorders may work for a while on what a storm left them.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+const SETTLE_POLL: Duration = Duration::from_millis(300);
+/// Below this in one poll a recorder is idle: one tick of the scheduler's clock.
+const IDLE_NS: u64 = 10_000_000;
+
 /// What the agent logs once its empty programs are attached.
 const EMPTY_READY: &str = "empty programs attached";
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -101,7 +108,7 @@ pub enum Running {
     Empty(Daemon),
     Hostaudit(Box<Stack>),
     Auditd(auditd::Auditd),
-    Bpftrace(Daemon),
+    Bpftrace(bpftrace::Bpftrace),
 }
 
 impl Running {
@@ -110,7 +117,8 @@ impl Running {
         let of = |pid: Option<u32>| pid.map_or(Ok(0), measure::process_cpu_ns);
         Ok(match self {
             Running::Bare => (0, 0),
-            Running::Empty(daemon) | Running::Bpftrace(daemon) => (of(Some(daemon.pid()))?, 0),
+            Running::Empty(daemon) => (of(Some(daemon.pid()))?, 0),
+            Running::Bpftrace(bpftrace) => (of(Some(bpftrace.pid()))?, 0),
             Running::Hostaudit(stack) => (of(stack.agent_pid())?, of(stack.collector_pid())?),
             Running::Auditd(auditd) => {
                 (of(auditd.pid())? + of(measure::find_process("kauditd"))?, 0)
@@ -118,10 +126,49 @@ impl Running {
         })
     }
 
+    /// Waits until the recorders are idle.
+    pub fn settle(&self) -> Result<()> {
+        if matches!(self, Running::Bare) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        let mut before = self.cpu_ns()?;
+        loop {
+            std::thread::sleep(SETTLE_POLL);
+            interrupt::check()?;
+            let now = self.cpu_ns()?;
+            if (now.0 + now.1) - (before.0 + before.1) <= IDLE_NS {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the recorder is still busy {SETTLE_TIMEOUT:?} after a storm"
+            );
+            before = now;
+        }
+    }
+
     pub fn agent_peak_rss_bytes(&self) -> Option<u64> {
         match self {
             Running::Hostaudit(stack) => measure::peak_rss_bytes(stack.agent_pid()?).ok(),
             _ => None,
+        }
+    }
+
+    /// How many opens of `file` it has recorded since its start; 0 of a mode that records nothing.
+    /// What recorders buffer comes later: ask when they are idle.
+    pub fn opens_of(&mut self, file: &Path) -> Result<i64> {
+        match self {
+            Running::Bare | Running::Empty(_) => Ok(0),
+            Running::Hostaudit(stack) => {
+                stack.barrier()?;
+                stack.number(&format!(
+                    "select count(*) from events where kind = 'open' and file_path = '{}'",
+                    file.display()
+                ))
+            }
+            Running::Auditd(auditd) => auditd.opens_of(file),
+            Running::Bpftrace(bpftrace) => bpftrace.opens_of(file),
         }
     }
 

@@ -7,13 +7,9 @@
 
 mod verdict;
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
@@ -40,12 +36,6 @@ pub struct Args {
     #[arg(long)]
     check: bool,
 }
-
-/// Recorders may work for a while on what a storm left them.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
-const SETTLE_POLL: Duration = Duration::from_millis(300);
-/// Below this in one poll a recorder is idle: one tick of the scheduler's clock.
-const IDLE_NS: u64 = 10_000_000;
 
 /// One storm in one mode, per operation.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +150,7 @@ fn count(storm: Storm, quick: bool) -> u64 {
         Storm::Connect => 50_000,
         Storm::Null => 4_000_000,
         Storm::Compile => 100,
+        Storm::Steady => 10_000,
     };
     if quick { (full / 10).max(2) } else { full }
 }
@@ -172,7 +163,7 @@ fn one_mode(
     measured: &mut Measured,
 ) -> Result<()> {
     let mut running = mode.start(&setting.directory, &setting.agent)?;
-    settle(&running)?;
+    running.settle()?;
     for storm in storms {
         interrupt::check()?;
         measured
@@ -199,7 +190,7 @@ fn sample(
     let system = measure::system_cpu_ns()?;
     let (recorder, collector) = running.cpu_ns()?;
     let told = storm::start(storm, count, &setting.directory, None)?;
-    settle(running)?;
+    running.settle()?;
     let (recorder_after, collector_after) = running.cpu_ns()?;
     let per_op = |ns: u64| ns as f64 / told.ops as f64;
     Ok(Sample {
@@ -212,27 +203,6 @@ fn sample(
         collector_cpu_ns: per_op(collector_after - collector),
         system_cpu_ns: per_op(measure::system_cpu_ns()? - system),
     })
-}
-
-/// Waits until the recorders are idle.
-fn settle(running: &Running) -> Result<()> {
-    if matches!(running, Running::Bare) {
-        return Ok(());
-    }
-    let deadline = Instant::now() + SETTLE_TIMEOUT;
-    let mut before = running.cpu_ns()?;
-    loop {
-        std::thread::sleep(SETTLE_POLL);
-        interrupt::check()?;
-        let now = running.cpu_ns()?;
-        if (now.0 + now.1) - (before.0 + before.1) <= IDLE_NS {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("the recorder is still busy {SETTLE_TIMEOUT:?} after a storm");
-        }
-        before = now;
-    }
 }
 
 impl Measured {

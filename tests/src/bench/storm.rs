@@ -10,7 +10,7 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,6 +31,19 @@ pub struct Args {
     /// Stay on this CPU
     #[arg(long)]
     cpu: Option<usize>,
+    #[command(flatten)]
+    pace: Pace,
+}
+
+/// How fast, and how long; only of the open storm.
+#[derive(Debug, Default, Clone, Copy, clap::Args)]
+pub struct Pace {
+    /// At most so many operations a second
+    #[arg(long, value_name = "PER_SECOND")]
+    pub rate: Option<u64>,
+    /// End after so many seconds, with fewer operations
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,6 +53,7 @@ pub enum Storm {
     Connect,
     Null,
     Compile,
+    Steady,
 }
 
 impl fmt::Display for Storm {
@@ -50,17 +64,19 @@ impl fmt::Display for Storm {
             Storm::Connect => "connect",
             Storm::Null => "null",
             Storm::Compile => "compile",
+            Storm::Steady => "steady",
         })
     }
 }
 
 impl Storm {
-    pub const ALL: [Storm; 5] = [
+    pub const ALL: [Storm; 6] = [
         Storm::Exec,
         Storm::Open,
         Storm::Connect,
         Storm::Null,
         Storm::Compile,
+        Storm::Steady,
     ];
 
     pub fn what(self) -> &'static str {
@@ -72,6 +88,7 @@ impl Storm {
             Storm::Compile => {
                 "cc -O1 -c of a small C file: driver, compiler, assembler, and their files"
             }
+            Storm::Steady => "the exec storm's program, a thousand times a second",
         }
     }
 }
@@ -102,11 +119,28 @@ pub fn prepare(directory: &Path) -> Result<()> {
 
 /// Runs a storm in a child process.
 pub fn start(storm: Storm, count: u64, directory: &Path, cpu: Option<usize>) -> Result<Told> {
+    start_at(storm, count, directory, cpu, Pace::default())
+}
+
+/// As [`start`], at a pace.
+pub fn start_at(
+    storm: Storm,
+    count: u64,
+    directory: &Path,
+    cpu: Option<usize>,
+    pace: Pace,
+) -> Result<Told> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["storm", &storm.to_string(), "--count", &count.to_string()]);
     command.arg("--directory").arg(directory);
     if let Some(cpu) = cpu {
         command.args(["--cpu", &cpu.to_string()]);
+    }
+    if let Some(rate) = pace.rate {
+        command.args(["--rate", &rate.to_string()]);
+    }
+    if let Some(seconds) = pace.seconds {
+        command.args(["--seconds", &seconds.to_string()]);
     }
     let output = command
         .stdin(Stdio::null())
@@ -130,12 +164,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(cpu) = args.cpu {
         measure::pin_to(cpu)?;
     }
+    ensure!(
+        (args.pace.rate.is_none() && args.pace.seconds.is_none()) || args.storm == Storm::Open,
+        "--rate, --seconds: only the open storm has a pace"
+    );
     let directory = &args.directory;
     let began_cpu = measure::own_cpu_ns()?;
     let began = Instant::now();
+    let mut ops = args.count;
     match args.storm {
         Storm::Exec => exec::storm(&program(directory), args.count)?,
-        Storm::Open => open_and_close(&opened_file(directory), args.count)?,
+        Storm::Steady => steady(&program(directory), args.count)?,
+        Storm::Open => ops = open_and_close(&opened_file(directory), args.count, args.pace)?,
         Storm::Connect => connect::storm(args.count)?,
         Storm::Null => null(args.count),
         Storm::Compile => compile(directory, args.count)?,
@@ -144,15 +184,31 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let cpu_ns = measure::own_cpu_ns()? - began_cpu;
     println!(
         "{}",
-        json!({ "ops": args.count, "wall_ns": wall_ns, "cpu_ns": cpu_ns })
+        json!({ "ops": ops, "wall_ns": wall_ns, "cpu_ns": cpu_ns })
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// With libc, because std's `open` adds a flag and sometimes a retry.
-fn open_and_close(path: &Path, count: u64) -> Result<()> {
+/// Operations between two looks at the clock: it takes time itself.
+const LOOK_EVERY: u64 = 64;
+
+/// With libc, because std's `open` adds a flag and sometimes a retry. Between two operations of a
+/// pace it spins: a core that sleeps would need time to come back to its speed. Returns how many it
+/// made.
+fn open_and_close(path: &Path, count: u64, pace: Pace) -> Result<u64> {
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
-    for _ in 0..count {
+    let limit = pace.seconds.map(Duration::try_from_secs_f64).transpose()?;
+    let began = Instant::now();
+    for done in 0..count {
+        if limit.is_some_and(|limit| done.is_multiple_of(LOOK_EVERY) && began.elapsed() > limit) {
+            return Ok(done);
+        }
+        if let Some(rate) = pace.rate {
+            let due = Duration::from_nanos(done * 1_000_000_000 / rate.max(1));
+            while began.elapsed() < due {
+                std::hint::spin_loop();
+            }
+        }
         #[expect(unsafe_code, reason = "the bare system calls are what is measured")]
         // SAFETY: the path is a NUL-terminated string; the descriptor is ours.
         let fd = unsafe {
@@ -161,6 +217,19 @@ fn open_and_close(path: &Path, count: u64) -> Result<()> {
             fd
         };
         ensure!(fd >= 0, "open {path:?}: failed");
+    }
+    Ok(count)
+}
+
+/// A busy host's rate, not the highest one: between two programs it sleeps.
+const STEADY_PER_SECOND: u64 = 1_000;
+
+fn steady(program: &Path, count: u64) -> Result<()> {
+    let began = Instant::now();
+    for done in 0..count {
+        let due = Duration::from_nanos(done * 1_000_000_000 / STEADY_PER_SECOND);
+        std::thread::sleep(due.saturating_sub(began.elapsed()));
+        exec::storm(program, 1)?;
     }
     Ok(())
 }

@@ -5,13 +5,14 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::tally::Tally;
 use crate::stack::Daemon;
 
 /// Flags of opens that are recorded: O_WRONLY, O_RDWR, O_CREAT, O_TRUNC.
@@ -123,6 +124,8 @@ pub struct Auditd {
     /// None only while it is dropped.
     daemon: Option<Daemon>,
     lost_before: i64,
+    log: PathBuf,
+    opens: Option<Tally>,
 }
 
 impl Auditd {
@@ -152,6 +155,8 @@ impl Auditd {
         let mut auditd = Self {
             daemon: Some(daemon),
             lost_before: 0,
+            log,
+            opens: None,
         };
         auditd.enable()?;
         auditd.lost_before = lost()?;
@@ -180,6 +185,16 @@ impl Auditd {
 
     pub fn lost(&self) -> Result<i64> {
         Ok(lost()? - self.lost_before)
+    }
+
+    /// Of an open there is one record of the file, and one of its directory.
+    pub fn opens_of(&mut self, file: &Path) -> Result<i64> {
+        let line = |text: &str| text.starts_with("type=PATH ");
+        let name = format!("name=\"{}\"", file.display());
+        let opens = self
+            .opens
+            .get_or_insert_with(|| Tally::new(&self.log, name, line));
+        opens.count()
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::tally::Tally;
 use crate::stack::Daemon;
 
 const SCRIPT: &str = include_str!("record.bt");
@@ -16,7 +17,37 @@ const READY: &str = "recording";
 /// It compiles and attaches some twenty programs.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub fn start(directory: &Path) -> Result<Daemon> {
+pub struct Bpftrace {
+    daemon: Daemon,
+    output: PathBuf,
+    opens: Option<Tally>,
+}
+
+impl Bpftrace {
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// It writes when its buffer is full: programs that are started fill it behind the opens.
+    pub fn opens_of(&mut self, file: &Path) -> Result<i64> {
+        for _ in 0..FILLING {
+            Command::new("true").status()?;
+        }
+        std::thread::sleep(FILLED);
+        let line = |text: &str| text.contains(" open ");
+        let opens = self
+            .opens
+            .get_or_insert_with(|| Tally::new(&self.output, file.display().to_string(), line));
+        opens.count()
+    }
+}
+
+/// Each makes some lines of 50 bytes, and the buffer is of 4 KiB.
+const FILLING: usize = 50;
+/// It looks for events every 100 ms.
+const FILLED: Duration = Duration::from_millis(500);
+
+pub fn start(directory: &Path) -> Result<Bpftrace> {
     let script = directory.join("record.bt");
     let output = directory.join("bpftrace.out");
     fs::write(&script, SCRIPT)?;
@@ -45,5 +76,9 @@ pub fn start(directory: &Path) -> Result<Daemon> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    Ok(daemon)
+    Ok(Bpftrace {
+        daemon,
+        output,
+        opens: None,
+    })
 }

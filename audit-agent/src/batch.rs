@@ -1,0 +1,93 @@
+//! When is a batch closed? At a number of events, of bytes, or after a delay. The reader's thread
+//! collects here and passes what is full to the thread that seals.
+//!
+//! Invariant: events leave in the order in which they came; nothing after this point changes their
+//! bytes.
+
+use std::time::{Duration, Instant};
+
+use audit_ledger::Frames;
+
+use crate::seal::Handover;
+
+/// When a batch closes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub events: usize,
+    /// Of encoded events. One larger event goes alone.
+    pub bytes: usize,
+    pub delay: Duration,
+}
+
+/// The events of a batch, and the least and the greatest of their times.
+#[derive(Debug)]
+pub struct Filled {
+    pub frames: Frames,
+    pub first_time: i64,
+    pub last_time: i64,
+}
+
+/// The open batch. Holds at most `limits.bytes` and one event.
+#[derive(Debug)]
+pub struct Open {
+    limits: Limits,
+    frames: Frames,
+    times: Option<(i64, i64)>,
+    opened: Option<Instant>,
+    next: Handover,
+    abandoned: u64,
+}
+
+impl Open {
+    pub fn new(limits: Limits, next: Handover) -> Self {
+        Self {
+            limits,
+            frames: Frames::default(),
+            times: None,
+            opened: None,
+            next,
+            abandoned: 0,
+        }
+    }
+
+    /// Adds an encoded event. Waits where the batch is full and sealing is behind.
+    pub fn push(&mut self, event: &[u8], time: i64, now: Instant) {
+        if self.frames.bytes() + event.len() > self.limits.bytes {
+            self.close();
+        }
+        self.frames.push(event);
+        let (first, last) = self.times.unwrap_or((time, time));
+        self.times = Some((first.min(time), last.max(time)));
+        self.opened.get_or_insert(now);
+        if self.frames.len() >= self.limits.events || self.frames.bytes() >= self.limits.bytes {
+            self.close();
+        }
+    }
+
+    /// When the batch must be closed at the latest.
+    pub fn due(&self) -> Option<Instant> {
+        self.opened.map(|opened| opened + self.limits.delay)
+    }
+
+    /// Passes on what is there.
+    pub fn close(&mut self) {
+        let Some((first_time, last_time)) = self.times.take() else {
+            return;
+        };
+        self.opened = None;
+        let filled = Filled {
+            frames: std::mem::take(&mut self.frames),
+            first_time,
+            last_time,
+        };
+        match self.next.pass(filled) {
+            Ok(spare) => self.frames = spare,
+            Err(filled) => self.abandoned += filled.frames.len() as u64,
+        }
+    }
+
+    /// Events that nobody was there to seal.
+    pub fn abandoned(&self) -> u64 {
+        self.abandoned
+    }
+}
