@@ -125,7 +125,8 @@ fn who(header: &Header) -> Header {
         class: 0,
         via: 0,
         form: 0,
-        reserved2: 0,
+        generation: 0,
+        candidates: 0,
         ..*header
     }
 }

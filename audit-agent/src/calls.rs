@@ -272,7 +272,7 @@ pub fn of_slot(slot: u32) -> Option<(&'static Row, &'static str)> {
 }
 
 /// Every table below.
-const ALL: &[&[Row]] = &[
+pub const ALL: &[&[Row]] = &[
     EXEC_FAILED,
     CREDENTIALS,
     PTRACE,

@@ -1,7 +1,10 @@
 //! What can be configured, and with which bounds? YAML at /etc/hostaudit/agent.yaml; the annotated
 //! example `deploy/agent.yaml` is tested to equal these defaults.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use audit_config::ConfigError;
 use serde::{Deserialize, Serialize};
@@ -9,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     batch::Limits as BatchLimits,
-    filter::{Exclude, Filter, FilterError},
+    filter::{Filter, FilterError},
+    policy::{Budgets, Policy, PolicyError, Rule},
     process::Limits as ProcessLimits,
     ship::{Server, ServerError},
 };
@@ -23,7 +27,6 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub rings: Rings,
     pub capture: Capture,
-    pub filters: Filters,
     pub batch: Batch,
     pub queue: Queue,
     pub process_table: ProcessTable,
@@ -36,7 +39,6 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/hostaudit"),
             rings: Rings::default(),
             capture: Capture::default(),
-            filters: Filters::default(),
             batch: Batch::default(),
             queue: Queue::default(),
             process_table: ProcessTable::default(),
@@ -70,6 +72,10 @@ pub struct Capture {
     pub watch_reads: Vec<String>,
     /// Kinds for which nothing is attached, so that they cost nothing.
     pub off_kinds: Vec<String>,
+    /// What is hidden before it costs anything; changed by SIGHUP.
+    pub filters: Vec<Rule>,
+    /// How much one cgroup may have recorded; changed by SIGHUP.
+    pub budgets: Budgets,
 }
 
 impl Capture {
@@ -104,15 +110,10 @@ impl Default for Capture {
             watch_reads: watched.map(str::to_owned).to_vec(),
             // Every program that compiles at run time does it.
             off_kinds: vec!["memory_exec".to_owned()],
+            filters: Vec::new(),
+            budgets: Budgets::default(),
         }
     }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Filters {
-    /// Events to leave out.
-    pub exclude: Vec<Exclude>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +190,8 @@ pub enum InvalidConfig {
     #[error(transparent)]
     Filter(#[from] FilterError),
     #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
     Server(#[from] ServerError),
     #[error("state_dir: `{}` is not an absolute path", .0.display())]
     StateDir(PathBuf),
@@ -202,6 +205,7 @@ const MAX_RING_BYTES: u32 = 1 << 30;
 pub struct Valid {
     pub server: Server,
     pub filter: Filter,
+    pub policy: Arc<Policy>,
     pub batch: BatchLimits,
     pub process_table: ProcessLimits,
     pub queue_bytes: usize,
@@ -255,8 +259,8 @@ impl Config {
         )?;
         Ok(Valid {
             server: self.server.parse()?,
-            filter: Filter::new(&self.filters.exclude, &self.capture.watch_reads)?
-                .without(&self.capture.off_kinds)?,
+            filter: Filter::new(&self.capture.watch_reads, &self.capture.off_kinds)?,
+            policy: Arc::new(self.policy()?),
             batch: self.batch.limits()?,
             process_table: ProcessLimits {
                 entries: max_entries,
@@ -264,6 +268,44 @@ impl Config {
             },
             queue_bytes: self.queue.max_bytes,
         })
+    }
+
+    /// Rules and budgets.
+    pub fn policy(&self) -> Result<Policy, PolicyError> {
+        Policy::new(&self.capture.filters, &self.capture.budgets)
+    }
+
+    /// Takes over from `new` what can change while the agent runs; names what else is different.
+    pub fn reload(&mut self, new: Self) -> Vec<&'static str> {
+        let Self {
+            server,
+            state_dir,
+            rings,
+            capture,
+            batch,
+            queue,
+            process_table,
+        } = new;
+        self.capture.filters = capture.filters;
+        self.capture.budgets = capture.budgets;
+        let different = [
+            ("server", server != self.server),
+            ("state_dir", state_dir != self.state_dir),
+            ("rings", rings != self.rings),
+            (
+                "capture.watch_reads",
+                capture.watch_reads != self.capture.watch_reads,
+            ),
+            (
+                "capture.off_kinds",
+                capture.off_kinds != self.capture.off_kinds,
+            ),
+            ("batch", batch != self.batch),
+            ("queue", queue != self.queue),
+            ("process_table", process_table != self.process_table),
+        ];
+        let different = different.into_iter().filter(|(_, differs)| *differs);
+        different.map(|(key, _)| key).collect()
     }
 
     /// SHA-256 of the configuration in force, hexadecimal; the same for every way to write it.
@@ -365,7 +407,8 @@ mod tests {
         for key in [
             "process_bytes",
             "watch_reads",
-            "exclude",
+            "action: include",
+            "events_per_second",
             "max_delay_ms",
             "max_entries",
         ] {
@@ -403,12 +446,37 @@ mod tests {
             ("state_dir=here", "state_dir"),
             ("server=tcp://x", "server"),
             ("capture.watch_reads=['/home/*/*']", "/home/*/*"),
-            ("filters.exclude=[{}]", "filters.exclude[0]"),
+            ("capture.filters=[{}]", "capture.filters[0]"),
+            (
+                "capture.filters=[{name: x, kinds: [exec]}]",
+                "capture.filters `x`",
+            ),
+            (
+                "capture.budgets.file={events_per_second: 0}",
+                "capture.budgets.file",
+            ),
             ("process_table.max_entries=1", "process_table.max_entries"),
         ] {
             let error = load(&[text]).validate().expect_err(text).to_string();
             assert!(error.contains(named), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_reload_takes_rules_and_budgets_and_names_the_rest() {
+        let mut config = load(&[]);
+        let rules = "capture.filters=[{name: x, uids: [1, '5-9']}]";
+        let budget = "capture.budgets.file={events_per_second: 10}";
+        let new = load(&[
+            rules,
+            budget,
+            "batch.max_events=1",
+            "capture.watch_reads=[]",
+        ]);
+        assert_eq!(config.reload(new), ["capture.watch_reads", "batch"]);
+        assert_eq!(config, load(&[rules, budget]));
+        assert_eq!(config.reload(load(&[])), Vec::<&str>::new());
+        assert_eq!(config, load(&[]));
     }
 
     #[test]

@@ -171,7 +171,8 @@ fn of_hierarchies(text: &[u8]) -> Found {
     other.map(Arc::new)
 }
 
-fn walk(root: &Path) -> Vec<(u64, Vec<u8>)> {
+/// All cgroups below `root`: id, and path from there.
+pub(crate) fn walk(root: &Path) -> Vec<(u64, Vec<u8>)> {
     let mut found = Vec::new();
     let mut pending = vec![root.to_owned()];
     while let Some(dir) = pending.pop() {

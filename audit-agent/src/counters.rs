@@ -31,6 +31,32 @@ pub struct Counters {
     pub queue_full: AtomicU64,
     /// Sessions with the collector that began.
     pub sessions: AtomicU64,
+    /// Of `filtered`, `lost` and `sealed`, what is of each class.
+    classes: [OfClass; CLASSES],
+}
+
+/// Numbers of classes, 0 and the agent's own included.
+const CLASSES: usize = 6;
+
+#[derive(Debug, Default)]
+pub struct OfClass {
+    pub filtered: AtomicU64,
+    pub lost: AtomicU64,
+    pub sealed: AtomicU64,
+}
+
+impl Counters {
+    /// Of a class; a number that is none counts with the first, which is no class either.
+    pub fn of_class(&self, class: i32) -> &OfClass {
+        let [first, ..] = &self.classes;
+        let at = usize::try_from(class).ok();
+        at.and_then(|at| self.classes.get(at)).unwrap_or(first)
+    }
+
+    pub fn add_filtered(&self, class: i32, count: u64) {
+        add(&self.filtered, count);
+        add(&self.of_class(class).filtered, count);
+    }
 }
 
 /// Adds to a counter; nothing else is ordered by it.

@@ -146,6 +146,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
         bpf,
         flow,
         dns,
+        shed,
     } = event;
     let wall = clock.wall(header.time_ns as i64);
     *time = wall.micros;
@@ -172,6 +173,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
     *bpf = None;
     *flow = None;
     *dns = None;
+    *shed = None;
 }
 
 /// Who did it. exec_id, names of users and what it runs are not in a record.

@@ -47,6 +47,7 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
         bpf,
         flow,
         dns,
+        shed,
     } = event;
     text(1, id, out);
     long(2, *time, out);
@@ -78,6 +79,7 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
     object(43, bpf, out);
     object(44, flow, out);
     object(45, dns, out);
+    object(100, shed, out);
 }
 
 fn object<M: Message>(tag: u32, object: &Option<M>, out: &mut Vec<u8>) {

@@ -1,40 +1,29 @@
-//! Which events does the configuration leave out?
+//! Which events does the configuration leave out here? Reads that the kernel chose by a name alone,
+//! kinds that share a hook with others, and what a rule of [`crate::policy`] asks for and the kernel
+//! could not decide, because it did not know the path for sure: there the record says which rules it
+//! satisfies otherwise.
 //!
 //! Invariants: what is left out is counted. The process table learns from every record, left out or
 //! not. Events of the agent itself are never left out.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use audit_common::{
     kind,
     limits::{WATCHED_NAME_BYTES, WATCHED_NAMES},
+    policy::PATH_KNOWN,
+    record::Header,
 };
 use audit_proto::v1::Event;
-use serde::{Deserialize, Serialize};
 
-use crate::glob;
-
-/// One reason to leave events out: all that it states must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Exclude {
-    /// Names of kinds; empty means any.
-    pub kinds: Vec<String>,
-    /// Beginnings of `file.path`.
-    pub path_prefixes: Vec<String>,
-    /// Whole `process.exe`.
-    pub exes: Vec<String>,
-    /// `process.uid`.
-    pub uids: Vec<i64>,
-}
+use crate::{glob, policy::Policy};
 
 /// Why a filter or a watched path cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    #[error(
-        "filters.exclude[{at}] states no condition and would leave out everything; give kinds, path_prefixes, exes or uids"
-    )]
-    Everything { at: usize },
     #[error("{key}: unknown kind `{name}`; known: {known}")]
     UnknownKind {
         key: String,
@@ -94,44 +83,53 @@ pub fn watch_names(patterns: &[String]) -> Result<BTreeSet<Vec<u8>>, FilterError
     Ok(names)
 }
 
+/// Sets of rules remembered: records of an older one may still be in the rings when a new one is in
+/// force, which is once a second at most.
+const GENERATIONS: usize = 4;
+
 /// The filters in force.
 #[derive(Debug)]
 pub struct Filter {
-    rules: Vec<Rule>,
     watched: Vec<String>,
     /// Kinds that share a hook with others and are not wanted.
     off: Vec<i32>,
-}
-
-#[derive(Debug)]
-struct Rule {
-    kinds: Vec<i32>,
-    path_prefixes: Vec<String>,
-    exes: Vec<String>,
-    uids: Vec<i64>,
+    /// What the kernel's filter runs with, the latest last.
+    rules: VecDeque<(u32, Arc<Policy>)>,
+    /// By rule, what was hidden here because the kernel did not know the path.
+    hidden: BTreeMap<String, u64>,
 }
 
 impl Filter {
-    pub fn new(exclude: &[Exclude], watched: &[String]) -> Result<Self, FilterError> {
+    pub fn new(watched: &[String], off: &[String]) -> Result<Self, FilterError> {
         watch_names(watched)?;
-        let rules = exclude
+        let numbers = off
             .iter()
-            .enumerate()
-            .map(|(at, rule)| Rule::new(at, rule));
+            .map(|name| kind_number("capture.off_kinds", name.clone()));
         Ok(Self {
-            rules: rules.collect::<Result<_, _>>()?,
             watched: watched.to_vec(),
-            off: Vec::new(),
+            off: numbers.collect::<Result<_, _>>()?,
+            rules: VecDeque::new(),
+            hidden: BTreeMap::new(),
         })
     }
 
-    /// Leaves out `kinds` too.
-    pub fn without(mut self, kinds: &[String]) -> Result<Self, FilterError> {
-        let numbers = kinds
-            .iter()
-            .map(|name| kind_number("capture.off_kinds", name.clone()));
-        self.off = numbers.collect::<Result<_, _>>()?;
-        Ok(self)
+    /// These rules are in force from now on.
+    pub fn learn(&mut self, generation: u32, policy: Arc<Policy>) {
+        if self.rules.len() == GENERATIONS {
+            self.rules.pop_front();
+        }
+        self.rules.push_back((generation, policy));
+        let rules = &self.rules;
+        let known = |name: &String| {
+            let mut rules = rules.iter().flat_map(|(_, policy)| &policy.rules);
+            rules.any(|rule| rule.name == *name)
+        };
+        self.hidden.retain(|name, _| known(name));
+    }
+
+    /// By rule, what was hidden here.
+    pub fn hidden(&self) -> &BTreeMap<String, u64> {
+        &self.hidden
     }
 
     /// True when a read of this path is wanted. The kernel chose it by one name; the whole path
@@ -144,54 +142,29 @@ impl Filter {
                 .any(|pattern| glob::matches(pattern.as_bytes(), path.as_bytes()))
     }
 
-    pub fn leaves_out(&self, event: &Event) -> bool {
-        self.off.contains(&event.kind) || self.rules.iter().any(|rule| rule.matches(event))
-    }
-}
-
-impl Rule {
-    fn new(at: usize, rule: &Exclude) -> Result<Self, FilterError> {
-        let Exclude {
-            kinds,
-            path_prefixes,
-            exes,
-            uids,
-        } = rule.clone();
-        if kinds.is_empty() && path_prefixes.is_empty() && exes.is_empty() && uids.is_empty() {
-            return Err(FilterError::Everything { at });
+    /// Decides what the kernel left open, and counts by rule what is hidden: `events` of them.
+    pub fn leaves_out(&mut self, header: &Header, event: &Event, events: u64) -> bool {
+        if self.off.contains(&event.kind) {
+            return true;
         }
-        for (key, paths) in [
-            ("filters.exclude.path_prefixes", &path_prefixes),
-            ("filters.exclude.exes", &exes),
-        ] {
-            if let Some(value) = paths.iter().find(|path| !path.starts_with('/')) {
-                return Err(FilterError::Relative {
-                    key,
-                    value: value.clone(),
-                });
-            }
-        }
-        let key = format!("filters.exclude[{at}].kinds");
-        let kinds = kinds.into_iter().map(|name| kind_number(&key, name));
-        Ok(Self {
-            kinds: kinds.collect::<Result<_, _>>()?,
-            path_prefixes,
-            exes,
-            uids,
-        })
-    }
-
-    fn matches(&self, event: &Event) -> bool {
-        if !self.kinds.is_empty() && !self.kinds.contains(&event.kind) {
+        if header.candidates == 0 {
             return false;
         }
-        let path = event.file.as_ref().map_or("", |file| file.path.as_str());
-        let process = event.process.as_ref();
-        let exe = process.map_or("", |process| process.exe.as_str());
-        let uid = process.and_then(|process| process.uid);
-        (self.path_prefixes.is_empty() || self.path_prefixes.iter().any(|p| path.starts_with(p)))
-            && (self.exes.is_empty() || self.exes.iter().any(|e| e == exe))
-            && (self.uids.is_empty() || uid.is_some_and(|uid| self.uids.contains(&uid)))
+        let generation = header.generation & !PATH_KNOWN;
+        let mut sets = self.rules.iter();
+        let Some((_, policy)) = sets.find(|(known, _)| *known == generation) else {
+            return false;
+        };
+        let Some(rule) = policy.hides(header.candidates, event) else {
+            return false;
+        };
+        match self.hidden.get_mut(&rule.name) {
+            Some(count) => *count += events,
+            None => {
+                self.hidden.insert(rule.name.clone(), events);
+            }
+        }
+        true
     }
 }
 
@@ -213,7 +186,7 @@ fn kind_number(key: &str, name: String) -> Result<i32, FilterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use audit_proto::v1::{File, Process};
+    use audit_proto::v1::File;
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()
@@ -241,7 +214,7 @@ mod tests {
 
     #[test]
     fn watched_reads_are_decided_by_the_whole_path() {
-        let filter = Filter::new(&[], &strings(&["/etc/shadow", "/root/.ssh/*"])).expect("filter");
+        let filter = Filter::new(&strings(&["/etc/shadow", "/root/.ssh/*"]), &[]).expect("filter");
         assert!(filter.watches("/etc/shadow"));
         assert!(filter.watches("/root/.ssh/id"));
         assert!(filter.watches(""), "an unknown path is not hidden");
@@ -249,49 +222,58 @@ mod tests {
     }
 
     #[test]
-    fn all_conditions_of_a_rule_must_hold_and_any_rule_suffices() {
-        let both = Exclude {
-            kinds: strings(&["open"]),
-            path_prefixes: strings(&["/proc/"]),
-            ..Exclude::default()
+    fn what_the_kernel_left_open_is_decided_by_the_rules_it_had() {
+        let policy = |path: &str| {
+            let rule = crate::policy::Rule {
+                name: "quiet".to_owned(),
+                paths: strings(&[path]),
+                ..crate::policy::Rule::default()
+            };
+            let budgets = crate::policy::Budgets::default();
+            Arc::new(Policy::new(&[rule], &budgets).expect("policy"))
         };
-        let user = Exclude {
-            uids: vec![33],
-            exes: strings(&["/usr/sbin/httpd"]),
-            ..Exclude::default()
+        let mut filter = Filter::new(&[], &strings(&["memfd"])).expect("filter");
+        filter.learn(1, policy("/tmp/"));
+        filter.learn(2, policy("/var/"));
+        let header = |generation, candidates| Header {
+            generation,
+            candidates,
+            ..crate::sample::record(kind::OPEN).header
         };
-        let filter = Filter::new(&[both, user], &[]).expect("filter");
-        let event = |kind: u16, path: &str, exe: &str, uid| Event {
+        let event = |kind: u16, path: &str| Event {
             kind: kind.into(),
             file: Some(File {
                 path: path.to_owned(),
                 ..File::default()
             }),
-            process: Some(Process {
-                exe: exe.to_owned(),
-                uid: Some(uid),
-                ..Process::default()
-            }),
             ..Event::default()
         };
-        assert!(filter.leaves_out(&event(kind::OPEN, "/proc/1/x", "/bin/x", 0)));
-        assert!(!filter.leaves_out(&event(kind::UNLINK, "/proc/1/x", "/bin/x", 0)));
-        assert!(!filter.leaves_out(&event(kind::OPEN, "/etc/x", "/bin/x", 0)));
-        assert!(filter.leaves_out(&event(kind::EXEC, "", "/usr/sbin/httpd", 33)));
-        assert!(!filter.leaves_out(&event(kind::EXEC, "", "/usr/sbin/httpd", 34)));
+        let in_tmp = event(kind::OPEN, "/tmp/x");
+        assert!(filter.leaves_out(&header(1, 1), &in_tmp, 1));
+        assert!(filter.leaves_out(&header(1 | PATH_KNOWN, 1), &in_tmp, 1));
+        assert!(!filter.leaves_out(&header(2, 1), &in_tmp, 1));
+        assert!(
+            !filter.leaves_out(&header(9, 1), &in_tmp, 1),
+            "unknown rules"
+        );
+        assert!(!filter.leaves_out(&header(1, 0), &in_tmp, 1));
+        assert!(filter.leaves_out(&header(2, 1), &event(kind::OPEN, "/var/x"), 1));
+        assert!(filter.leaves_out(&header(0, 0), &event(kind::MEMFD, ""), 1));
+        assert_eq!(
+            filter.hidden().get("quiet"),
+            Some(&3),
+            "one name, one count"
+        );
+        for generation in 3..9 {
+            filter.learn(generation, Arc::default());
+        }
+        assert!(!filter.leaves_out(&header(1, 1), &in_tmp, 1), "forgotten");
+        assert!(filter.hidden().is_empty());
     }
 
     #[test]
-    fn filters_that_cannot_work_are_refused() {
-        let refused = |rule: Exclude| Filter::new(&[rule], &[]).expect_err("refused");
-        assert_eq!(
-            refused(Exclude::default()),
-            FilterError::Everything { at: 0 }
-        );
-        let unknown = refused(Exclude {
-            kinds: strings(&["opn"]),
-            ..Exclude::default()
-        });
+    fn an_unknown_kind_is_refused() {
+        let unknown = Filter::new(&[], &strings(&["opn"])).expect_err("refused");
         assert!(unknown.to_string().contains("`opn`"), "{unknown}");
         assert!(unknown.to_string().contains("open"), "{unknown}");
     }

@@ -12,7 +12,7 @@
 //! | decode | [`decode`] | a record that is not understood becomes a `lost` event | `undecodable`, place "decode" |
 //! | join argv | [`arguments`] | an exec leaves with what came of its argv | `process.argv_truncated_bytes` |
 //! | enrich | [`enrich`], [`process`], [`users`], [`container`], [`resolve`], [`dns`] | fields stay absent | heartbeat detail |
-//! | filter | [`filter`] | - | `filtered` |
+//! | filter | [`policy`], in the kernel; what it leaves open in [`filter`] | - | `filtered`, each rule's `hidden`, `shed` events |
 //! | number | [`sequence`] | - | gaps are losses |
 //! | encode | [`encode`], [`actor`] | - | - |
 //! | batch | [`batch`] | the reader waits for the sealing thread | `sealed` |
@@ -63,6 +63,7 @@ pub mod glob;
 pub mod identity;
 pub mod own;
 pub mod pipeline;
+pub mod policy;
 pub mod probe;
 pub mod process;
 pub mod queue;
@@ -73,12 +74,13 @@ pub mod resolve;
 mod sample;
 pub mod seal;
 pub mod sequence;
+pub mod shed;
 pub mod ship;
 pub mod source;
 pub mod stage;
 pub mod users;
 
-use std::io;
+use std::{io, sync::mpsc};
 
 use tokio::sync::watch;
 
@@ -86,8 +88,22 @@ pub use config::{Config, InvalidConfig};
 pub use pipeline::Ended;
 
 /// Runs the agent on this host's kernel until `stop` becomes true or its sender is gone.
-pub async fn run(config: Config, stop: watch::Receiver<bool>) -> Result<Ended, AgentError> {
-    run_source(open(&config)?, config, stop).await
+pub async fn run(config: Config, control: impl Into<Control>) -> Result<Ended, AgentError> {
+    run_source(open(&config)?, config, control).await
+}
+
+/// What a running agent is told from outside.
+pub struct Control {
+    /// Ends it when it becomes true, or when its sender is gone.
+    pub stop: watch::Receiver<bool>,
+    /// New configurations, of which it takes over what can change while it runs.
+    pub reload: Option<mpsc::Receiver<Config>>,
+}
+
+impl From<watch::Receiver<bool>> for Control {
+    fn from(stop: watch::Receiver<bool>) -> Self {
+        Self { stop, reload: None }
+    }
 }
 
 /// Loads and attaches the kernel programs, and says in the log which hooks are there.
@@ -116,10 +132,10 @@ pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
 pub async fn run_source<S: source::Source + 'static>(
     source: S,
     config: Config,
-    stop: watch::Receiver<bool>,
+    control: impl Into<Control>,
 ) -> Result<Ended, AgentError> {
     let identity = identity::Identity::of_host(&config.state_dir)?;
-    pipeline::run(source, &config, identity, stop).await
+    pipeline::run(source, config, identity, control.into()).await
 }
 
 /// Why the agent cannot run (any more).

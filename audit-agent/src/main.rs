@@ -1,9 +1,14 @@
 //! `audit-agent`: records what happens on this host and delivers it to a collector.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::mpsc};
 
 use anyhow::{Context as _, Result};
-use audit_agent::{Config, filter, replay::Replay};
+use audit_agent::{
+    Config, Control, filter,
+    policy::{Action, Policy, places},
+    replay::Replay,
+};
+use audit_common::class;
 use clap::{Parser, ValueEnum};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -65,7 +70,14 @@ It needs root, a kernel of 5.10 or later with BTF (/sys/kernel/btf/vmlinux). Whi
 collector cannot be reached events wait in memory; when that is full the kernel's rings fill, and
 what they cannot hold is counted and told in `lost` events.
 
-Signals: SIGTERM and SIGINT empty the rings, deliver what is left within 5 seconds, and end.
+Filters (capture.filters) hide events before they cost more than a look: by kind, system call,
+program, user, cgroup and path. All but path is decided in the kernel always; a path where the
+kernel knows it, else by the agent. Budgets (capture.budgets) bound what one cgroup may have recorded
+of a class. exec, fork and exit are never left out. What is left out is counted: hostaudit status.
+
+Signals: SIGTERM and SIGINT empty the rings, deliver what is left within 5 seconds, and end. SIGHUP
+reads the configuration again and puts capture.filters and capture.budgets into force within two
+seconds, without a gap; if it cannot work, the old one stays and the log says why.
 Exit status: 0 after a signal, 1 when it could not start or could not go on, 2 for wrong arguments.";
 
 /// From this size on, memory is taken from the kernel one by one, and goes back to it when freed.
@@ -152,6 +164,7 @@ async fn run(args: &Args, config: Config) -> Result<()> {
         // Nobody listens when the agent has just ended by itself.
         let _ = sender.send(true);
     });
+    let reload = Some(reload_on_hangup(args)?);
     if args.empty_programs {
         let probe = audit_agent::probe::EmptyProbe::load()?;
         tracing::info!("empty programs attached");
@@ -164,16 +177,72 @@ async fn run(args: &Args, config: Config) -> Result<()> {
     let ended = match &args.replay {
         Some(path) => {
             let source = Replay::open(path, REPLAY_ROUND).context("cannot replay")?;
-            audit_agent::run_source(source, config, stop).await?
+            audit_agent::run_source(source, config, Control { stop, reload }).await?
         }
         None => {
             let reader = audit_agent::open(&config)?;
             give_loading_back();
-            audit_agent::run_source(reader, config, stop).await?
+            audit_agent::run_source(reader, config, Control { stop, reload }).await?
         }
     };
     tracing::info!(sent = ended.sent, unsent = ended.unsent, "stopped");
     Ok(())
+}
+
+/// Reads the configuration again on each SIGHUP.
+fn reload_on_hangup(args: &Args) -> Result<mpsc::Receiver<Config>> {
+    let (file, overrides) = (args.config.clone(), args.overrides.clone());
+    let (sender, receiver) = mpsc::channel();
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let loaded = Config::load(file.as_deref(), &overrides).map_err(anyhow::Error::from);
+            let checked = loaded.and_then(|config| {
+                config.validate()?;
+                Ok(config)
+            });
+            match checked {
+                Ok(config) => {
+                    if sender.send(config).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!("not reloaded, the configuration in force stays: {error:#}");
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn describe_policy(policy: &Policy) {
+    println!("filters        {} rules", policy.rules.len());
+    for rule in &policy.rules {
+        let action = match rule.action {
+            Action::Exclude => "hides",
+            Action::Include => "keeps",
+        };
+        let place = if rule.needs_path() {
+            "in the kernel; where it does not know the path for sure, by the agent"
+        } else {
+            "in the kernel"
+        };
+        println!("  {:<14} {action}, {place}", rule.name);
+    }
+    for missing in places::find(policy, places::hierarchy().as_deref()).missing {
+        println!("  not there (yet): {missing}");
+    }
+    for class in class::ALL {
+        let budget = policy.budgets.get(usize::from(class));
+        if let Some(budget) = budget.filter(|budget| budget.interval_ns != 0) {
+            println!(
+                "budget         {}: one event in {} us per cgroup, in the kernel",
+                class::name(class).unwrap_or_default(),
+                budget.interval_ns / 1000
+            );
+        }
+    }
 }
 
 fn describe(config: &Config) -> Result<()> {
@@ -197,10 +266,7 @@ fn describe(config: &Config) -> Result<()> {
         config.capture.watch_reads.len()
     );
     println!("  by name      {}", names.join(" "));
-    println!(
-        "filters        {} entries leave events out",
-        config.filters.exclude.len()
-    );
+    describe_policy(&valid.policy);
     println!("hooks");
     for hook in audit_agent::probe::check(config)? {
         let got = match (hook.attached, hook.tried.last()) {

@@ -1,11 +1,11 @@
-//! What does the agent say about itself? `lost`, `heartbeat` and `agent` events, in a stream of
+//! What does the agent say about itself? `lost`, `shed`, `heartbeat` and `agent` events, in a stream of
 //! their own (class agent).
 
-use audit_proto::v1::{Agent, Class, Event, Kind, Lost};
+use audit_proto::v1::{Agent, Class, Event, Kind, Lost, Shed};
 
 use crate::{
     clock::{Clock, boot_time_ns},
-    source::{Loss, Skip},
+    source::{Loss, ShedCount, Skip},
 };
 
 fn event(kind: Kind, clock: &Clock) -> Event {
@@ -69,13 +69,30 @@ pub fn lost_without_stream(clock: &Clock, cause: &'static str) -> Event {
     }
 }
 
+/// What a cgroup made beyond its budget.
+pub fn shed(clock: &Clock, count: &ShedCount, cgroup: String) -> Event {
+    let number = |count: u64| Some(i64::try_from(count).unwrap_or(i64::MAX));
+    Event {
+        shed: Some(Shed {
+            class: count.class.into(),
+            cgroup,
+            cgroup_id: count.cgroup_id.and_then(number),
+            count: number(count.shed),
+            sampled: number(count.sampled),
+        }),
+        ..event(Kind::Shed, clock)
+    }
+}
+
 /// Totals for a heartbeat.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
     pub seen: u64,
     pub filtered: u64,
     pub lost: u64,
     pub sent: u64,
+    pub classes: Vec<String>,
+    pub filters: Vec<String>,
 }
 
 pub fn heartbeat(clock: &Clock, config_hash: &str, totals: Totals, detail: String) -> Event {
@@ -86,13 +103,15 @@ pub fn heartbeat(clock: &Clock, config_hash: &str, totals: Totals, detail: Strin
             filtered: count(totals.filtered),
             lost: count(totals.lost),
             sent: count(totals.sent),
+            class_totals: totals.classes,
+            filter_totals: totals.filters,
             ..agent("heartbeat", config_hash, detail)
         }),
         ..event(Kind::Heartbeat, clock)
     }
 }
 
-/// "start", "stop", "clock", "ignore".
+/// "start", "stop", "clock", "ignore", "reload".
 pub fn action(clock: &Clock, config_hash: &str, action: &str, detail: String) -> Event {
     Event {
         agent: Some(agent(action, config_hash, detail)),

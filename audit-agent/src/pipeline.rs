@@ -16,11 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use audit_common::config::Counters as KernelCounters;
+use audit_common::{class, config::Counters as KernelCounters};
+use audit_proto::totals::{ClassTotals, FilterTotal};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    AgentError, Config,
+    AgentError, Config, Control,
     batch::Open as OpenBatch,
     clock::Clock,
     container::Containers,
@@ -28,9 +29,11 @@ use crate::{
     enrich::Enricher,
     identity::Identity,
     own::{self, Totals},
+    policy::Policy,
     process::{Table, proc_fs},
     queue::Queue,
     seal::{self, Sealing},
+    shed::Shedding,
     ship::Ship,
     source::{Round, Source},
     stage::{Parts, Stage},
@@ -62,10 +65,11 @@ pub struct Ended {
 /// Runs the agent on `source` until `stop` becomes true or its sender is gone.
 pub async fn run<S: Source + 'static>(
     source: S,
-    config: &Config,
+    config: Config,
     identity: Identity,
-    stop: watch::Receiver<bool>,
+    control: Control,
 ) -> Result<Ended, AgentError> {
+    let Control { stop, reload } = control;
     let valid = config.validate()?;
     let queue = Arc::new(Queue::new(valid.queue_bytes));
     let counters = Arc::new(Counters::default());
@@ -105,6 +109,11 @@ pub async fn run<S: Source + 'static>(
         requests,
         config_hash: config.hash(),
         queue: Arc::clone(&queue),
+        config,
+        reload,
+        generation: None,
+        reloading: None,
+        shedding: Shedding::of_host(),
     };
     supervise(reader, sealing, ship, &queue, &counters).await
 }
@@ -204,9 +213,16 @@ struct Reader<S> {
     stage: Stage,
     stop: watch::Receiver<bool>,
     requests: Receiver<u32>,
+    config: Config,
     config_hash: String,
     /// For its depth in heartbeats.
     queue: Arc<Queue>,
+    reload: Option<Receiver<Config>>,
+    /// Of the rules in force.
+    generation: Option<u32>,
+    /// Asked for, and to be told when it is in force.
+    reloading: Option<Arc<Policy>>,
+    shedding: Shedding,
 }
 
 impl<S: Source> Reader<S> {
@@ -214,6 +230,7 @@ impl<S: Source> Reader<S> {
     fn run(mut self) -> Result<u64, AgentError> {
         self.ignore(std::process::id(), false);
         self.act("start", description());
+        self.left_out();
         let result = self.read();
         let reason = match &result {
             Ok(()) => "stopped".to_owned(),
@@ -221,6 +238,9 @@ impl<S: Source> Reader<S> {
         };
         let now = Instant::now();
         self.stage.drain(now);
+        // Counts are of two sets, of which one is read.
+        self.left_out();
+        self.left_out();
         self.heartbeat();
         self.act("stop", reason);
         self.stage.parts.batch.close();
@@ -245,6 +265,7 @@ impl<S: Source> Reader<S> {
             if now >= clock {
                 clock = now + CLOCK_EVERY;
                 self.refresh_clock();
+                self.left_out();
             }
             if now >= heartbeat {
                 heartbeat = now + HEARTBEAT_EVERY;
@@ -252,6 +273,9 @@ impl<S: Source> Reader<S> {
             }
             while let Ok(pid) = self.requests.try_recv() {
                 self.ignore(pid, true);
+            }
+            if let Some(Ok(new)) = self.reload.as_ref().map(Receiver::try_recv) {
+                self.reload(new);
             }
             self.stage.close_due(now);
         }
@@ -294,6 +318,88 @@ impl<S: Source> Reader<S> {
         }
     }
 
+    /// Rules and budgets change while the agent runs; the rest does not.
+    fn reload(&mut self, new: Config) {
+        let policy = match new.policy() {
+            Ok(policy) => policy,
+            Err(error) => {
+                tracing::error!(%error, "not reloaded: the configuration in force stays");
+                return;
+            }
+        };
+        for key in self.config.reload(new) {
+            tracing::warn!(
+                key,
+                "changed, but takes effect only when the agent starts again"
+            );
+        }
+        self.config_hash = self.config.hash();
+        let policy = Arc::new(policy);
+        self.source.want(Arc::clone(&policy));
+        self.reloading = Some(policy);
+    }
+
+    /// Notes which rules are in force, and tells what budgets have shed.
+    fn left_out(&mut self) {
+        let left_out = match self.source.left_out() {
+            Ok(left_out) => left_out,
+            Err(error) => {
+                tracing::error!(%error, "filters and budgets cannot be changed, or what they left out not be read");
+                return;
+            }
+        };
+        if let Some((generation, policy)) = left_out.rules {
+            if self.generation.replace(generation) != Some(generation) {
+                let policy = Arc::clone(&policy);
+                self.stage.parts.filter.learn(generation, policy);
+            }
+            if self
+                .reloading
+                .take_if(|wanted| **wanted == *policy)
+                .is_some()
+            {
+                let filters = policy.rules.len();
+                tracing::info!(filters, "configuration reloaded");
+                self.act("reload", format!("filters={filters}"));
+                // Of the rules that are no more, for the last time.
+                self.heartbeat();
+            }
+        }
+        let clock = &self.stage.parts.clock;
+        for mut event in self.shedding.events(clock, &left_out.shed) {
+            self.stage.emit(&mut event, Instant::now());
+        }
+    }
+
+    /// A line for each class, and for each rule.
+    fn totals(&mut self) -> (Vec<String>, Vec<String>) {
+        let counters = &self.stage.parts.counters;
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let classes = class::ALL.into_iter().zip(self.source.counters());
+        let classes = classes.map(|(class, kernel)| {
+            let own = counters.of_class(class.into());
+            let totals = ClassTotals {
+                class: class::name(class).unwrap_or_default().to_owned(),
+                seen: number(kernel.sequence + kernel.filtered + kernel.shed),
+                filtered: number(kernel.filtered + counters::get(&own.filtered)),
+                shed: number(kernel.shed),
+                lost: number(counters::get(&own.lost)),
+                sent: number(counters::get(&own.sealed)),
+            };
+            totals.to_string()
+        });
+        let classes = classes.collect();
+        let mut hidden = self.source.hidden();
+        for (rule, count) in self.stage.parts.filter.hidden() {
+            *hidden.entry(rule.clone()).or_default() += count;
+        }
+        let filters = hidden.into_iter().map(|(rule, count)| {
+            let hidden = number(count);
+            FilterTotal { rule, hidden }.to_string()
+        });
+        (classes, filters.collect())
+    }
+
     fn refresh_clock(&mut self) {
         if let Some(moved_ns) = self.stage.parts.clock.refresh() {
             tracing::info!(moved_ns, "the wall clock was set");
@@ -307,15 +413,18 @@ impl<S: Source> Reader<S> {
     }
 
     fn heartbeat(&mut self) {
+        let (classes, filters) = self.totals();
         let kernel = self.source.counters();
         let counters = &self.stage.parts.counters;
         let sum = |field: fn(&KernelCounters) -> u64| kernel.iter().map(field).sum::<u64>();
         let left_out = sum(|counters| counters.filtered);
         let totals = Totals {
-            seen: sum(|counters| counters.sequence) + left_out,
+            seen: sum(|counters| counters.sequence + counters.shed) + left_out,
             filtered: left_out + counters::get(&counters.filtered),
             lost: counters::get(&counters.lost),
             sent: counters::get(&counters.sent),
+            classes,
+            filters,
         };
         let depth = self.queue.depth();
         let enricher = &self.stage.parts.enricher;

@@ -12,8 +12,9 @@ mod info;
 mod io_uring;
 mod log;
 mod object;
+mod policy;
 
-use std::{fs, io};
+use std::{fs, io, sync::Arc};
 
 use audit_common::{
     config::{CALL_ABI, Counters, Settings},
@@ -32,7 +33,7 @@ use hooks::{DISPATCHER, OBJECTS, Point};
 pub(crate) use hooks::{HOOKS, OBJECT_KINDS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
 
-use crate::{Config, filter};
+use crate::{Config, filter, policy::PolicyError};
 
 /// Built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
@@ -53,6 +54,8 @@ pub enum ProbeError {
     NoHook(String),
     #[error("capture.watch_reads: {0}")]
     Watch(String),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 /// Of a map that nothing will use.
@@ -73,6 +76,7 @@ pub struct Probe {
     ignored: HashMap<MapData, u32, u8>,
     log: Option<log::Log>,
     attached: Vec<Attached>,
+    pub(crate) rules: policy::Rules,
 }
 
 /// [`Counters`], which aya may copy out of a map.
@@ -137,12 +141,9 @@ impl Probe {
         let mut ignored: HashMap<_, u32, u8> = take(&mut ebpf, "IGNORED")?;
         let own = ignored.insert(std::process::id(), 1, 0);
         own.map_err(|error| ProbeError::Load(error.to_string()))?;
-        let rings = [
-            take(&mut ebpf, "PROCESS_RING")?,
-            take(&mut ebpf, "NETWORK_RING")?,
-            take(&mut ebpf, "FILE_RING")?,
-        ];
+        let rings = rings(&mut ebpf)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
+        let rules = policy::Rules::new(&mut ebpf, Arc::new(config.policy()?))?;
         let mut dispatch = Dispatch {
             programs: take(&mut ebpf, "PROGRAMS")?,
             probe_programs: take(&mut ebpf, "PROBE_PROGRAMS")?,
@@ -185,6 +186,7 @@ impl Probe {
             counters,
             ignored,
             log,
+            rules,
         })
     }
 
@@ -273,6 +275,14 @@ where
         .take_map(name)
         .ok_or_else(|| ProbeError::Load(format!("the object has no map {name}")))?;
     T::try_from(map).map_err(|error| ProbeError::Load(format!("map {name}: {error}")))
+}
+
+fn rings(ebpf: &mut Ebpf) -> Result<[Ring; RINGS], ProbeError> {
+    Ok([
+        take(ebpf, "PROCESS_RING")?,
+        take(ebpf, "NETWORK_RING")?,
+        take(ebpf, "FILE_RING")?,
+    ])
 }
 
 /// An eighth of the smallest ring: the reader is called in time, and seldom.

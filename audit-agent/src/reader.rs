@@ -9,8 +9,10 @@
 //!   counted and no ring delivers while [`OVERDUE`] passes.
 
 use std::{
+    collections::BTreeMap,
     io, mem,
     os::fd::AsFd as _,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,8 +25,9 @@ use zerocopy::FromBytes as _;
 
 use crate::{
     Config,
+    policy::Policy,
     probe::{HookStatus, Probe, ProbeError, RINGS, Ring},
-    source::{Loss, Round, Skip, Source},
+    source::{LeftOut, Loss, Round, Skip, Source},
 };
 
 /// A program takes microseconds from taking the time to the ring; an interrupt may come between.
@@ -237,6 +240,7 @@ impl Source for Reader {
                 total.sequence += one.sequence;
                 total.ring_full += one.ring_full;
                 total.filtered += one.filtered;
+                total.shed += one.shed;
                 total.pending_full += one.pending_full;
             }
             total
@@ -245,6 +249,23 @@ impl Source for Reader {
 
     fn ignore(&mut self, pid: u32) -> io::Result<()> {
         self.probe.ignore(pid)
+    }
+
+    fn want(&mut self, policy: Arc<Policy>) {
+        self.probe.rules.want(policy);
+    }
+
+    fn left_out(&mut self) -> io::Result<LeftOut> {
+        let rules = &mut self.probe.rules;
+        rules.refresh().map_err(io::Error::other)?;
+        Ok(LeftOut {
+            rules: rules.in_force(),
+            shed: rules.shed().map_err(io::Error::other)?,
+        })
+    }
+
+    fn hidden(&mut self) -> BTreeMap<String, u64> {
+        self.probe.rules.hidden()
     }
 }
 

@@ -3,9 +3,11 @@
 //! Invariant: within one [`Round`] records are in the order of their time, and every record that
 //! the source knows to be missing is a [`Loss`] in the same round.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use audit_common::config::Counters;
+
+use crate::policy::Policy;
 
 /// What one visit to the source brought.
 #[derive(Debug, Default)]
@@ -114,6 +116,25 @@ impl Round {
     }
 }
 
+/// Records beyond the budget of a cgroup, since the last time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShedCount {
+    pub class: u8,
+    /// `None` for the sum of those beyond the cgroups that are told apart.
+    pub cgroup_id: Option<u64>,
+    pub shed: u64,
+    /// Told nevertheless, as a sample.
+    pub sampled: u64,
+}
+
+/// What a source leaves out by configuration.
+#[derive(Debug, Default)]
+pub struct LeftOut {
+    /// The rules in force, by the generation that is in records.
+    pub rules: Option<(u32, Arc<Policy>)>,
+    pub shed: Vec<ShedCount>,
+}
+
 /// A supplier of rounds. Blocking: it is read by a thread of its own.
 pub trait Source: Send {
     /// Fills `round`, which the caller has cleared, and sorts it; leaves it empty when nothing came
@@ -123,6 +144,16 @@ pub trait Source: Send {
     fn counters(&self) -> [Counters; 4];
     /// Leaves a process out of the record from now on.
     fn ignore(&mut self, pid: u32) -> io::Result<()>;
+    /// Rules and budgets for all that follows, in force within two calls of [`Self::left_out`].
+    fn want(&mut self, _: Arc<Policy>) {}
+    /// To be called once a second: puts into force what is wanted.
+    fn left_out(&mut self) -> io::Result<LeftOut> {
+        Ok(LeftOut::default())
+    }
+    /// By rule, what each has hidden since the start.
+    fn hidden(&mut self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
@@ -136,6 +167,18 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn ignore(&mut self, pid: u32) -> io::Result<()> {
         (**self).ignore(pid)
+    }
+
+    fn want(&mut self, policy: Arc<Policy>) {
+        (**self).want(policy);
+    }
+
+    fn left_out(&mut self) -> io::Result<LeftOut> {
+        (**self).left_out()
+    }
+
+    fn hidden(&mut self) -> BTreeMap<String, u64> {
+        (**self).hidden()
     }
 }
 

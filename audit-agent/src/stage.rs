@@ -134,15 +134,15 @@ impl Stage {
         let Actor { event, stamp, .. } = actor;
         if self.is_unwatched_read(record, event) {
             self.parts.enricher.table.meet(&record.header);
-            counters::add(&self.parts.counters.filtered, 1);
+            self.parts.counters.add_filtered(event.class, 1);
             return Ok(());
         }
         if self.parts.enricher.complete(record, event, stamp, now) == Verdict::Repeated {
             counters::add(&self.parts.counters.merged_exits, 1);
             return Ok(());
         }
-        if self.parts.filter.leaves_out(event) {
-            counters::add(&self.parts.counters.filtered, 1);
+        if self.parts.filter.leaves_out(&record.header, event, 1) {
+            self.parts.counters.add_filtered(event.class, 1);
             return Ok(());
         }
         if record.header.kind == kind::EXEC && self.hold(record, event, now) {
@@ -169,8 +169,9 @@ impl Stage {
         let counters = &self.parts.counters;
         counters::add(&counters.dns_records, 1);
         counters::add(&counters.dns_messages, messages.len() as u64);
-        if self.parts.filter.leaves_out(event) {
-            counters::add(&counters.filtered, messages.len() as u64);
+        let hidden = messages.len() as u64;
+        if self.parts.filter.leaves_out(&record.header, event, hidden) {
+            counters.add_filtered(event.class, hidden);
             return Ok(());
         }
         for message in messages {
@@ -273,6 +274,8 @@ impl Stage {
             .saturating_sub(loss.first_sequence)
             .saturating_add(1);
         counters::add(&self.parts.counters.lost, count);
+        let of_class = self.parts.counters.of_class(loss.class.into());
+        counters::add(&of_class.lost, count);
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         let first = self
             .sequences
@@ -306,6 +309,7 @@ impl Stage {
         self.parts.batch.push(&self.encoded, event.time, now);
         self.encoded.shrink_to(KEPT_BYTES);
         counters::add(&self.parts.counters.sealed, 1);
+        counters::add(&self.parts.counters.of_class(event.class).sealed, 1);
     }
 
     fn number(&mut self, event: &mut Event) {

@@ -17,7 +17,11 @@ const EXAMPLES: &str = "\
 Examples:
   hostaudit status
   hostaudit status --data /var/lib/hostaudit
-  hostaudit status --rules                 also each rule that cannot fire here, and why";
+  hostaudit status --rules                 also each rule that cannot fire here, and why
+
+Of each connected agent, as of its last heartbeat (every 10 seconds) and since it started: what became
+of the records of each class (filtered: hidden by capture.filters, unwatched reads, the agent's own;
+shed: beyond capture.budgets; lost: told by `lost` events), and what each filter has hidden.";
 
 /// Show the state of the collector, its agents and anything that needs attention
 #[derive(Debug, clap::Args)]
@@ -150,6 +154,13 @@ fn report(
     } else {
         let agents = agents(&status.agents, clock).render(width, palette, glyphs);
         report.out.push_str(&agents);
+        for table in [classes(&status.agents), filters(&status.agents)]
+            .into_iter()
+            .flatten()
+        {
+            report.out.push('\n');
+            report.out.push_str(&table.render(width, palette, glyphs));
+        }
     }
     report.out.push('\n');
     report.problems();
@@ -188,11 +199,7 @@ fn agents(agents: &[AgentStatus], clock: &Clock) -> Table {
             )
         };
         table.row([
-            if a.host_name.is_empty() {
-                a.host_id.clone()
-            } else {
-                a.host_name.clone()
-            },
+            name(a),
             a.run.clone(),
             if a.connected { "connected" } else { "away" }.to_owned(),
             display::count(a.events),
@@ -204,9 +211,67 @@ fn agents(agents: &[AgentStatus], clock: &Clock) -> Table {
     table
 }
 
+fn name(agent: &AgentStatus) -> String {
+    if agent.host_name.is_empty() {
+        agent.host_id.clone()
+    } else {
+        agent.host_name.clone()
+    }
+}
+
+/// What became of each class, of agents that are connected; as of their last heartbeats.
+fn classes(agents: &[AgentStatus]) -> Option<Table> {
+    let mut table = Table::new([
+        "host",
+        "run",
+        "class",
+        ">seen",
+        ">filtered",
+        ">shed",
+        ">lost",
+        ">sent",
+    ]);
+    let mut rows = 0;
+    for a in agents.iter().filter(|agent| agent.connected) {
+        for class in &a.classes {
+            rows += 1;
+            table.row([
+                name(a),
+                a.run.clone(),
+                class.class.clone(),
+                display::count(class.seen),
+                display::count(class.filtered),
+                display::count(class.shed),
+                display::count(class.lost),
+                display::count(class.sent),
+            ]);
+        }
+    }
+    (rows > 0).then_some(table)
+}
+
+/// What each rule of their configuration has hidden.
+fn filters(agents: &[AgentStatus]) -> Option<Table> {
+    let mut table = Table::new(["host", "run", "filter", ">hidden"]);
+    let mut rows = 0;
+    for a in agents.iter().filter(|agent| agent.connected) {
+        for filter in &a.filters {
+            rows += 1;
+            table.row([
+                name(a),
+                a.run.clone(),
+                filter.name.clone(),
+                display::count(filter.hidden),
+            ]);
+        }
+    }
+    (rows > 0).then_some(table)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use audit_proto::v1::{ClassStatus, FilterStatus};
 
     #[test]
     fn agents_losses_and_problems_are_all_told() {
@@ -220,6 +285,18 @@ mod tests {
                 host_name: "web".to_owned(),
                 lost: 3,
                 connected: true,
+                classes: vec![ClassStatus {
+                    class: "file".to_owned(),
+                    seen: 900,
+                    filtered: 201,
+                    shed: 302,
+                    lost: 3,
+                    sent: 394,
+                }],
+                filters: vec![FilterStatus {
+                    name: "container-layers".to_owned(),
+                    hidden: 198,
+                }],
                 ..Default::default()
             }],
             problems: vec!["the disk is full".to_owned()],
@@ -240,6 +317,11 @@ mod tests {
             "x.yml: no such field",
             "connected",
             "Problem: the disk is full",
+            "201",
+            "302",
+            "394",
+            "container-layers",
+            "198",
             "17 stored events, see",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");

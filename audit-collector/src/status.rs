@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use audit_proto::v1::{AgentStatus, StatusResponse};
+use audit_proto::{
+    totals::{ClassTotals, FilterTotal},
+    v1::{AgentStatus, ClassStatus, FilterStatus, StatusResponse},
+};
 
 use crate::{
     alerts::AlertLog,
@@ -10,7 +13,7 @@ use crate::{
     ingest::{Counters, Sessions},
     problems::Problems,
     store::Store,
-    streams::StreamKey,
+    streams::{StreamKey, Totals},
 };
 
 pub struct StatusSource {
@@ -72,6 +75,8 @@ impl StatusSource {
                     events: stream.events,
                     last_time: stream.last_time,
                     lost: stream.lost,
+                    classes: classes(&stream.totals),
+                    filters: filters(&stream.totals),
                 }
             })
             .collect();
@@ -91,4 +96,29 @@ impl StatusSource {
         agents.truncate(MAX_AGENTS);
         agents
     }
+}
+
+/// A line that is none is of an agent that this version does not know.
+fn classes(totals: &Totals) -> Vec<ClassStatus> {
+    let lines = totals.classes.iter();
+    let known = lines.filter_map(|line| line.parse::<ClassTotals>().ok());
+    let status = known.map(|totals| ClassStatus {
+        class: totals.class,
+        seen: totals.seen,
+        filtered: totals.filtered,
+        shed: totals.shed,
+        lost: totals.lost,
+        sent: totals.sent,
+    });
+    status.collect()
+}
+
+fn filters(totals: &Totals) -> Vec<FilterStatus> {
+    let lines = totals.filters.iter();
+    let known = lines.filter_map(|line| line.parse::<FilterTotal>().ok());
+    let status = known.map(|total| FilterStatus {
+        name: total.rule,
+        hidden: total.hidden,
+    });
+    status.collect()
 }

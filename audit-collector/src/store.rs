@@ -269,6 +269,9 @@ impl Store {
         stream.events += chunk_rows;
         stream.lost += prepared.lost;
         stream.last_time = stream.last_time.max(prepared.unplaced.last_time);
+        if let Some(totals) = prepared.totals {
+            stream.totals = totals;
+        }
         if !prepared.host_name.is_empty() {
             stream.host_name = prepared.host_name;
         }

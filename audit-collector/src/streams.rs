@@ -49,6 +49,16 @@ pub struct StreamState {
     pub last_time: i64,
     /// Sum of the counts in the stream's own loss records.
     pub lost: i64,
+    #[serde(default)]
+    pub totals: Totals,
+}
+
+/// What the stream's last heartbeat said; see [`audit_proto::totals`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    pub classes: Vec<String>,
+    pub filters: Vec<String>,
 }
 
 /// Streams remembered. An agent makes one with each start, so old ones must go some time; then a

@@ -77,8 +77,11 @@ pub struct Counters {
     pub sequence: u64,
     /// Of these, how many found no place in the ring.
     pub ring_full: u64,
-    /// Seen and left out on purpose: ignored processes, reads that nobody watches.
+    /// Seen and left out on purpose: ignored processes, reads that nobody watches, and what a
+    /// filter rule hid.
     pub filtered: u64,
+    /// Beyond the budget of a cgroup, and only counted.
+    pub shed: u64,
     /// Connects that returned undecided, and requests of io_uring, that found the map full in which
     /// they wait for their outcome: reported as such, but their outcome will not be.
     pub pending_full: u64,

@@ -102,6 +102,12 @@ pub const EXEC_ARGS: u16 = 0x8001;
 /// an event of its own.
 pub const CGROUP: u16 = 0x8002;
 
+/// Is the record told whatever rules and budgets say? Without them nobody would know what a process
+/// is that others tell of.
+pub const fn is_kept(kind: u16) -> bool {
+    matches!(kind, EXEC | FORK | EXIT | EXEC_ARGS | CGROUP)
+}
+
 /// The row of `number`; a number of another version has none.
 pub fn from_number(number: u16) -> Option<&'static Kind> {
     ALL.iter().find(|kind| kind.number == number)

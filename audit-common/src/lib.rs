@@ -9,6 +9,7 @@
 //! * [`record`]: a record's header, payloads and sections, and the view that reads them;
 //! * [`offsets`]: which kernel fields the programs read; the agent resolves them from BTF;
 //! * [`config`]: what the agent sets in the programs, and the counters that they keep;
+//! * [`policy`]: what the configuration leaves out in the kernel;
 //! * [`limits`]: every bound, with its reason.
 
 #![no_std]
@@ -20,4 +21,5 @@ pub mod config;
 pub mod kind;
 pub mod limits;
 pub mod offsets;
+pub mod policy;
 pub mod record;

@@ -29,8 +29,8 @@ pub const IGNORED_PROCESSES: u32 = 64;
 pub const WATCHED_NAMES: u32 = 1024;
 /// Longest watched name with its NUL.
 pub const WATCHED_NAME_BYTES: usize = 64;
-/// Our own maps, some twenty.
-pub const OWN_MAPS: u32 = 64;
+/// Our own maps, some fifty.
+pub const OWN_MAPS: u32 = 128;
 /// Connections whose end will be reported; beyond it the end of a connection is not.
 pub const FLOWS: u32 = 16 << 10;
 /// Peers of datagrams that are remembered, so that each is told once a minute.
@@ -67,3 +67,30 @@ pub const URING_OPERATIONS: u32 = 128;
 /// Requests looked at, of those that a ring is done with, for the one that found no room in the
 /// completion queue. The kernel tells them in batches of far fewer, but for a submission of more.
 pub const URING_BATCH: u32 = 1024;
+/// Filter rules: each is a bit of a word. Their selectors are lists.
+pub const FILTER_RULES: usize = 64;
+/// Numbers of kinds that rules can name.
+pub const FILTER_KINDS: u32 = 128;
+/// Programs that rules name, in both banks. As all of these: what is refused is only a configuration
+/// that names more.
+pub const FILTER_PROGRAMS: u32 = 2048;
+/// Cgroups that rules name, in both banks; those below need no place.
+pub const FILTER_CGROUPS: u32 = 2048;
+/// How many cgroups are looked at, from the task's own on upwards; Kubernetes nests five. What is
+/// deeper below a cgroup that a rule names is not hidden.
+pub const FILTER_CGROUP_LEVELS: usize = 32;
+/// Blocks of user ids (a range is one to 62), in both banks.
+pub const FILTER_USERS: u32 = 4096;
+/// Beginnings of paths, in both banks.
+pub const FILTER_PREFIXES: u32 = 2048;
+/// Longest beginning of a path that rules compare. A name is copied behind it with one mask, so a
+/// power of two less the byte for the bank.
+pub const FILTER_PREFIX_BYTES: usize = 127;
+/// Names from the root on that may be part of such a beginning: a name and its "/" are two bytes.
+pub const FILTER_COMPONENTS: usize = 64;
+/// Cgroups (times classes) of which the use of a budget is known; the longest unused is forgotten
+/// and begins with a full burst. 200 KiB.
+pub const BUDGET_BUCKETS: u32 = 8192;
+/// Cgroups (times classes) that shed within two seconds, in both banks; of further ones only the sum
+/// is told.
+pub const SHED_CGROUPS: u32 = 2048;

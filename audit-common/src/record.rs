@@ -41,13 +41,17 @@ pub struct Header {
     pub mount_namespace: u32,
     pub network_namespace: u32,
     pub user_namespace: u32,
-    pub reserved2: u32,
+    /// Of the rules in `candidates`.
+    pub generation: u32,
     pub credentials: Credentials,
     pub capabilities_effective: u64,
     /// Inode of the cgroup v2 directory.
     pub cgroup_id: u64,
     /// NUL-padded.
     pub comm: [u8; COMM_BYTES],
+    /// Filter rules ([`crate::policy`]) that the record satisfies but for its path, which the kernel
+    /// does not know for sure: the agent decides. 0 for nearly all.
+    pub candidates: u64,
 }
 
 /// In the order in which `struct cred` has them, so that one read fills all eight.
@@ -520,7 +524,7 @@ mod tests {
 
     #[test]
     fn sizes_are_the_abi() {
-        assert_eq!(size_of::<Header>(), 152);
+        assert_eq!(size_of::<Header>(), 160);
         assert_eq!(size_of::<SectionHeader>(), 8);
     }
 

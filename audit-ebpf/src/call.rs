@@ -57,7 +57,7 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
     if !wanted(call, shape) {
         return None;
     }
-    let (mut writer, payload) = Writer::begin::<record::Call>(shape.class, shape.kind, call.via)?;
+    let (mut writer, payload) = Writer::begin::<record::Call>(shape.class, shape.kind, call)?;
     writer.header().form = form::CALL;
     payload.result = call.result;
     payload.slot = call.slot;

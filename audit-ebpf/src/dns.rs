@@ -21,7 +21,7 @@ use aya_ebpf::{
 use crate::{
     file, kernel,
     network::{AF_INET, AF_INET6, IPPROTO_TCP, Of, SOCK_DONE, describe, given},
-    record::Writer,
+    record::{Origin, Writer},
     settings::offset,
     syscall::{Call, at_exit},
     task,
@@ -53,6 +53,7 @@ pub struct Moved {
     flags: u64,
     short_pointers: u64,
     via: u64,
+    slot: u64,
 }
 
 #[map]
@@ -72,6 +73,7 @@ impl Moved {
             flags,
             short_pointers: call.has_short_pointers().into(),
             via: call.via.into(),
+            slot: call.slot.into(),
         }
     }
 }
@@ -199,7 +201,11 @@ fn try_tell() -> Option<()> {
     if name.map_or(u16::from_be(port), |(port, _)| port) != PORT {
         return None;
     }
-    let (mut writer, payload) = Writer::begin::<Dns>(class::NETWORK, kind::DNS, moved.via as u8)?;
+    let origin = Origin {
+        via: moved.via as u8,
+        slot: moved.slot as u32,
+    };
+    let (mut writer, payload) = Writer::begin::<Dns>(class::NETWORK, kind::DNS, origin)?;
     describe(&mut payload.socket, of.sock, of.inode);
     if let Some((port, address)) = name {
         payload.socket.peer_port = port;

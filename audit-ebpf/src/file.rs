@@ -130,7 +130,10 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
         count_filtered(class::FILE);
         return None;
     }
-    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via)?;
+    let Some((mut writer, payload)) = Writer::begin::<Open>(class::FILE, kind::OPEN, call) else {
+        objects::forget(true); // or the next open would take it for its own
+        return None;
+    };
     payload.result = call.result;
     payload.flags = open_flags(call, shape);
     payload.outcome = outcome(
@@ -157,7 +160,7 @@ pub fn is_reported(mode: u32, path: &Path) -> bool {
 
 #[inline(always)]
 fn try_refused(call: &Call, shape: &Shape) -> Option<()> {
-    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call.via)?;
+    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, call)?;
     payload.result = call.result;
     payload.flags = open_flags(call, shape);
     payload.outcome = outcome(payload.flags, payload.flags & O_ACCMODE != 0, false);

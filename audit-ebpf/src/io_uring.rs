@@ -15,7 +15,7 @@ mod socket;
 use audit_common::{
     limits::{URING_OPERATIONS, URING_RECORD_BYTES, URING_REQUESTS, URING_SOCKET_BYTES},
     offsets::MISSING,
-    record::{self, Header, Socket, section},
+    record::{self, Header, Socket, section, via},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -30,7 +30,7 @@ use crate::{
     file, kernel, path,
     path::Path,
     preemption,
-    record::{Writer, count_pending_full, file_object},
+    record::{Origin, Writer, count_pending_full, file_object},
     settings::{offset, setting},
     syscall,
 };
@@ -121,6 +121,18 @@ struct Request {
     opcode: u8,
     /// It is told now, for no result will be found.
     now: bool,
+    /// Of the system call that it is the same as.
+    slot: u32,
+}
+
+impl Request {
+    #[inline(always)]
+    fn origin(&self) -> Origin {
+        Origin {
+            via: via::IO_URING,
+            slot: self.slot,
+        }
+    }
 }
 
 /// `io_uring_submit_req(request)`, `io_uring_submit_sqe(request, ...)`, or before Linux 6.0
@@ -164,6 +176,7 @@ fn try_submit(at: u64) -> Option<()> {
         flags,
         opcode,
         now: setting!(uring_complete_request) == MISSING || flags & SKIP_SUCCESS != 0,
+        slot,
     };
     match opcode {
         OPENAT | OPENAT2 => names::open(&request),
@@ -172,7 +185,7 @@ fn try_submit(at: u64) -> Option<()> {
         SOCKET => socket::socket(&request),
         BIND | LISTEN => socket::local(&request, opcode == LISTEN),
         SEND | SEND_ZC | SENDMSG | SENDMSG_ZC => socket::send(&request),
-        _ => names::call(&request, slot, shape),
+        _ => names::call(&request, shape),
     }
 }
 
@@ -230,7 +243,6 @@ fn keep(request: &Request, writer: Writer) -> Option<()> {
         }
         count_pending_full(writer.class());
     }
-    writer.number()?;
     writer.send();
     Some(())
 }

@@ -5,7 +5,7 @@
 //! the logic is `try_*`.
 //! [`syscall`] leads a returning system call to its program. Shared by them: [`record`] builds a
 //! record and sends it, [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`]
-//! reads kernel memory, [`settings`] is what the agent decided.
+//! reads kernel memory, [`settings`] is what the agent decided, [`policy`] what it leaves out.
 //!
 //! Invariants: a sequence number is taken before the ring is tried; nothing is written to a ring
 //! but whole records; every loop has a bound from `audit_common::limits`.
@@ -25,6 +25,7 @@ mod log;
 mod network;
 mod objects;
 mod path;
+mod policy;
 mod preemption;
 mod process;
 mod record;

@@ -6,7 +6,7 @@
 
 use audit_common::{
     class, kind, limits,
-    record::{Flow, Header, Socket, section, socket_flags, via},
+    record::{Flow, Header, Socket, section, socket_flags},
 };
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
@@ -18,7 +18,8 @@ use aya_ebpf::{
 use crate::{
     dns, file, kernel, preemption,
     process::argument,
-    record::{BTF_TRACEPOINT, Writer, count_filtered, count_pending_full},
+    policy,
+    record::{BTF_TRACEPOINT, Origin, Writer, count_filtered, count_pending_full},
     settings::offset,
     syscall::{Call, at_exit},
     task,
@@ -159,7 +160,7 @@ fn try_connect(call: &Call, fd: u64, address: u64) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::CONNECT, call.via)?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::CONNECT, call)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
     if payload.peer_port == 0
@@ -219,6 +220,7 @@ fn owned(who: &Header, of: &Of, incoming: bool) -> Option<&'static mut Owned> {
     // SAFETY: a per-CPU map value that the network class alone uses.
     let owned = unsafe { &mut *owned };
     task::copy(&mut owned.who, who);
+    policy::of_owner(&mut owned.who);
     owned.inode = of.inode;
     // SAFETY: no arguments.
     owned.begin_ns = unsafe { bpf_ktime_get_boot_ns() };
@@ -343,7 +345,7 @@ fn try_accept(call: &Call) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, call.via)?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::ACCEPT, call)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
     accepted(writer, payload, &of);
@@ -360,7 +362,7 @@ fn try_bind(call: &Call, fd: u64, address: u64) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::BIND, call.via)?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::BIND, call)?;
     payload.result = call.result;
     describe(payload, of.sock, of.inode);
     if call.result < 0
@@ -384,7 +386,7 @@ fn try_listen(call: &Call, fd: u64, backlog: u64) -> Option<()> {
     if !of.is_inet() {
         return None;
     }
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::LISTEN, call.via)?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::LISTEN, call)?;
     payload.result = call.result;
     payload.backlog = backlog as u32;
     describe(payload, of.sock, of.inode);
@@ -428,7 +430,7 @@ fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Opti
         return None;
     }
     let (writer, payload) =
-        Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call.via)?;
+        Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call)?;
     payload.result = call.result;
     describe_special(payload, family, socket_type, protocol);
     if let Some(of) = Of::descriptor(call.result as u64) {
@@ -445,7 +447,7 @@ pub const UNIX_NAME_BYTES: u64 = 108;
 #[inline(always)]
 fn try_unix_connect(call: &Call, of: &Of, address: u64) -> Option<()> {
     let (mut writer, payload) =
-        Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call.via)?;
+        Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call)?;
     payload.result = call.result;
     describe_unix(payload, of);
     if call.result != 0 || !unix_peer_section(&mut writer, payload, of) {
@@ -584,6 +586,8 @@ fn try_messages(call: &Call) -> Option<()> {
             first: call.argument::<1>(),
             sent: call.result as u64,
             short_pointers: call.has_short_pointers().into(),
+            slot: call.slot.into(),
+            via: call.via.into(),
         }
     };
     let mut index = 0;
@@ -607,6 +611,8 @@ struct Messages {
     first: u64,
     sent: u64,
     short_pointers: u64,
+    slot: u64,
+    via: u64,
 }
 
 /// A global function, as [`crate::path::climb_step`].
@@ -623,17 +629,21 @@ pub extern "C" fn one_message(index: u32) -> u32 {
     let stride = if short { 32 } else { 64 };
     let message = batch.first + u64::from(index) * stride;
     let address = message_address(message, short).unwrap_or(0);
-    datagram(batch.fd, address, via::SYS_EXIT, batch.sent as i64);
+    let origin = Origin {
+        via: batch.via as u8,
+        slot: batch.slot as u32,
+    };
+    datagram(batch.fd, address, origin, batch.sent as i64);
     0
 }
 
 #[inline(always)]
 fn try_datagram(call: &Call, fd: u64, address: u64) -> Option<()> {
-    datagram(fd, address, call.via, call.result)
+    datagram(fd, address, call.into(), call.result)
 }
 
 #[inline(always)]
-fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
+fn datagram(fd: u64, address: u64, origin: Origin, result: i64) -> Option<()> {
     if address == 0 {
         return None; // connected: connect told the peer
     }
@@ -646,8 +656,8 @@ fn datagram(fd: u64, address: u64, via: u8, result: i64) -> Option<()> {
     if peer.told_lately() {
         return None;
     }
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::DATAGRAM, origin)?;
     peer.remember();
-    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::DATAGRAM, via)?;
     describe(payload, of.sock, of.inode);
     payload.result = result;
     payload.peer_port = port;

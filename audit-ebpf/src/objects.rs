@@ -6,7 +6,7 @@
 //! record. Only a call that succeeded has surely come by its hook, so only such a one takes it.
 
 use audit_common::{
-    limits,
+    class, limits,
     record::{FileObject, section},
 };
 use aya_ebpf::{
@@ -19,6 +19,7 @@ use aya_ebpf::{
 use crate::{
     file, kernel, path,
     path::Path,
+    policy,
     record::{Writer, file_object},
     settings::{self, offset},
 };
@@ -32,6 +33,10 @@ pub struct Seen {
     /// The `struct file` of an open.
     opened: u64,
     mode: u64,
+    /// Filter rules that ask for the first path and are satisfied by it, and their generation; 0
+    /// where the path is not known for sure.
+    path_rules: u64,
+    generation: u64,
     sections: [u8; limits::OBJECT_BYTES],
 }
 
@@ -55,6 +60,12 @@ fn keep(first: Path, second: Option<Path>, opened: u64, mode: u32) -> Option<()>
     let mut writer = Writer::draft()?;
     let start = writer.end();
     path::section(&mut writer, section::OBJECT, first);
+    let generation = policy::generation();
+    let (mut known, mut path_rules) = (0, 0);
+    if generation != 0 && policy::policy_prefix(class::FILE.into()) != 0 {
+        known = generation;
+        path_rules = policy::prefix_rules(class::FILE.into());
+    }
     if let Some(second) = second
         && writer.has_room()
     {
@@ -70,6 +81,8 @@ fn keep(first: Path, second: Option<Path>, opened: u64, mode: u32) -> Option<()>
     room.size = size;
     room.opened = opened;
     room.mode = mode.into();
+    room.path_rules = path_rules;
+    room.generation = known.into();
     file_object(&mut room.file, first.inode());
     // SAFETY: both are map memory, and the size is bounded by that of the destination.
     unsafe {
@@ -116,6 +129,10 @@ impl Taken {
         let kept = self.0.size > 0 && writer.has_room();
         if kept {
             writer.kernel_bytes::<MOST>(self.0.sections.as_ptr() as u64, self.0.size);
+            let header = writer.header();
+            if header.candidates != 0 && self.0.generation != 0 {
+                policy::path_known(header, self.0.generation as u32, self.0.path_rules);
+            }
         }
         let _ = SEEN.remove(key(self.0.opened != 0));
         kept

@@ -5,14 +5,14 @@
 //! old or the new name of a component.
 
 use audit_common::{
-    limits::{NAME_BYTES, PATH_COMPONENTS},
-    record::section_flags,
+    limits::{FILTER_COMPONENTS, NAME_BYTES, PATH_COMPONENTS},
+    record::{section, section_flags},
 };
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 use crate::{
-    kernel,
-    record::{CLASSES, Writer},
+    kernel, policy,
+    record::{CLASSES, Writer, bounded},
     settings::offset,
     task,
 };
@@ -99,14 +99,14 @@ pub fn section(writer: &mut Writer, tag: u8, path: Path) {
     let climb = unsafe { &mut *climb };
     let mut open = writer.section(tag);
     let start = writer.end();
-    *climb = Climb {
-        start,
-        at: path,
-        mount_root: kernel::pointer(path.mount, offset!(vfsmount_root)),
-        root: Path::root(),
-        root_at: BELOW_ROOT,
-        flags: section_flags::TRUNCATED.into(),
-    };
+    // One by one: the names would be zeroed too.
+    climb.start = start;
+    climb.at = path;
+    climb.mount_root = kernel::pointer(path.mount, offset!(vfsmount_root));
+    climb.root = Path::root();
+    climb.root_at = BELOW_ROOT;
+    climb.flags = section_flags::TRUNCATED.into();
+    climb.components = 0;
     writer.suspend();
     let mut passes = 0;
     while passes < PATH_COMPONENTS && climb_step(class.into()) == CONTINUE {
@@ -124,6 +124,9 @@ pub fn section(writer: &mut Writer, tag: u8, path: Path) {
     }
     open.root_at = root_at as u16;
     writer.close(open);
+    if tag == section::PATH && writer.header().candidates != 0 {
+        policy::policy_path(class.into());
+    }
 }
 
 /// `Climb::root_at` until the process's root is met.
@@ -140,7 +143,39 @@ struct Climb {
     root_at: u64,
     /// TRUNCATED until the walk has ended.
     flags: u64,
+    /// Names met below the process's root, and where in the record the last of them begin.
+    components: u64,
+    names: [u16; FILTER_COMPONENTS],
 }
+
+/// Where in a record the names are of the path that was walked last.
+pub struct Names(&'static Climb);
+
+impl Names {
+    /// `None` where the walk did not come to the process's root, so that it is not known what the
+    /// path is to the process.
+    #[inline(always)]
+    pub fn of(class: u32) -> Option<Self> {
+        let climb = CLIMBS.get_ptr(class)?;
+        // SAFETY: as in `section`.
+        let climb = unsafe { &*climb };
+        (climb.flags == 0 && climb.root_at != BELOW_ROOT).then_some(Self(climb))
+    }
+
+    /// The name `depth` steps below the root, of those kept.
+    #[inline(always)]
+    pub fn at(&self, depth: u64) -> Option<u64> {
+        let components = self.0.components;
+        if depth >= components || depth >= FILTER_COMPONENTS as u64 {
+            return None;
+        }
+        let at = bounded::<LAST_NAME>(components - 1 - depth);
+        // SAFETY: the mask is that of the array's size.
+        Some(unsafe { *self.0.names.as_ptr().add(at as usize) }.into())
+    }
+}
+
+const LAST_NAME: u64 = FILTER_COMPONENTS as u64 - 1;
 
 const CONTINUE: u32 = 0;
 const STOP: u32 = 1;
@@ -165,6 +200,12 @@ pub extern "C" fn climb_step(class: u32) -> u32 {
         return cross(climb);
     }
     let link: Link = kernel::read(climb.at.dentry, offset!(dentry_parent));
+    if climb.root_at == BELOW_ROOT {
+        let at = bounded::<LAST_NAME>(climb.components);
+        // SAFETY: the mask is that of the array's size.
+        unsafe { *climb.names.as_mut_ptr().add(at as usize) = writer.end() as u16 };
+        climb.components += 1;
+    }
     let read = writer.kernel_text::<{ NAME_BYTES as u32 }>(link.name);
     writer.suspend();
     if link.parent == climb.at.dentry {

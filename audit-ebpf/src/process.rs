@@ -62,8 +62,9 @@ fn try_exec(via: u8, bprm: u64) -> Option<()> {
         path::section(&mut writer, section::CWD, Path::working_directory());
     }
     let sent = arguments(&mut writer, start, total);
-    let exec_sequence = writer.header().sequence;
+    let header = writer.header();
     writer.send();
+    let exec_sequence = header.sequence;
     if sent < total {
         let rest = REST.get_ptr_mut(0)?;
         // SAFETY: a per-CPU map value that only this program uses.
@@ -146,7 +147,7 @@ at_exit!(exit_exec, exit_exec_kprobe: |call| {
 fn try_exec_failed(call: &Call) -> Option<()> {
     let shape = call.shape()?;
     let (mut writer, payload) =
-        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, call.via)?;
+        Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, call)?;
     payload.result = call.result;
     let given = call.argument_at(shape.path);
     user_section(&mut writer, section::GIVEN, given);

@@ -7,8 +7,10 @@
 use core::arch::asm;
 
 use audit_common::{
+    call::SLOTS,
     class,
     config::Counters,
+    kind,
     limits::{SCRATCH_BYTES, TAIL_BYTES},
     record::{Header, SectionHeader, form, section_flags, via},
 };
@@ -22,7 +24,7 @@ use aya_ebpf::{
     maps::{PerCpuArray, RingBuf},
 };
 
-use crate::{kernel, settings, task};
+use crate::{kernel, policy, settings, syscall::Call, task};
 
 // A lane each, so that a flood in one evicts nothing of another. The agent sets the sizes.
 #[map]
@@ -51,6 +53,32 @@ const AVAILABLE: u64 = aya_ebpf::bindings::BPF_RB_AVAIL_DATA as u64;
 #[repr(C, align(8))]
 pub struct Scratch([u8; SCRATCH_BYTES]);
 
+/// Which hook writes a record, and of which system call.
+#[derive(Clone, Copy)]
+pub struct Origin {
+    /// [`via`]
+    pub via: u8,
+    /// [`audit_common::call`]; SLOTS for none.
+    pub slot: u32,
+}
+
+impl From<u8> for Origin {
+    #[inline(always)]
+    fn from(via: u8) -> Self {
+        Self { via, slot: SLOTS }
+    }
+}
+
+impl From<&Call> for Origin {
+    #[inline(always)]
+    fn from(call: &Call) -> Self {
+        Self {
+            via: call.via,
+            slot: call.slot,
+        }
+    }
+}
+
 /// A record under construction.
 pub struct Writer {
     base: *mut u8,
@@ -67,7 +95,7 @@ pub fn bounded<const MASK: u64>(mut value: u64) -> u64 {
     value
 }
 
-const HALF: u64 = TAIL_BYTES as u64 - 1;
+pub const HALF: u64 = TAIL_BYTES as u64 - 1;
 
 /// Counts what a program left out on purpose.
 #[inline(always)]
@@ -76,6 +104,31 @@ pub fn count_filtered(class: u8) {
         // SAFETY: a per-CPU map value, valid for the program's run.
         unsafe { (*counters).filtered += 1 };
     }
+}
+
+/// Counts what is beyond a budget.
+#[inline(always)]
+pub fn count_shed(class: u8) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(class.into()) {
+        // SAFETY: as above.
+        unsafe { (*counters).shed += 1 };
+    }
+}
+
+/// The record of a class on this CPU, finished or not.
+#[inline(always)]
+pub fn header_of(class: u32) -> Option<&'static mut Header> {
+    let base: *mut Header = SCRATCH.get_ptr_mut(class)?.cast();
+    // SAFETY: the start of a per-CPU map value, which is larger than a header.
+    Some(unsafe { &mut *base })
+}
+
+/// The bytes of that record from `at` on.
+#[inline(always)]
+pub fn bytes_of(class: u32, at: u64) -> Option<*const u8> {
+    let base: *const u8 = SCRATCH.get_ptr(class)?.cast();
+    // SAFETY: within the first half of the buffer.
+    Some(unsafe { base.add(bounded::<HALF>(at) as usize) })
 }
 
 /// Counts a connect whose outcome will not be known.
@@ -88,16 +141,30 @@ pub fn count_pending_full(class: u8) {
 }
 
 impl Writer {
-    /// A record of the current task with a payload of `T` (zeroed). `None` when the task is one of
-    /// ours, which is counted as filtered.
+    /// A record of the current task with a payload of `T` (zeroed), to be sent, or kept until
+    /// [`Self::restore`]. `None` when the task is one of ours or a rule hides the record, which is
+    /// counted as filtered. Connections are followed though a rule hides how they began; such a
+    /// record is hidden when it is sent.
     #[inline(always)]
-    pub fn begin<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
+    pub fn begin<T>(
+        class: u8,
+        kind: u16,
+        origin: impl Into<Origin>,
+    ) -> Option<(Self, &'static mut T)> {
         if settings::ignored(task::current_pid()) {
             count_filtered(class);
             return None;
         }
-        let (writer, payload) = Self::reserve::<T>(class, kind, via)?;
+        let Origin { via, slot } = origin.into();
+        let (writer, payload) = Self::blank::<T>(class, kind, via)?;
         task::fill(writer.header());
+        let followed = kind == kind::CONNECT || kind == kind::ACCEPT;
+        if policy::generation() != 0
+            && !kind::is_kept(kind)
+            && policy::policy_judge(class.into(), slot, followed.into()) == policy::HIDDEN
+        {
+            return None;
+        }
         Some((writer, payload))
     }
 
@@ -109,8 +176,13 @@ impl Writer {
         via: u8,
         who: &Header,
     ) -> Option<(Self, &'static mut T)> {
-        let (writer, payload) = Self::reserve::<T>(class, kind, via)?;
+        let (writer, payload) = Self::blank::<T>(class, kind, via)?;
         task::copy(writer.header(), who);
+        if policy::generation() != 0 {
+            policy::policy_judge_owner(class.into());
+        } else {
+            writer.header().candidates = 0;
+        }
         Some((writer, payload))
     }
 
@@ -130,19 +202,6 @@ impl Writer {
     pub fn at(&self, start: u64) -> *const u8 {
         // SAFETY: within the first half of the buffer.
         unsafe { self.base.add(bounded::<HALF>(start) as usize) }
-    }
-
-    /// As [`Self::begin`], without a number: to be kept until [`Self::restore`], or to get its
-    /// [`Self::number`] after all.
-    #[inline(always)]
-    pub fn prepare<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
-        if settings::ignored(task::current_pid()) {
-            count_filtered(class);
-            return None;
-        }
-        let (writer, payload) = Self::blank::<T>(class, kind, via)?;
-        task::fill(writer.header());
-        Some((writer, payload))
     }
 
     /// Takes up a prepared record of `BYTES` that was kept at `kept`, in kernel memory. Its payload must be
@@ -165,16 +224,8 @@ impl Writer {
                 class,
             };
             writer.reload();
-            writer.number()?;
             Some((writer, &mut *base.add(size_of::<Header>()).cast::<T>()))
         }
-    }
-
-    #[inline(always)]
-    fn reserve<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
-        let (writer, payload) = Self::blank::<T>(class, kind, via)?;
-        writer.number()?;
-        Some((writer, payload))
     }
 
     #[inline(always)]
@@ -191,7 +242,8 @@ impl Writer {
         header.class = class;
         header.via = via;
         header.form = form::OF_KIND;
-        header.reserved2 = 0;
+        header.generation = 0;
+        header.candidates = 0;
         // SAFETY: base has room for a header and any payload.
         unsafe {
             let payload = base.add(size_of::<Header>()).cast::<T>();
@@ -200,9 +252,9 @@ impl Writer {
         }
     }
 
-    /// Gives the record its number and its time: from here on it must be sent.
+    /// Gives the record its number and its time: now it must be sent.
     #[inline(always)]
-    pub fn number(&self) -> Option<()> {
+    fn number(&self) -> Option<()> {
         let counters = COUNTERS.get_ptr_mut(self.class.into())?;
         let header = self.header();
         // SAFETY: counters is a per-CPU map value.
@@ -396,9 +448,16 @@ impl Writer {
         failed == 0
     }
 
-    /// Sends the record; what does not fit into the ring is counted, and its number is missed.
+    /// Sends the record, unless a rule hides it or it is beyond a budget; what does not fit into the
+    /// ring is counted, and its number is missed.
     #[inline(always)]
     pub fn send(self) {
+        if policy::generation() != 0 && policy::policy_admit(self.class.into()) != policy::PASSES {
+            return;
+        }
+        if self.number().is_none() {
+            return;
+        }
         const ALL: u64 = SCRATCH_BYTES as u64 - 1;
         let size = bounded::<ALL>(self.end);
         self.header().size = size as u32;

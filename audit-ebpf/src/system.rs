@@ -105,7 +105,7 @@ fn try_bpf(call: &Call) -> Option<()> {
     if changes_map && !settings::own_map(kernel::read(object, offset!(map_id))) {
         return None;
     }
-    let (mut writer, payload) = Writer::begin::<record::Bpf>(class::PROCESS, kind::BPF, call.via)?;
+    let (mut writer, payload) = Writer::begin::<record::Bpf>(class::PROCESS, kind::BPF, call)?;
     payload.result = call.result;
     payload.command = command;
     payload.is_program = is_program.into();

@@ -97,4 +97,6 @@ pub fn copy(header: &mut Header, from: &Header) {
     header.capabilities_effective = from.capabilities_effective;
     header.cgroup_id = from.cgroup_id;
     header.comm = from.comm;
+    header.generation = from.generation;
+    header.candidates = from.candidates;
 }

@@ -4,6 +4,7 @@
 //! * [`columns`]: the event as a flat row, derived from the descriptor. Store, detection, filters
 //!   and documentation use it, so that none of them has code per event kind.
 //! * [`text`]: the one reversible escape for bytes that are not UTF-8.
+//! * [`totals`]: the lines of totals in a heartbeat.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@
 )]
 pub mod columns;
 pub mod text;
+pub mod totals;
 
 /// Generated from `proto/audit/v1`.
 #[allow(

@@ -144,6 +144,25 @@ impl Stack {
             .context("waiting for the agent's first event")
     }
 
+    /// Gives the running agent another configuration by SIGHUP; returns when it is in force.
+    pub fn reload_agent(&mut self, yaml: &str) -> Result<()> {
+        const RELOADS: &str = "select count(*) from events where agent_action = 'reload'";
+        let before = self.number(RELOADS)?;
+        self.hang_up_agent(yaml)?;
+        self.wait_until(
+            "the new configuration is in force",
+            ARRIVAL_TIMEOUT,
+            |stack| Ok(stack.number(RELOADS)? > before),
+        )
+    }
+
+    /// The same, without a wait.
+    pub fn hang_up_agent(&mut self, yaml: &str) -> Result<()> {
+        std::fs::write(self.directory.path().join("agent.yaml"), yaml)?;
+        let pid = self.agent_pid().context("no agent runs")?;
+        daemon::signal(pid, libc::SIGHUP)
+    }
+
     pub fn collector_pid(&self) -> Option<u32> {
         self.collector.as_ref().map(Daemon::pid)
     }

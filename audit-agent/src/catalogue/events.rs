@@ -27,7 +27,7 @@ use crate::{
     probe::OBJECT_KINDS,
     process::{Key, Limits, Table},
     sample::{self, Sample},
-    source::{Loss, Skip},
+    source::{Loss, ShedCount, Skip},
     users::Users,
 };
 
@@ -315,8 +315,8 @@ fn own_forms(kind: u16) -> Vec<Sample> {
     }
 }
 
-/// Columns of what the agent says about itself: `lost`, `heartbeat`, `agent`.
-pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 3] {
+/// Columns of what the agent says about itself: `lost`, `shed`, `heartbeat`, `agent`.
+pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 4] {
     let clock = Clock::from_offset(0);
     let loss = Loss {
         class: 1,
@@ -349,12 +349,31 @@ pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 3] {
             ]),
         ),
         (
+            "shed",
+            "A cgroup made more events than `capture.budgets` allows; these were left out for it, and \
+             are counted. At most one event a second for each cgroup and class.",
+            of(&[own::shed(
+                &clock,
+                &ShedCount {
+                    class: 3,
+                    cgroup_id: Some(1),
+                    shed: 1,
+                    sampled: 1,
+                },
+                "/a".to_owned(),
+            )]),
+        ),
+        (
             "heartbeat",
             "The agent is alive: totals of this run.",
             of(&[own::heartbeat(
                 &clock,
                 "hash",
-                own::Totals::default(),
+                own::Totals {
+                    classes: vec!["file".to_owned()],
+                    filters: vec!["rule".to_owned()],
+                    ..own::Totals::default()
+                },
                 detail(),
             )]),
         ),

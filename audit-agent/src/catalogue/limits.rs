@@ -47,8 +47,9 @@ pub const GENERAL: &[(&str, &str)] = &[
     ),
     (
         "Left out",
-        "The agent itself, and kinds in `capture.off_kinds` and events in `filters.exclude` of its \
-         configuration.",
+        "The agent itself, and by its configuration: kinds in `capture.off_kinds`, what \
+         `capture.filters` hides (`agent_filter_totals` of `heartbeat` counts it by rule), and what \
+         is beyond `capture.budgets` (told by `shed`). `exec`, `fork` and `exit` are never left out.",
     ),
 ];
 

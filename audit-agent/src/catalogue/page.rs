@@ -46,7 +46,7 @@ pub fn page() -> Option<String> {
     paragraph(
         &mut out,
         "Who did it, when, in which container, and where it was counted. What the host does not \
-         know is absent. `lost`, `heartbeat` and `agent` have no process.",
+         know is absent. `lost`, `shed`, `heartbeat` and `agent` have no process.",
     );
     list(&mut out, &shared);
     for row in kind::ALL {

@@ -20,7 +20,11 @@ use tonic::{Request, Response, Status, Streaming};
 use zerocopy::IntoBytes as _;
 
 use super::*;
-use crate::{replay::Replay, sample, source::Loss};
+use crate::{
+    replay::Replay,
+    sample,
+    source::{LeftOut, Loss},
+};
 
 /// A collector that stores in memory, and may break sessions.
 #[derive(Clone, Default)]
@@ -189,7 +193,7 @@ impl Agent {
             run: "0123456789ab".to_owned(),
         };
         let (config, stop) = (self.config.clone(), self.stop.subscribe());
-        tokio::spawn(async move { run(source, &config, identity, stop).await })
+        tokio::spawn(async move { run(source, config, identity, stop.into()).await })
     }
 
     /// All that a collector has when the agent was stopped after the first event of `kind`.
@@ -452,13 +456,45 @@ async fn what_is_missing_or_not_understood_is_told() {
     );
 }
 
+/// Records that the kernel's filter has let pass, or left open.
+struct Ruled {
+    replay: Replay,
+    policy: Arc<crate::policy::Policy>,
+}
+
+impl Source for Ruled {
+    fn next(&mut self, timeout: Duration, round: &mut Round) -> io::Result<()> {
+        self.replay.next(timeout, round)
+    }
+
+    fn counters(&self) -> [KernelCounters; 4] {
+        self.replay.counters()
+    }
+
+    fn ignore(&mut self, pid: u32) -> io::Result<()> {
+        self.replay.ignore(pid)
+    }
+
+    fn left_out(&mut self) -> io::Result<LeftOut> {
+        Ok(LeftOut {
+            rules: Some((1, Arc::clone(&self.policy))),
+            shed: Vec::new(),
+        })
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_and_long_arguments_leave_no_gaps() {
     let mut agent = Agent::new();
-    agent.config.filters.exclude = vec![crate::filter::Exclude {
-        path_prefixes: vec!["/tmp/".to_owned()],
+    agent.config.capture.filters = vec![crate::policy::Rule {
+        name: "temporary".to_owned(),
+        paths: vec!["/tmp/".to_owned()],
         ..Default::default()
     }];
+    // As the kernel sends it where it cannot decide about the path.
+    let mut open = sample::record(kind::OPEN);
+    open.header.generation = 1;
+    open.header.candidates = 1;
     let whole = b"first\0second\0".to_vec();
     let mut exec = sample::record(kind::EXEC).section(section::ARGV, &whole[..8]);
     exec.payload.clear();
@@ -475,14 +511,13 @@ async fn filters_and_long_arguments_leave_no_gaps() {
     .as_bytes()
     .to_vec();
     let exit = sample::record(kind::EXIT).bytes();
-    let records = [
-        exec.bytes(),
-        rest.bytes(),
-        sample::record(kind::OPEN).bytes(),
-        exit.clone(),
-        exit,
-    ];
-    let events = agent.record(agent.replay(&records), Kind::Exit).await;
+    let records = [exec.bytes(), rest.bytes(), open.bytes(), exit.clone(), exit];
+    let policy = Arc::new(agent.config.policy().expect("policy"));
+    let source = Ruled {
+        replay: agent.replay(&records),
+        policy,
+    };
+    let events = agent.record(source, Kind::Exit).await;
     assert_eq!(
         of_kind(&events, Kind::Exit).len(),
         1,
@@ -504,6 +539,9 @@ async fn filters_and_long_arguments_leave_no_gaps() {
         .as_ref()
         .expect("agent");
     assert_eq!(heartbeat.filtered, Some(1));
+    assert_eq!(heartbeat.filter_totals, ["temporary hidden=1"]);
+    let file = "file seen=1 filtered=1 shed=0 lost=0 sent=0".to_owned();
+    assert!(heartbeat.class_totals.contains(&file), "{heartbeat:?}");
     assert!(
         heartbeat.detail.contains("merged_exits=1"),
         "{}",

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use audit_proto::{
     columns::{self, COLUMNS, Value},
-    v1::{Endpoint, Event, Exit, File, Kind, Lost, Process, Socket, TargetProcess},
+    v1::{Endpoint, Event, Exit, File, Kind, Lost, Process, Shed, Socket, TargetProcess},
 };
 
 use super::Span;
@@ -48,6 +48,7 @@ impl Action {
             Kind::Unlink => unlink(event),
             Kind::Rename => rename(event),
             Kind::Lost => ("LOST", Style::Alarm, lost(event.lost.as_ref())),
+            Kind::Shed => ("SHED", Style::Yellow, shed(event.shed.as_ref())),
             Kind::Heartbeat => ("beat", Style::Dim, totals(event)),
             Kind::Agent => ("agent", Style::Dim, agent(event)),
             Kind::Unspecified => ("event", Style::Plain, unknown(event)),
@@ -368,6 +369,23 @@ fn lost(lost: Option<&Lost>) -> Vec<Span> {
         text += &format!(": {}", display::safe(&lost.cause));
     }
     vec![Span::new(Style::Alarm, text)]
+}
+
+fn shed(shed: Option<&Shed>) -> Vec<Span> {
+    let Some(shed) = shed else {
+        return Vec::new();
+    };
+    let class = columns::class_name(shed.class).unwrap_or(Cow::Borrowed("unknown"));
+    let count = shed.count.unwrap_or_default();
+    let mut text = display::plural(count, &format!("{class} event"));
+    text += " beyond the budget";
+    if !shed.cgroup.is_empty() {
+        text += &format!(" of cgroup {}", display::safe(&shed.cgroup));
+    }
+    if let Some(sampled) = shed.sampled.filter(|sampled| *sampled > 0) {
+        text += &format!(", another {} recorded as a sample", display::count(sampled));
+    }
+    vec![Span::new(Style::Yellow, text)]
 }
 
 fn agent(event: &Event) -> Vec<Span> {

@@ -1,6 +1,6 @@
 use audit_proto::v1::{
     Class, Container, Endpoint, Exit, File, Host, Kind, Lost, Parent, Process, Result as Outcome,
-    Rule, Socket,
+    Rule, Shed, Socket,
 };
 use jiff::tz::TimeZone;
 
@@ -146,6 +146,28 @@ fn lost() -> Event {
         ..Default::default()
     });
     e
+}
+
+#[test]
+fn what_a_budget_shed_names_the_cgroup_and_the_sample() {
+    let mut e = event(Kind::Shed, "", 0);
+    e.process = None;
+    e.shed = Some(Shed {
+        class: Class::File.into(),
+        cgroup: "/system.slice/a.service".to_owned(),
+        count: Some(1234),
+        sampled: Some(12),
+        ..Default::default()
+    });
+    let text = compact(None).event(&e);
+    for part in [
+        "SHED",
+        "1,234 file events",
+        "/system.slice/a.service",
+        "another 12",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in {text}");
+    }
 }
 
 #[test]

@@ -11,7 +11,10 @@ use super::{
     fresh::Unplaced,
     rows::{BLOCK_EVENTS, RowsBuilder},
 };
-use crate::{problems::Problems, streams::StreamKey};
+use crate::{
+    problems::Problems,
+    streams::{StreamKey, Totals},
+};
 
 /// `position` has 20 bits for the place in a batch.
 const MAX_EVENTS: usize = 1 << 20;
@@ -23,6 +26,8 @@ pub struct Prepared {
     pub hash: Vec<u8>,
     pub host_name: String,
     pub lost: i64,
+    /// Of the last heartbeat in it, if there is one.
+    pub totals: Option<Totals>,
     pub unplaced: Unplaced,
 }
 
@@ -70,6 +75,11 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
         return Err(Refused::TooMany(count));
     }
     let lost_column = columns::index("lost_count");
+    let totals_columns = (
+        columns::index("agent_class_totals"),
+        columns::index("agent_filter_totals"),
+    );
+    let mut totals = None;
     let (mut lost, mut host_name) = (0i64, String::new());
     let mut times = (i64::MAX, i64::MIN);
     let mut builder = RowsBuilder::new(count);
@@ -79,6 +89,10 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
         times = (times.0.min(event.time), times.1.max(event.time));
         if let Some(Value::Int(n)) = lost_column.and_then(|c| columns::get(&event, c)) {
             lost = lost.saturating_add(n);
+        }
+        if let Some(classes) = lines(&event, totals_columns.0) {
+            let filters = lines(&event, totals_columns.1).unwrap_or_default();
+            totals = Some(Totals { classes, filters });
         }
         if let (true, Some(host)) = (host_name.is_empty(), &event.host) {
             host_name.clone_from(&host.name);
@@ -99,6 +113,7 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
         hash: ledger::header_hash(&header).to_vec(),
         host_name,
         lost,
+        totals,
         unplaced: Unplaced {
             rows: builder.rows(),
             columns: builder.finish(),
@@ -107,6 +122,13 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
             last_time: times.1,
         },
     })
+}
+
+fn lines(event: &Event, column: Option<usize>) -> Option<Vec<String>> {
+    match columns::get(event, column?) {
+        Some(Value::TextList(lines)) => Some(lines.to_vec()),
+        _ => None,
+    }
 }
 
 /// Says what opening a log found wrong.

@@ -3,7 +3,7 @@
 use audit_common::{
     call::Shape,
     class, kind,
-    record::{self, NO_RESULT, Open, form, section, via},
+    record::{self, NO_RESULT, Open, form, section},
 };
 
 use super::{
@@ -51,7 +51,7 @@ fn text_section(writer: &mut Writer, tag: u8, text: u64) {
 
 #[inline(always)]
 pub fn open(request: &Request) -> Option<()> {
-    let (mut writer, payload) = Writer::prepare::<Open>(class::FILE, kind::OPEN, via::IO_URING)?;
+    let (mut writer, payload) = Writer::begin::<Open>(class::FILE, kind::OPEN, request.origin())?;
     payload.result = NO_RESULT;
     payload.flags = kernel::read::<u64>(request.at, offset!(uring_open_flags)) as u32;
     let writes = payload.flags & file::O_ACCMODE != 0;
@@ -74,12 +74,12 @@ struct Names {
 }
 
 #[inline(always)]
-pub fn call(request: &Request, slot: u32, shape: &Shape) -> Option<()> {
+pub fn call(request: &Request, shape: &Shape) -> Option<()> {
     let (mut writer, payload) =
-        Writer::prepare::<record::Call>(shape.class, shape.kind, via::IO_URING)?;
+        Writer::begin::<record::Call>(shape.class, shape.kind, request.origin())?;
     writer.header().form = form::CALL;
     payload.result = NO_RESULT;
-    payload.slot = slot;
+    payload.slot = request.slot;
     let names = names(request, &mut payload.arguments)?;
     if request.opcode == FTRUNCATE || request.opcode == FSETXATTR {
         if request.now {

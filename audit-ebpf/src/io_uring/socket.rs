@@ -84,8 +84,8 @@ impl Address {
 }
 
 #[inline(always)]
-fn prepare(kind: u16) -> Option<(Writer, &'static mut Socket)> {
-    let (writer, payload) = Writer::prepare::<Socket>(class::NETWORK, kind, via::IO_URING)?;
+fn prepare(request: &Request, kind: u16) -> Option<(Writer, &'static mut Socket)> {
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind, request.origin())?;
     payload.result = NO_RESULT;
     Some((writer, payload))
 }
@@ -105,7 +105,12 @@ pub fn connect(request: &Request) -> Option<()> {
     let given = kernel::pointer(request.at, offset!(uring_connect_address));
     let address = Address::of(request, given);
     let family = address.family();
-    let (mut writer, payload) = prepare(kind::CONNECT)?;
+    let kind = if family == AF_UNIX {
+        kind::UNIX_CONNECT
+    } else {
+        kind::CONNECT
+    };
+    let (mut writer, payload) = prepare(request, kind)?;
     describe_now(request, payload);
     payload.family = family;
     payload.flags |= socket_flags::PEER_FROM_ARGUMENT;
@@ -114,7 +119,6 @@ pub fn connect(request: &Request) -> Option<()> {
         payload.peer_address = bytes;
     }
     if family == AF_UNIX {
-        writer.header().kind = kind::UNIX_CONNECT;
         let size: u32 = kernel::read(request.at, offset!(uring_connect_address_size));
         let size = u64::from(size).wrapping_sub(2);
         let size = if size < UNIX_NAME_BYTES {
@@ -138,7 +142,7 @@ pub fn connect(request: &Request) -> Option<()> {
 
 #[inline(always)]
 pub fn accept(request: &Request) -> Option<()> {
-    let (writer, payload) = prepare(kind::ACCEPT)?;
+    let (writer, payload) = prepare(request, kind::ACCEPT)?;
     describe_now(request, payload);
     if request.flags & setting!(uring_accepts_many) != 0 && !request.now {
         super::keep_accept(request, &writer);
@@ -154,7 +158,7 @@ pub fn socket(request: &Request) -> Option<()> {
     if !network::is_special(family.into(), socket_type.into(), protocol.into()) {
         return None;
     }
-    let (writer, payload) = prepare(kind::SOCKET_SPECIAL)?;
+    let (writer, payload) = prepare(request, kind::SOCKET_SPECIAL)?;
     network::describe_special(payload, family.into(), socket_type.into(), protocol.into());
     keep(request, writer)
 }
@@ -162,7 +166,7 @@ pub fn socket(request: &Request) -> Option<()> {
 /// bind and listen.
 #[inline(always)]
 pub fn local(request: &Request, listens: bool) -> Option<()> {
-    let (writer, payload) = prepare(if listens { kind::LISTEN } else { kind::BIND })?;
+    let (writer, payload) = prepare(request, if listens { kind::LISTEN } else { kind::BIND })?;
     describe_now(request, payload);
     if listens {
         payload.backlog = kernel::read(request.at, offset!(uring_listen_backlog));
@@ -191,7 +195,7 @@ pub fn send(request: &Request) -> Option<()> {
             peer.remember();
         }
     }
-    let (writer, payload) = prepare(kind::DATAGRAM)?;
+    let (writer, payload) = prepare(request, kind::DATAGRAM)?;
     describe_now(request, payload);
     payload.peer_port = port;
     payload.peer_address = bytes;
