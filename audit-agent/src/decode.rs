@@ -12,6 +12,7 @@ mod dns;
 mod file;
 mod network;
 mod process;
+mod race;
 pub mod text;
 
 use audit_common::{
@@ -26,6 +27,7 @@ use text::number;
 pub use dns::{Captured, Form, captured as captured_dns, told as told_dns};
 pub use file::is_watched_read;
 pub use process::split_arguments;
+pub use race::races;
 
 /// CPU numbers accepted; Linux's largest configuration is 8192.
 pub const MAX_CPUS: u32 = 1 << 16;
@@ -147,6 +149,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
         flow,
         dns,
         shed,
+        argument_race,
     } = event;
     let wall = clock.wall(header.time_ns as i64);
     *time = wall.micros;
@@ -174,6 +177,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
     *flow = None;
     *dns = None;
     *shed = None;
+    *argument_race = None;
 }
 
 /// Who did it. exec_id, names of users and what it runs are not in a record.

@@ -48,6 +48,7 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
         flow,
         dns,
         shed,
+        argument_race,
     } = event;
     text(1, id, out);
     long(2, *time, out);
@@ -80,6 +81,7 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
     object(44, flow, out);
     object(45, dns, out);
     object(100, shed, out);
+    object(140, argument_race, out);
 }
 
 fn object<M: Message>(tag: u32, object: &Option<M>, out: &mut Vec<u8>) {

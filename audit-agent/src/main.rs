@@ -278,10 +278,16 @@ fn describe(config: &Config) -> Result<()> {
         let objects = match hook.objects {
             _ if hook.attached.is_none() => String::new(),
             Some(Ok(rung)) => format!(", objects by {rung}"),
-            Some(Err(reason)) => format!(", objects as the caller names them: {reason}"),
+            Some(Err(reason)) => format!(", no objects: {reason}"),
             None => String::new(),
         };
-        println!("  {:<14} {got}{objects}", hook.name);
+        let texts = match hook.texts {
+            _ if hook.attached.is_none() => String::new(),
+            Some(Ok(())) => ", names as the kernel copied them".to_owned(),
+            Some(Err(reason)) => format!(", names as the caller's memory has them after: {reason}"),
+            None => String::new(),
+        };
+        println!("  {:<14} {got}{objects}{texts}", hook.name);
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ mod info;
 mod io_uring;
 mod log;
 mod object;
+mod objects;
 mod policy;
 
 use std::{fs, io, sync::Arc};
@@ -29,9 +30,12 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
-use hooks::{DISPATCHER, OBJECTS, Point};
-pub(crate) use hooks::{HOOKS, OBJECT_KINDS, Place};
+#[cfg(test)]
+pub(crate) use hooks::OBJECT_KINDS;
+use hooks::{COPIES, DISPATCHER, Point};
+pub(crate) use hooks::{HOOKS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
+use objects::Plan;
 
 use crate::{Config, filter, policy::PolicyError};
 
@@ -97,33 +101,49 @@ impl Probe {
             return Err(ProbeError::NotPermitted(missing));
         }
         let types = btf::Types::of_kernel()?;
-        let no_objects = match objects_missing(&types) {
-            Some(reason) => reason,
-            None => match Self::load_with(config, &types, Ok(())) {
-                Err(ProbeError::NoObjects(reason)) => reason,
-                other => return other,
-            },
+        let (offsets, missing) = offsets(&types);
+        let copies = objects::copies_missing(&types, &offsets);
+        let mut plan = Plan {
+            rung: None,
+            refused: Vec::new(),
+            copies: copies.map_or(Ok(()), |reason| Err(reason.to_owned())),
         };
-        Self::load_with(config, &types, Err(no_objects))
+        for rung in [Rung::Trampoline, Rung::Kprobe] {
+            plan.rung = Some(rung);
+            let refused = match objects::missing(rung, &types) {
+                Some(reason) => reason,
+                None => match Self::load_with(config, &types, (&offsets, &missing), &mut plan) {
+                    Err(ProbeError::NoObjects(reason)) => reason,
+                    other => return other,
+                },
+            };
+            plan.refused.push((rung, refused));
+        }
+        plan.rung = None;
+        Self::load_with(config, &types, (&offsets, &missing), &mut plan)
     }
 
-    /// With hooks that see objects, or for that reason without.
     fn load_with(
         config: &Config,
         types: &btf::Types,
-        objects: Result<(), String>,
+        (offsets, missing): (&Offsets, &[&'static str]),
+        plan: &mut Plan,
     ) -> Result<Self, ProbeError> {
         let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
         let uname = rustix::system::uname();
         let preemptible = object::is_preemptible(&uname.release().to_string_lossy());
-        let (offsets, missing) = offsets(types);
         let uring = io_uring::Tracepoints::of(types);
-        let settings = settings(config, types, &uring, objects.is_ok());
-        let object = object::prepare(OBJECT, types, preemptible);
+        let settings = settings(config, types, &uring, plan);
+        // Those of the LSM are, on every kernel.
+        let preempted = preemptible || plan.rung == Some(Rung::Trampoline);
+        let object = object::prepare(OBJECT, types, preempted);
         let mut loader = EbpfLoader::new();
-        if objects.is_err() {
-            // Written by the hooks that see objects alone, and 4 MiB with all its entries.
+        // Some MiB with all their entries.
+        if plan.rung.is_none() {
             loader.map_max_entries("SEEN", UNUSED_ENTRIES);
+        }
+        if plan.copies.is_err() {
+            loader.map_max_entries("COPIES", UNUSED_ENTRIES);
         }
         let mut ebpf = loader
             .btf(Some(&kernel))
@@ -153,24 +173,20 @@ impl Probe {
             ebpf: &mut ebpf,
             dispatch: &mut dispatch,
             kernel: &kernel,
-            missing: &missing,
+            missing,
             uring: &uring,
             attached: Vec::new(),
         };
-        if objects.is_ok() {
-            // Where one is skipped nothing is lost: `path_source` says that it saw nothing.
-            for point in OBJECTS {
-                let attached = attach(attacher.ebpf, *point, &kernel);
-                attached.map_err(ProbeError::NoObjects)?;
-            }
+        if let Some(rung) = plan.rung {
+            objects::attach_all(attacher.ebpf, &kernel, rung).map_err(ProbeError::NoObjects)?;
         }
         let mut hooks = attacher.attach_all(config, preemptible);
-        for (status, hook) in hooks.iter_mut().zip(HOOKS) {
-            if hook.kinds.iter().any(|kind| OBJECT_KINDS.contains(kind)) {
-                status.objects = Some(objects.clone().map(|()| Rung::Kprobe));
-            }
-        }
         let attached = attacher.attached;
+        if plan.copies.is_ok() {
+            // Where it is skipped nothing is lost, and it is, whenever an interrupt frees something.
+            plan.copies = attach(&mut ebpf, COPIES, &kernel).map(drop);
+        }
+        plan.tell(&mut hooks);
         guard_maps(&mut ebpf)?;
         if hooks.iter().all(|hook| hook.attached.is_none()) {
             let reason = hooks.first().and_then(|hook| hook.tried.last());
@@ -295,20 +311,6 @@ fn wakeup_bytes(config: &Config) -> u32 {
         / 8
 }
 
-/// Why this kernel has no place for the hooks that see objects.
-fn objects_missing(types: &btf::Types) -> Option<String> {
-    if !std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists() {
-        return Some("this kernel has no kprobes".to_owned());
-    }
-    let functions = OBJECTS.iter().filter_map(|point| match point.place {
-        Place::Kprobe(function) => Some(function),
-        Place::Tracepoint(_) => None,
-    });
-    let mut missing = functions.filter(|function| !types.has_function(function));
-    let function = missing.next()?;
-    Some(format!("this kernel has no function {function}"))
-}
-
 /// The kernel's offsets, and the paths of the fields that it does not have, but must.
 fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
     let mut missing = Vec::new();
@@ -337,12 +339,13 @@ fn settings(
     config: &Config,
     types: &btf::Types,
     uring: &io_uring::Tracepoints,
-    objects: bool,
+    plan: &Plan,
 ) -> Settings {
     Settings {
         watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
         wakeup_bytes: wakeup_bytes(config),
-        objects: objects.into(),
+        objects: plan.rung.is_some().into(),
+        copies: plan.copies.is_ok().into(),
         typed_task: types.has_function("bpf_get_current_task_btf").into(),
         number_offset: CALL_ABI.number,
         argument_offsets: CALL_ABI.arguments,

@@ -4,7 +4,7 @@ use audit_common::{
     class, kind,
     record::{
         Bpf, Call, Credentials, Dns, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
-        Record, SectionHeader, Signal, Socket, form, open_outcome, section, via,
+        Record, SectionHeader, Signal, Socket, form, open_outcome, section, section_flags, via,
     },
 };
 use audit_proto::v1::Event;
@@ -55,6 +55,14 @@ impl Sample {
     pub fn section(mut self, tag: u8, bytes: &[u8]) -> Self {
         self.sections.retain(|section| section.0 != tag);
         self.sections.push((tag, 0, 0, bytes.to_vec()));
+        self
+    }
+
+    /// A text that is the kernel's own copy.
+    pub fn copied(mut self, tag: u8, bytes: &[u8]) -> Self {
+        self.sections.retain(|section| section.0 != tag);
+        let bytes = bytes.to_vec();
+        self.sections.push((tag, section_flags::COPIED, 0, bytes));
         self
     }
 

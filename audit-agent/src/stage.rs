@@ -11,7 +11,7 @@ use audit_common::{
     class, kind,
     record::{Cgroup, Exec, ExecArgs, Header, Open, Record, section, section_flags},
 };
-use audit_proto::v1::{Class, Event, Host};
+use audit_proto::v1::{self, Class, Event, Host};
 
 use crate::{
     actor::{Actor, Actors},
@@ -149,6 +149,11 @@ impl Stage {
             return Ok(());
         }
         self.tell(actor, now);
+        for race in decode::races(record) {
+            actor.event.kind = v1::Kind::ArgumentRace.into();
+            actor.event.argument_race = Some(race);
+            self.tell(actor, now);
+        }
         Ok(())
     }
 

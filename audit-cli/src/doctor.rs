@@ -385,8 +385,9 @@ fn describe(out: &mut String, palette: Palette, hook: &Hook) {
         let text = display::fit(&text, REASON_COLUMNS, "...");
         out.push_str(&format!("{}\n", palette.paint(Style::Dim, &text)));
     }
-    if let (Some(objects), Some(_)) = (&hook.objects, &hook.attached) {
-        let text = format!("                {}", display::safe(objects));
+    let found = [&hook.objects, &hook.names].into_iter().flatten();
+    for text in found.filter(|_| hook.attached.is_some()) {
+        let text = format!("                {}", display::safe(text));
         out.push_str(&format!("{}\n", palette.paint(Style::Dim, &text)));
     }
     if hook.is_dead() {

@@ -14,6 +14,8 @@ pub struct Hook {
     pub off: bool,
     /// How it knows what a call acts on, where the caller's memory could say something else.
     pub objects: Option<String>,
+    /// Where the texts that its calls are given come from.
+    pub names: Option<String>,
     pub refused: Vec<(String, String)>,
 }
 
@@ -39,8 +41,12 @@ pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
         off: status.off,
         objects: status.objects.map(|objects| match objects {
             Ok(rung) => format!("objects seen by {rung}"),
+            Err(reason) => format!("objects as they are named: {reason}"),
+        }),
+        names: status.texts.map(|texts| match texts {
+            Ok(()) => "names as the kernel copied them: a thread that changes one is told".to_owned(),
             Err(reason) => format!(
-                "objects as the caller names them, wrong if another thread changes the name: {reason}"
+                "names as the caller's memory has them after the call, wrong if a thread changes one: {reason}"
             ),
         }),
         refused: status

@@ -34,6 +34,8 @@ pub struct Settings {
     pub uring_has_credentials: u32,
     pub uring_has_data: u32,
     pub uring_accepts_many: u32,
+    /// The kernel's own copies of the texts of path calls are seen.
+    pub copies: u32,
 }
 
 /// Numbers of calls that the agent replaces before it loads the programs; no kernel has helpers with

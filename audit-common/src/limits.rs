@@ -43,6 +43,9 @@ pub const MESSAGES: u32 = 1024;
 pub const OBJECTS: u32 = 1024;
 /// Two walked paths with their headers; longer ones are told by the caller's text.
 pub const OBJECT_BYTES: usize = 4096;
+/// Threads whose texts, as the kernel has copied them, are kept until their call ends, which is at
+/// once: 8 KiB each. The longest unused is forgotten, and then told by what its memory says.
+pub const COPIES: u32 = 512;
 /// Kept of a DNS datagram, or of what one call moved of a DNS stream. UDP answers end at the 4096
 /// bytes that resolvers offer at most; of a stream, so much leaves the record within the half of
 /// the buffer where its section may begin.

@@ -156,6 +156,8 @@ offsets! {
     kernfs_node_id: "kernfs_node.id",
     filename_name: "filename.name",
     filename_uptr: "?filename.uptr",
+    filename_iname: "?filename.iname",
+    cache_name: "?kmem_cache.name",
     uring_opcode: "io_kiocb.opcode",
     uring_flags: "io_kiocb.flags",
     uring_file: "io_kiocb.file",

@@ -9,7 +9,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::limits::COMM_BYTES;
+use crate::limits::{COMM_BYTES, OBJECT_BYTES};
 
 /// Who did it and when, the same for every kind. Times are the boot clock (suspend included).
 #[repr(C)]
@@ -336,6 +336,26 @@ pub mod dns_flags {
     pub const PEEKED: u32 = 2;
 }
 
+/// What a security hook saw of a call, until its end; value of the map `SEEN`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Seen {
+    /// Of the sections; 0 where they were too long.
+    pub size: u64,
+    pub file: FileObject,
+    /// The `struct file` of an open.
+    pub opened: u64,
+    pub mode: u64,
+    /// Filter rules that ask for the first path and are satisfied by it, and their generation; 0
+    /// where the path is not known for sure.
+    pub path_rules: u64,
+    pub generation: u64,
+    /// As a record has them.
+    pub sections: [u8; OBJECT_BYTES],
+}
+
+pub const SEEN_BYTES: usize = size_of::<Seen>();
+
 /// Before each section's bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -380,6 +400,10 @@ pub mod section {
     pub const TARGET_OBJECT: u8 = 16;
     /// What was sent or received.
     pub const DNS: u8 = 17;
+    /// What the caller's memory said when the call returned, where GIVEN, TARGET_GIVEN or TEXT is the
+    /// kernel's copy.
+    pub const NOW: u8 = 30;
+    pub const TARGET_NOW: u8 = 31;
 }
 
 pub mod section_flags {
@@ -392,6 +416,8 @@ pub mod section_flags {
     /// The walk ended at a mount that is not below the process's root (detached, or outside a
     /// chroot).
     pub const UNREACHABLE: u8 = 8;
+    /// A given text is the kernel's own copy of it.
+    pub const COPIED: u8 = 16;
 }
 
 /// Why bytes are not a record.

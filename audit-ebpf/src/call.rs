@@ -11,6 +11,7 @@ use audit_common::{
 };
 
 use crate::{
+    copies::{self, FIRST, SECOND},
     file, kernel, objects,
     objects::Taken,
     path,
@@ -39,13 +40,13 @@ fn wanted(call: &Call, shape: &Shape) -> bool {
         return false;
     }
     if shape.flags & flags::STRUCTURE_SET != 0 {
-        let first = kernel::read_user::<u32>(call.argument_at(shape.structure));
+        let first = kernel::read_user::<u32>(copies::argument(shape.structure));
         return first.is_some_and(|first| first != 0);
     }
     if shape.filter == NONE {
         return true;
     }
-    let value = call.argument_at(shape.filter) as u32;
+    let value = copies::argument(shape.filter) as u32;
     if shape.flags & flags::VALUES == 0 {
         return value & shape.mask != 0;
     }
@@ -54,6 +55,7 @@ fn wanted(call: &Call, shape: &Shape) -> bool {
 
 #[inline(always)]
 fn try_call(call: &Call, shape: &Shape) -> Option<()> {
+    copies::take(call, shape.path != NONE)?;
     if !wanted(call, shape) {
         return None;
     }
@@ -67,31 +69,46 @@ fn try_call(call: &Call, shape: &Shape) -> Option<()> {
         namespaces(&mut payload.namespaces);
     }
     if shape.descriptor != NONE {
-        let file = file::of_descriptor(call.argument_at(shape.descriptor));
+        let file = file::of_descriptor(copies::argument(shape.descriptor));
         file_object(
             &mut payload.file,
             kernel::pointer(file, offset!(file_inode)),
         );
         path::section(&mut writer, section::PATH, Path::of_file(file));
     }
-    if shape.path != NONE {
+    if shape.path != NONE && has_object(shape.kind) {
         objects(&mut writer, &mut payload.file, call);
     }
-    text(&mut writer, call, shape.path, section::GIVEN);
-    text(&mut writer, call, shape.target_path, section::TARGET_GIVEN);
-    text(&mut writer, call, shape.text, section::TEXT);
-    text(&mut writer, call, shape.second_text, section::SECOND_TEXT);
-    base(
-        &mut writer,
-        call,
-        (shape.path, shape.directory),
-        section::BASE,
-    );
+    let (second, tag) = match shape.target_path {
+        NONE => (shape.text, section::TEXT),
+        position => (position, section::TARGET_GIVEN),
+    };
+    copies::section(&mut writer, section::GIVEN, FIRST, shape.path);
+    copies::section(&mut writer, tag, SECOND, second);
+    if shape.second_text != NONE && writer.has_room() {
+        let address = copies::argument(shape.second_text);
+        user_section(&mut writer, section::SECOND_TEXT, address);
+    }
+    let first = (shape.path, shape.directory);
+    base(&mut writer, FIRST, first, section::BASE);
     let target = (shape.target_path, shape.target_directory);
-    base(&mut writer, call, target, section::TARGET_BASE);
-    structure(&mut writer, call, shape);
+    base(&mut writer, SECOND, target, section::TARGET_BASE);
+    structure(&mut writer, shape);
+    copies::now(&mut writer, section::NOW, FIRST, shape.path);
+    copies::now(&mut writer, section::TARGET_NOW, SECOND, second);
     writer.send();
     Some(())
+}
+
+/// Do the calls of `kind` come by a hook that sees what they act on? What is kept by then may be of
+/// another call: one that made a file on its way (open), or was told otherwise.
+#[inline(always)]
+fn has_object(kind: u16) -> bool {
+    use audit_common::kind::{LINK, MKDIR_MKNOD, MODE, OWNER, RENAME, TRUNCATE, UNLINK};
+    matches!(
+        kind,
+        UNLINK | RENAME | LINK | MKDIR_MKNOD | MODE | OWNER | TRUNCATE
+    )
 }
 
 /// What the kernel acted on, if a hook saw it.
@@ -106,23 +123,20 @@ fn objects(writer: &mut Writer, file: &mut FileObject, call: &Call) {
 }
 
 #[inline(always)]
-fn text(writer: &mut Writer, call: &Call, position: u8, tag: u8) {
-    if position != NONE && writer.has_room() {
-        user_section(writer, tag, call.argument_at(position));
+fn base(writer: &mut Writer, which: u32, (given, directory): (u8, u8), tag: u8) {
+    if given == NONE {
+        return;
     }
+    let directory = match directory {
+        NONE => file::AT_FDCWD,
+        position => copies::argument(position) as i32,
+    };
+    file::base_section(writer, tag, directory, copies::is_absolute(which, given));
 }
 
 #[inline(always)]
-fn base(writer: &mut Writer, call: &Call, (given, directory): (u8, u8), tag: u8) {
-    if given != NONE {
-        let directory = call.directory(directory);
-        file::base_section(writer, tag, directory, call.argument_at(given));
-    }
-}
-
-#[inline(always)]
-fn structure(writer: &mut Writer, call: &Call, shape: &Shape) {
-    let address = call.argument_at(shape.structure);
+fn structure(writer: &mut Writer, shape: &Shape) {
+    let address = copies::argument(shape.structure);
     if shape.structure == NONE || address == 0 || !writer.has_room() {
         return;
     }

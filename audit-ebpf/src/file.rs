@@ -14,11 +14,10 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel, objects,
-    objects::Taken,
-    path,
+    copies::{self, FIRST},
+    kernel, objects, path,
     path::Path,
-    record::{Writer, count_filtered, file_object, user_section},
+    record::{Writer, count_filtered, file_object},
     settings,
     settings::offset,
     syscall::{Call, at_exit, typed},
@@ -73,8 +72,8 @@ pub fn of_descriptor(fd: u64) -> u64 {
 
 /// The directory that `given` starts from; no section for an absolute path.
 #[inline(always)]
-pub fn base_section(writer: &mut Writer, tag: u8, directory: i32, given: u64) {
-    if kernel::read_user::<u8>(given) == Some(b'/') || !writer.has_room() {
+pub fn base_section(writer: &mut Writer, tag: u8, directory: i32, is_absolute: bool) {
+    if is_absolute || !writer.has_room() {
         return;
     }
     let base = if directory == AT_FDCWD {
@@ -87,6 +86,7 @@ pub fn base_section(writer: &mut Writer, tag: u8, directory: i32, given: u64) {
 
 at_exit!(exit_open, exit_open_kprobe: |call| {
     if let Some(shape) = call.shape() {
+        copies::take(&call, shape.path != NONE);
         if call.result >= 0 {
             try_open(&call, shape);
         } else {
@@ -115,7 +115,7 @@ fn open_flags(call: &Call, shape: &Shape) -> u32 {
 fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     // What the hook saw, or else what is behind the descriptor now: another thread may have put
     // another file there meanwhile.
-    let taken = Taken::of_current(true);
+    let taken = objects::Taken::of_current(true);
     let file = of_descriptor(call.result as u64);
     let mode: u32 = match &taken {
         Some(taken) => taken.mode(),
@@ -165,10 +165,11 @@ fn try_refused(call: &Call, shape: &Shape) -> Option<()> {
     payload.flags = open_flags(call, shape);
     payload.outcome = outcome(payload.flags, payload.flags & O_ACCMODE != 0, false);
     if shape.path != NONE {
-        let given = call.argument_at(shape.path);
-        user_section(&mut writer, section::GIVEN, given);
+        copies::section(&mut writer, section::GIVEN, FIRST, shape.path);
         let directory = call.directory(shape.directory);
-        base_section(&mut writer, section::BASE, directory, given);
+        let is_absolute = copies::is_absolute(FIRST, shape.path);
+        base_section(&mut writer, section::BASE, directory, is_absolute);
+        copies::now(&mut writer, section::NOW, FIRST, shape.path);
     }
     writer.send();
     Some(())

@@ -3,7 +3,8 @@
 //! One hook family per file ([`process`], [`network`], [`dns`], [`file`], [`system`], [`cgroup`],
 //! [`io_uring`], and [`call`] for what needs no program of its own); each entry function is a shell,
 //! the logic is `try_*`.
-//! [`syscall`] leads a returning system call to its program. Shared by them: [`record`] builds a
+//! [`syscall`] leads a returning system call to its program; [`objects`] and [`copies`] keep for it what
+//! the kernel really used. Shared by them: [`record`] builds a
 //! record and sends it, [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`]
 //! reads kernel memory, [`settings`] is what the agent decided, [`policy`] what it leaves out.
 //!
@@ -16,6 +17,7 @@
 
 mod call;
 mod cgroup;
+mod copies;
 mod dns;
 mod empty;
 mod file;

@@ -16,9 +16,8 @@ use aya_ebpf::{
 };
 
 use crate::{
-    dns, file, kernel, preemption,
+    dns, file, kernel, policy, preemption,
     process::argument,
-    policy,
     record::{BTF_TRACEPOINT, Origin, Writer, count_filtered, count_pending_full},
     settings::offset,
     syscall::{Call, at_exit},
@@ -429,8 +428,7 @@ fn try_socket(call: &Call, family: u64, socket_type: u64, protocol: u64) -> Opti
     if !is_special(family, socket_type, protocol) {
         return None;
     }
-    let (writer, payload) =
-        Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call)?;
+    let (writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::SOCKET_SPECIAL, call)?;
     payload.result = call.result;
     describe_special(payload, family, socket_type, protocol);
     if let Some(of) = Of::descriptor(call.result as u64) {
@@ -446,8 +444,7 @@ pub const UNIX_NAME_BYTES: u64 = 108;
 /// The peer's name is the socket's own, where it is connected.
 #[inline(always)]
 fn try_unix_connect(call: &Call, of: &Of, address: u64) -> Option<()> {
-    let (mut writer, payload) =
-        Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call)?;
+    let (mut writer, payload) = Writer::begin::<Socket>(class::NETWORK, kind::UNIX_CONNECT, call)?;
     payload.result = call.result;
     describe_unix(payload, of);
     if call.result != 0 || !unix_peer_section(&mut writer, payload, of) {

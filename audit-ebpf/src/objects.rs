@@ -1,5 +1,5 @@
-//! What a call really acts on, where the kernel lets us see it: kprobes on the security hooks of path
-//! operations, which have the directory entries that the kernel has found, and not the caller's text,
+//! What a call really acts on, where the kernel lets us see it: programs of the BPF LSM, or kprobes, on
+//! the security hooks of path operations, which have the directory entries that the kernel has found, and not the caller's text,
 //! which another thread may change.
 //!
 //! A hook keeps what it saw until the call returns; the program of the call's end puts it into its
@@ -7,38 +7,23 @@
 
 use audit_common::{
     class, limits,
-    record::{FileObject, section},
+    record::{FileObject, Seen, section},
 };
 use aya_ebpf::{
+    EbpfContext as _,
     helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
-    macros::{kprobe, map},
+    macros::{kprobe, lsm, map},
     maps::{LruHashMap, PerCpuArray},
-    programs::ProbeContext,
+    programs::{LsmContext, ProbeContext},
 };
 
 use crate::{
     file, kernel, path,
     path::Path,
-    policy,
+    policy, preemption,
     record::{Writer, file_object},
     settings::{self, offset},
 };
-
-/// Sections as a record has them, and how many bytes they are.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Seen {
-    size: u64,
-    file: FileObject,
-    /// The `struct file` of an open.
-    opened: u64,
-    mode: u64,
-    /// Filter rules that ask for the first path and are satisfied by it, and their generation; 0
-    /// where the path is not known for sure.
-    path_rules: u64,
-    generation: u64,
-    sections: [u8; limits::OBJECT_BYTES],
-}
 
 #[map]
 static SEEN: LruHashMap<u64, Seen> = LruHashMap::with_max_entries(limits::OBJECTS, 0);
@@ -147,51 +132,86 @@ pub fn forget(is_open: bool) {
     }
 }
 
-/// A name in a directory: `struct path *`, `struct dentry *`.
-#[inline(always)]
-fn entry(ctx: &ProbeContext, directory: usize, dentry: usize) -> Path {
-    let directory: u64 = ctx.arg(directory).unwrap_or(0);
-    Path::entry(directory, ctx.arg(dentry).unwrap_or(0))
-}
-
 /// `security_path_unlink(dir, dentry)`; rmdir, mkdir, mknod and symlink begin alike.
-#[kprobe]
-pub fn see_entry(ctx: ProbeContext) -> u32 {
-    keep(entry(&ctx, 0, 1), None, 0, 0);
-    0
+#[inline(always)]
+fn saw_entry(argument: impl Fn(usize) -> u64) {
+    keep(Path::entry(argument(0), argument(1)), None, 0, 0);
 }
 
 /// `security_path_link(old_dentry, new_dir, new_dentry)`: both are on one mount.
-#[kprobe]
-pub fn see_link(ctx: ProbeContext) -> u32 {
-    let directory: u64 = ctx.arg(1).unwrap_or(0);
-    let old = Path::entry(directory, ctx.arg(0).unwrap_or(0));
-    keep(old, Some(entry(&ctx, 1, 2)), 0, 0);
-    0
+#[inline(always)]
+fn saw_link(argument: impl Fn(usize) -> u64) {
+    let directory = argument(1);
+    let old = Path::entry(directory, argument(0));
+    keep(old, Some(Path::entry(directory, argument(2))), 0, 0);
 }
 
 /// `security_path_rename(old_dir, old_dentry, new_dir, new_dentry, flags)`
-#[kprobe]
-pub fn see_rename(ctx: ProbeContext) -> u32 {
-    keep(entry(&ctx, 0, 1), Some(entry(&ctx, 2, 3)), 0, 0);
-    0
+#[inline(always)]
+fn saw_rename(argument: impl Fn(usize) -> u64) {
+    let new = Path::entry(argument(2), argument(3));
+    keep(Path::entry(argument(0), argument(1)), Some(new), 0, 0);
 }
 
 /// `security_path_chmod(path, mode)`; chown and truncate begin alike.
-#[kprobe]
-pub fn see_path(ctx: ProbeContext) -> u32 {
-    keep(Path::read(ctx.arg(0).unwrap_or(0), 0), None, 0, 0);
-    0
+#[inline(always)]
+fn saw_path(argument: impl Fn(usize) -> u64) {
+    keep(Path::read(argument(0), 0), None, 0, 0);
 }
 
 /// `security_file_open(file)`: only opens that will be reported are worth it.
-#[kprobe]
-pub fn see_open(ctx: ProbeContext) -> u32 {
-    let opened: u64 = ctx.arg(0).unwrap_or(0);
+#[inline(always)]
+fn saw_open(argument: impl Fn(usize) -> u64) {
+    let opened = argument(0);
     let path = Path::of_file(opened);
     let mode: u32 = kernel::read(opened, offset!(file_mode));
     if file::is_reported(mode, &path) {
         keep(path, None, opened, mode);
     }
-    0
+}
+
+/// One program serves all kprobes of a form.
+macro_rules! kprobes {
+    ($($name:ident: $saw:ident;)+) => {$(
+        #[kprobe]
+        pub fn $name(ctx: ProbeContext) -> u32 {
+            $saw(|n| ctx.arg(n).unwrap_or(0));
+            0
+        }
+    )+};
+}
+
+kprobes! {
+    see_entry: saw_entry;
+    see_link: saw_link;
+    see_rename: saw_rename;
+    see_path: saw_path;
+    see_open: saw_open;
+}
+
+/// A program of the LSM belongs to one hook. It never refuses.
+macro_rules! lsm_hooks {
+    ($($name:ident: $saw:ident;)+) => {$(
+        #[lsm]
+        pub fn $name(ctx: LsmContext) -> i32 {
+            preemption::without(|| {
+                // SAFETY: the context is an array of 64-bit arguments.
+                $saw(|n| unsafe { *ctx.as_ptr().cast::<u64>().add(n) });
+            })
+        }
+    )+};
+}
+
+lsm_hooks! {
+    lsm_unlink: saw_entry;
+    lsm_rmdir: saw_entry;
+    lsm_mkdir: saw_entry;
+    lsm_mknod: saw_entry;
+    lsm_symlink: saw_entry;
+    lsm_link: saw_link;
+    lsm_rename: saw_rename;
+    lsm_chmod: saw_path;
+    lsm_chown: saw_path;
+    lsm_truncate: saw_path;
+    lsm_open: saw_open;
 }

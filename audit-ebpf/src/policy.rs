@@ -49,8 +49,7 @@ static KIND_RULES: Array<u64> = Array::with_max_entries(BANKS * FILTER_KINDS, 0)
 #[map]
 static CALL_RULES: Array<u64> = Array::with_max_entries(BANKS * SLOTS, 0);
 #[map]
-static USER_RULES: LpmTrie<UserPrefix, u64> =
-    LpmTrie::with_max_entries(FILTER_USERS, 0);
+static USER_RULES: LpmTrie<UserPrefix, u64> = LpmTrie::with_max_entries(FILTER_USERS, 0);
 #[map]
 static CGROUP_RULES: HashMap<CgroupKey, u64> = HashMap::with_max_entries(FILTER_CGROUPS, 0);
 #[map]

@@ -12,10 +12,11 @@ use aya_ebpf::{
 };
 
 use crate::{
+    copies::{self, FIRST},
     file, kernel, path,
     path::Path,
     preemption,
-    record::{BTF_TRACEPOINT, Writer, file_object, kernel_section, user_section},
+    record::{BTF_TRACEPOINT, Writer, file_object, kernel_section},
     settings::offset,
     syscall::{Call, at_exit},
     task,
@@ -138,6 +139,7 @@ fn arguments(writer: &mut Writer, start: u64, left: u64) -> u64 {
 }
 
 at_exit!(exit_exec, exit_exec_kprobe: |call| {
+    copies::take(&call, true);
     if call.result < 0 {
         try_exec_failed(&call);
     }
@@ -149,10 +151,11 @@ fn try_exec_failed(call: &Call) -> Option<()> {
     let (mut writer, payload) =
         Writer::begin::<ExecFailed>(class::PROCESS, kind::EXEC_FAILED, call)?;
     payload.result = call.result;
-    let given = call.argument_at(shape.path);
-    user_section(&mut writer, section::GIVEN, given);
+    copies::section(&mut writer, section::GIVEN, FIRST, shape.path);
     let directory = call.directory(shape.directory);
-    file::base_section(&mut writer, section::BASE, directory, given);
+    let is_absolute = copies::is_absolute(FIRST, shape.path);
+    file::base_section(&mut writer, section::BASE, directory, is_absolute);
+    copies::now(&mut writer, section::NOW, FIRST, shape.path);
 
     let mut open = writer.section(section::ARGV);
     let scattered = SCATTERED.get_ptr_mut(0)?;

@@ -23,6 +23,7 @@ static SETTINGS: Settings = Settings {
     uring_has_credentials: 0,
     uring_has_data: 0,
     uring_accepts_many: 0,
+    copies: 0,
 };
 
 // SAFETY: all fields are u32, for which zero is a value.
@@ -71,6 +72,11 @@ pub fn wakeup_bytes() -> u64 {
 #[inline(always)]
 pub fn objects() -> bool {
     read(|_, settings| unsafe { &raw const (*settings).objects }) != 0
+}
+
+#[inline(always)]
+pub fn copies() -> bool {
+    read(|_, settings| unsafe { &raw const (*settings).copies }) != 0
 }
 
 #[inline(always)]

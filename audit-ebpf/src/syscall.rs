@@ -15,7 +15,7 @@ use audit_common::{
     record::via,
 };
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf},
+    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs},
     macros::{btf_tracepoint, kprobe, map},
     maps::{Array, ProgramArray},
     programs::{BtfTracePointContext, ProbeContext},
@@ -126,6 +126,17 @@ impl Call {
         let number = kernel::read(registers, settings::number_offset());
         Self::new((via::KPROBE, number), result, |offset| {
             kernel::read(registers, offset)
+        })
+    }
+
+    /// The call that the current task is in; its result is not known.
+    #[inline(always)]
+    pub fn of_current() -> Self {
+        // SAFETY: neither takes more than the task.
+        let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8;
+        let number = typed(registers, settings::number_offset());
+        Self::new((via::BTF_TRACEPOINT, number), 0, |offset| {
+            typed(registers, offset)
         })
     }
 

@@ -180,12 +180,12 @@ impl Bench {
         let directory = self.directory.path().display().to_string();
         if shape.path != NONE {
             sample = sample
-                .section(section::GIVEN, b"p")
+                .copied(section::GIVEN, b"p")
                 .walked(section::BASE, &directory);
             root_within(&mut sample);
         }
         if shape.target_path != NONE {
-            sample = sample.section(section::TARGET_GIVEN, format!("{directory}/./x").as_bytes());
+            sample = sample.copied(section::TARGET_GIVEN, format!("{directory}/./x").as_bytes());
         }
         if shape.descriptor != NONE {
             sample = sample.walked(section::PATH, "/memfd:name");
@@ -253,9 +253,12 @@ fn own_forms(kind: u16) -> Vec<Sample> {
             let more = with(memfd, |exec: &mut Exec| exec.argv_bytes += 9);
             vec![plain(), more]
         }
-        kind::EXEC_FAILED => vec![with(plain(), |failed: &mut ExecFailed| {
-            failed.unread_arguments = 1;
-        })],
+        kind::EXEC_FAILED => vec![
+            with(plain(), |failed: &mut ExecFailed| {
+                failed.unread_arguments = 1;
+            })
+            .copied(section::GIVEN, b"./missing"),
+        ],
         kind::FORK => vec![with(plain(), |fork: &mut Fork| fork.user_namespace += 1)],
         kind::EXIT => vec![plain(), with(plain(), |exit: &mut Exit| exit.status = 9)],
         kind::CONNECT => vec![
@@ -296,7 +299,7 @@ fn own_forms(kind: u16) -> Vec<Sample> {
             let mut memfd = plain();
             pseudo(&mut memfd);
             let refused = refused
-                .section(section::GIVEN, b"./name")
+                .copied(section::GIVEN, b"./name")
                 .walked(section::BASE, "/tmp");
             vec![plain(), memfd, refused]
         }

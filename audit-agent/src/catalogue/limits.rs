@@ -8,9 +8,18 @@ pub const GENERAL: &[(&str, &str)] = &[
     (
         "Calls",
         "A call is told when it returns, by its result and by the registers that the kernel saved at \
-         its entry. Texts and structures are in the caller's memory and read at the return: another \
-         thread can have changed them. What an event says of a file that was opened, a descriptor or \
-         a socket comes from the kernel's object instead.",
+         its entry. Structures, and texts that are no paths, are in the caller's memory and read at \
+         the return: another thread can have changed them. What an event says of a file that was \
+         opened, a descriptor or a socket comes from the kernel's object instead.",
+    ),
+    (
+        "Raced arguments",
+        "The kernel copies a path out of the caller's memory and works with the copy. Where it shows \
+         its copies (Linux 6.1 to 6.18; `hostaudit doctor` says it), \
+         names are told by them (`file_path_copied`), those of failed calls too; and where the \
+         caller's memory says another thing when the call returns, an `argument_race` follows the \
+         event, with both. The directory that a relative path starts from is that of the call's end, \
+         unless `file_path_source` is `kernel`.",
     ),
     (
         "Ways of calling",
@@ -21,11 +30,10 @@ pub const GENERAL: &[(&str, &str)] = &[
     (
         "Paths",
         "`file_path_source` says how a path was found. `kernel`: by the object that the kernel acted \
-         on. `argument`: by what the caller's memory said at the return, in a directory that the kernel \
-         named. `lookup`: a link or `..` stood on the way, or the call follows a final link, so the \
+         on. `argument`: by the name that was given, in a directory that the kernel named. `lookup`: a link or `..` stood on the way, or the call follows a final link, so the \
          agent looked the path up after the call. `lexical`: it could not be looked up, and the path \
-         is directory and name put together. All but the first can be wrong where another thread \
-         changes the text, or somebody the links, meanwhile. Paths begin at the process's root; \
+         is directory and name put together. All but the first can be wrong where somebody changes \
+         links meanwhile, or, without `file_path_copied`, another thread the name. Paths begin at the process's root; \
          `process_root` says where that is after a chroot. Paths end at 4096 bytes and 256 \
          components; `file_path_truncated_bytes` says so.",
     ),

@@ -52,6 +52,7 @@ pub fn page() -> Option<String> {
     for row in kind::ALL {
         of_kind(&mut out, row, &own(row.number, &filled, &shared));
     }
+    argument_race(&mut out, &filled, &shared);
     for (name, text, columns) in events::of_agent() {
         let _ = writeln!(
             out,
@@ -189,8 +190,8 @@ fn of_kind(out: &mut String, row: &Kind, columns: &BTreeSet<usize>) {
     if OBJECT_KINDS.contains(&row.number) {
         paragraph(
             out,
-            "Where there are kprobes, they see the object that a successful call acts on, and its \
-             path is told with source `kernel`.",
+            "Where the kernel asks BPF programs as a security module, or has kprobes, they see the \
+             object that a successful call acts on, and its path is told with source `kernel`.",
         );
     }
     table_of_calls(out, row.number);
@@ -204,6 +205,30 @@ fn of_kind(out: &mut String, row: &Kind, columns: &BTreeSet<usize>) {
     }
 }
 
+/// Made of a record of another kind: it has that event's columns, and its own.
+fn argument_race(out: &mut String, filled: &Filled, shared: &BTreeSet<usize>) {
+    let rows = rows();
+    let of_path = |kind: u16| {
+        rows.iter()
+            .any(|row| row.shape.kind == kind && row.shape.path != NONE)
+    };
+    let kinds = filled.iter().filter(|(kind, _)| of_path(**kind));
+    let mut columns: BTreeSet<usize> = kinds.flat_map(|(_, columns)| columns).copied().collect();
+    let own = COLUMNS.iter().enumerate();
+    columns.extend(
+        own.filter_map(|(at, column)| column.name.starts_with("argument_race_").then_some(at)),
+    );
+    columns.retain(|column| !shared.contains(column));
+    out.push_str("## `argument_race`\n\n");
+    paragraph(
+        out,
+        "A path was changed in the caller's memory while the kernel used it. Follows the event of the \
+         call, in the same class and with the same columns. Number 93; it cannot be switched off, but \
+         comes only with an event that is told.",
+    );
+    list(out, &columns);
+}
+
 /// Tracepoints, and the kprobes that later kernels have instead.
 fn points(kind: u16) -> (Vec<String>, Vec<String>) {
     // The hook `connect` serves unix sockets by its calls alone.
@@ -214,7 +239,9 @@ fn points(kind: u16) -> (Vec<String>, Vec<String>) {
     for point in hooks.flat_map(|hook| hook.points.iter().chain(hook.probes)) {
         let (list, name) = match point.place {
             Place::Tracepoint(name) => (&mut points, format!("`{name}`")),
-            Place::Kprobe(name) => (&mut probes, format!("`{name}`")),
+            Place::Kprobe(name) | Place::Lsm(name) | Place::RawTracepoint(name) => {
+                (&mut probes, format!("`{name}`"))
+            }
         };
         if !list.contains(&name) {
             list.push(name);

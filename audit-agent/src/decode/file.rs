@@ -122,6 +122,7 @@ pub(super) fn named(record: &Record<'_>, tag: u8, base_tag: u8, event: &mut Even
         .to_owned(),
         path,
         path_truncated_bytes: text::cut_bytes(cut),
+        path_copied: (given.header.flags & section_flags::COPIED != 0).then_some(true),
         ..File::default()
     }
 }

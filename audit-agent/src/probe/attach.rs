@@ -225,6 +225,7 @@ fn status(hook: &Hook) -> HookStatus {
         attached: None,
         off: false,
         objects: None,
+        texts: None,
         tried: vec![(
             Rung::Trampoline,
             "this version has no program for it".to_owned(),
@@ -242,6 +243,8 @@ fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<Progr
             program.load(tracepoint, kernel)
         }
         (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
+        (Program::Lsm(program), Place::Lsm(hook)) => program.load(hook, kernel),
+        (Program::RawTracePoint(program), Place::RawTracepoint(_)) => program.load(),
         _ => return Err(format!("{name} is not for {place:?}")),
     };
     let loaded = match loaded {
@@ -264,6 +267,10 @@ pub(super) fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<Prog
         (Some(Program::KProbe(program)), Place::Kprobe(function)) => {
             let program: &mut KProbe = program;
             program.attach(function, 0).map(mem::drop)
+        }
+        (Some(Program::Lsm(program)), Place::Lsm(_)) => program.attach().map(mem::drop),
+        (Some(Program::RawTracePoint(program)), Place::RawTracepoint(name)) => {
+            program.attach(name).map(mem::drop)
         }
         _ => Err(ProgramError::NotLoaded),
     };

@@ -45,12 +45,19 @@ pub enum Place {
     Tracepoint(&'static str),
     /// The beginning of a kernel function.
     Kprobe(&'static str),
+    /// A hook of the kernel's security modules, of which BPF is one.
+    Lsm(&'static str),
+    /// A tracepoint, without its types.
+    RawTracepoint(&'static str),
 }
 
 impl Place {
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Tracepoint(name) | Self::Kprobe(name) => name,
+            Self::Tracepoint(name)
+            | Self::Kprobe(name)
+            | Self::Lsm(name)
+            | Self::RawTracepoint(name) => name,
         }
     }
 }
@@ -140,21 +147,27 @@ pub const PROBE_DISPATCHER: Point = probe("sys_exit_kprobe", "trace_syscall_exit
 /// The kernel comes by the place of the other only while somebody listens here.
 pub const LISTENER: Point = point("empty_sys_exit", "sys_exit");
 
-/// Kprobes that see what path calls act on. All of them or none: the programs of the calls' ends rely
-/// on them.
-pub const OBJECTS: &[Point] = &[
-    probe("see_open", "security_file_open"),
-    probe("see_entry", "security_path_unlink"),
-    probe("see_entry", "security_path_rmdir"),
-    probe("see_entry", "security_path_mkdir"),
-    probe("see_entry", "security_path_mknod"),
-    probe("see_entry", "security_path_symlink"),
-    probe("see_link", "security_path_link"),
-    probe("see_rename", "security_path_rename"),
-    probe("see_path", "security_path_chmod"),
-    probe("see_path", "security_path_chown"),
-    probe("see_path", "security_path_truncate"),
+/// Security hooks that path calls come by, each with its program for the BPF LSM and that for a kprobe:
+/// they see what the calls act on. All of them or none: the programs of the calls' ends rely on them.
+pub const OBJECTS: &[(&str, &str, &str)] = &[
+    ("security_file_open", "lsm_open", "see_open"),
+    ("security_path_unlink", "lsm_unlink", "see_entry"),
+    ("security_path_rmdir", "lsm_rmdir", "see_entry"),
+    ("security_path_mkdir", "lsm_mkdir", "see_entry"),
+    ("security_path_mknod", "lsm_mknod", "see_entry"),
+    ("security_path_symlink", "lsm_symlink", "see_entry"),
+    ("security_path_link", "lsm_link", "see_link"),
+    ("security_path_rename", "lsm_rename", "see_rename"),
+    ("security_path_chmod", "lsm_chmod", "see_path"),
+    ("security_path_chown", "lsm_chown", "see_path"),
+    ("security_path_truncate", "lsm_truncate", "see_path"),
 ];
+
+/// Where the kernel gives back what it copied a path into.
+pub const COPIES: Point = Point {
+    program: "copy_freed",
+    place: Place::RawTracepoint("kmem_cache_free"),
+};
 
 /// Kinds that they tell the objects of.
 pub const OBJECT_KINDS: &[u16] = &[
@@ -350,6 +363,9 @@ pub struct HookStatus {
     /// Where its objects are seen, not only what the caller's memory says of them; `Err` says why
     /// they are not. `None` for a hook that needs it not.
     pub objects: Option<Result<Rung, String>>,
+    /// The texts of its calls are told as the kernel has copied them, so that nobody can change them
+    /// any more; `Err` says why not. `None` for a hook without such texts.
+    pub texts: Option<Result<(), String>>,
     /// Better rungs that were not taken, and why.
     pub tried: Vec<(Rung, String)>,
 }

@@ -51,6 +51,7 @@ impl Action {
             Kind::Shed => ("SHED", Style::Yellow, shed(event.shed.as_ref())),
             Kind::Heartbeat => ("beat", Style::Dim, totals(event)),
             Kind::Agent => ("agent", Style::Dim, agent(event)),
+            Kind::ArgumentRace => ("RACED", Style::Red, raced(event)),
             Kind::Unspecified => ("event", Style::Plain, unknown(event)),
             // Named by the call, told by the objects that are there.
             Kind::Credentials => ("creds", grown(event), objects(event, glyphs)),
@@ -386,6 +387,18 @@ fn shed(shed: Option<&Shed>) -> Vec<Span> {
         text += &format!(", another {} recorded as a sample", display::count(sampled));
     }
     vec![Span::new(Style::Yellow, text)]
+}
+
+/// What the kernel used, and what the argument was changed to.
+fn raced(event: &Event) -> Vec<Span> {
+    let Some(race) = &event.argument_race else {
+        return Vec::new();
+    };
+    vec![
+        plain(display::safe(&race.used)),
+        dim("changed to"),
+        plain(display::safe(&race.found)),
+    ]
 }
 
 fn agent(event: &Event) -> Vec<Span> {

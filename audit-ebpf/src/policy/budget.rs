@@ -52,7 +52,12 @@ pub fn is_over(header: &Header, policy: &Policy, class: u32) -> bool {
     };
     // SAFETY: map memory; changed by several CPUs at once it is wrong by a few records.
     let bucket = unsafe { &mut *bucket };
-    if within(&mut bucket.next_ns, now, budget.interval_ns, budget.burst_ns) {
+    if within(
+        &mut bucket.next_ns,
+        now,
+        budget.interval_ns,
+        budget.burst_ns,
+    ) {
         return false;
     }
     let sampled = is_sampled(bucket, budget, now);
@@ -90,7 +95,14 @@ fn count(key: &BudgetKey, sampled: bool) {
     let counts = match SHED.get_ptr_mut(key) {
         Some(counts) => Some(counts),
         None => {
-            let _ = SHED.insert(key, Shed { shed: 0, sampled: 0 }, 0);
+            let _ = SHED.insert(
+                key,
+                Shed {
+                    shed: 0,
+                    sampled: 0,
+                },
+                0,
+            );
             SHED.get_ptr_mut(key)
         }
     };

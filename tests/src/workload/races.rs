@@ -25,6 +25,7 @@ pub fn races(work: &mut Workload) -> Result<()> {
         Err(_) => TRIES,
     };
     unlinks(work, tries)?;
+    refused(work, tries)?;
     renames(work, tries)?;
     opens(work, tries)?;
     connects(work, tries)?;
@@ -113,6 +114,41 @@ impl Workload {
         self.answer(format!("{what}: all"), sql, i64::try_from(truth.len())?);
         Ok(())
     }
+
+    /// Some calls of that kind were seen to be raced; what was used is what their own events tell,
+    /// and what was found another name.
+    fn raced(&mut self, kind: &str) {
+        let of = |name: &str| {
+            format!(
+                "(select boot_time_ns, file_path, argument_race_used, argument_race_found \
+                 from events where kind = '{name}' and {} and syscall_name = '{kind}') as {name}",
+                ours()
+            )
+        };
+        let joined = format!(
+            "from {} join {} on {kind}.boot_time_ns = argument_race.boot_time_ns \
+             where argument_race.argument_race_used",
+            of("argument_race"),
+            of(kind)
+        );
+        let fine = format!(
+            "{joined} = {kind}.file_path \
+             and argument_race.argument_race_found <> argument_race.argument_race_used"
+        );
+        let all = format!(
+            "(select count(*) from events where kind = 'argument_race' and {} \
+             and syscall_name = '{kind}')",
+            ours()
+        );
+        self.answer(
+            format!("{kind}: races that were seen, each with both names"),
+            format!(
+                "select case when all_of > 0 and all_of = fine then 1 else 0 end from \
+                 (select {all} as all_of, (select count(*) {fine}) as fine)"
+            ),
+            1,
+        );
+    }
 }
 
 fn unlinks(work: &mut Workload, tries: usize) -> Result<()> {
@@ -134,7 +170,26 @@ fn unlinks(work: &mut Workload, tries: usize) -> Result<()> {
     })?;
     let (us, [a, b]) = (ours(), names.quoted());
     let condition = format!("kind = 'unlink' and {us} and result_error is null");
-    work.told("unlink", &condition, ("file_path", [a, b]), &truth)
+    work.told("unlink", &condition, ("file_path", [a, b]), &truth)?;
+    work.raced("unlink");
+    Ok(())
+}
+
+/// Unlinks that fail: the error says which of the names the kernel used.
+fn refused(work: &mut Workload, tries: usize) -> Result<()> {
+    let names = Names::new(work, "refused")?;
+    fs::create_dir(&names.paths[0])?;
+    let mut truth = Vec::new();
+    names.while_changing(|text| -> Result<()> {
+        for _ in 0..tries {
+            let error = system::unlink_text(text).err().context("it was removed")?;
+            truth.push(error.kind() == std::io::ErrorKind::NotFound);
+        }
+        Ok(())
+    })?;
+    let (us, values) = (ours(), names.quoted());
+    let condition = format!("kind = 'unlink' and {us} and result_error in ('EISDIR', 'ENOENT')");
+    work.told("refused unlink", &condition, ("file_path", values), &truth)
 }
 
 fn renames(work: &mut Workload, tries: usize) -> Result<()> {
@@ -156,7 +211,9 @@ fn renames(work: &mut Workload, tries: usize) -> Result<()> {
     let (us, to, values) = (ours(), quoted(&moved), names.quoted());
     let condition =
         format!("kind = 'rename' and {us} and target_file_path = {to} and result_error is null");
-    work.told("rename", &condition, ("file_path", values), &truth)
+    work.told("rename", &condition, ("file_path", values), &truth)?;
+    work.raced("rename");
+    Ok(())
 }
 
 fn opens(work: &mut Workload, tries: usize) -> Result<()> {

@@ -1,0 +1,143 @@
+//! What do path calls really act on, and by what is that seen here? The best rung whose programs load,
+//! attach and then see something: those of the BPF LSM attach also where the kernel was not told to
+//! ask it, and see nothing.
+//!
+//! Beside it, and for failed calls which come by no hook, the texts that the kernel itself has copied.
+
+use std::{fs, fs::OpenOptions, path::Path};
+
+use audit_common::{
+    call::NONE,
+    offsets::{MISSING, Offsets},
+    record::SEEN_BYTES,
+};
+use aya::{Btf, Ebpf, maps::HashMap};
+
+use super::{
+    attach::attach,
+    btf::{Argument, Types},
+    hooks::{COPIES, HOOKS, HookStatus, OBJECT_KINDS, OBJECTS, Place, Point, Rung},
+};
+
+/// What is to be tried, and why nothing better.
+pub(super) struct Plan {
+    pub rung: Option<Rung>,
+    pub refused: Vec<(Rung, String)>,
+    /// Whether copied texts can be seen.
+    pub copies: Result<(), String>,
+}
+
+impl Plan {
+    /// Tells hooks how their objects and texts are seen.
+    pub fn tell(&self, hooks: &mut [HookStatus]) {
+        let reasons = self.refused.iter();
+        let reasons: Vec<String> = reasons
+            .map(|(rung, why)| format!("{rung}: {why}"))
+            .collect();
+        for (status, hook) in hooks.iter_mut().zip(HOOKS) {
+            if hook.kinds.iter().any(|kind| OBJECT_KINDS.contains(kind)) {
+                status.objects = Some(self.rung.ok_or_else(|| reasons.join("; ")));
+                status.tried.splice(..0, self.refused.iter().cloned());
+            }
+            let mut rows = hook.calls.iter().copied().flatten();
+            if rows.any(|row| row.shape.path != NONE) {
+                status.texts = Some(self.copies.clone());
+            }
+        }
+    }
+}
+
+/// Why `rung` need not be tried.
+pub(super) fn missing(rung: Rung, types: &Types) -> Option<String> {
+    if rung == Rung::Trampoline {
+        return without_lsm(types);
+    }
+    if !Path::new("/sys/bus/event_source/devices/kprobe").exists() {
+        return Some("this kernel has no kprobes".to_owned());
+    }
+    let mut missing = OBJECTS
+        .iter()
+        .filter(|(function, _, _)| !types.has_function(function));
+    let (function, _, _) = missing.next()?;
+    Some(format!("this kernel has no function {function}"))
+}
+
+fn without_lsm(types: &Types) -> Option<String> {
+    // Absent where securityfs is not mounted; then the trial tells.
+    if let Ok(modules) = fs::read_to_string("/sys/kernel/security/lsm")
+        && !modules.trim().split(',').any(|module| module == "bpf")
+    {
+        return Some(NOT_ASKED.to_owned());
+    }
+    // A record is built in memory of the CPU, and these programs may be preempted.
+    let version = rustix::system::uname()
+        .version()
+        .to_string_lossy()
+        .into_owned();
+    if types.function("bpf_preempt_disable").is_none() && version.contains("PREEMPT") {
+        return Some(
+            "programs of the LSM can be preempted here, which kernels before 6.10 cannot prevent"
+                .to_owned(),
+        );
+    }
+    None
+}
+
+const NOT_ASKED: &str =
+    "the kernel does not ask BPF programs (no `bpf` in the boot parameter lsm= or CONFIG_LSM)";
+
+/// Attaches all of the rung's programs, and lets them prove that they see something.
+pub(super) fn attach_all(ebpf: &mut Ebpf, kernel: &Btf, rung: Rung) -> Result<(), String> {
+    for (function, of_lsm, of_kprobe) in OBJECTS {
+        let point = match rung {
+            Rung::Trampoline => Point {
+                program: of_lsm,
+                place: Place::Lsm(function.trim_start_matches("security_")),
+            },
+            _ => Point {
+                program: of_kprobe,
+                place: Place::Kprobe(function),
+            },
+        };
+        // Where one is skipped nothing is lost: `path_source` says that it saw nothing.
+        attach(ebpf, point, kernel)?;
+    }
+    if sees(ebpf)? {
+        Ok(())
+    } else {
+        Err(NOT_ASKED.to_owned())
+    }
+}
+
+/// Opens a file for writing, which the hook of opens keeps until the end of the call, where no program
+/// is yet to take it.
+fn sees(ebpf: &Ebpf) -> Result<bool, String> {
+    let map = ebpf.map("SEEN").ok_or("the object has no map SEEN")?;
+    let seen: HashMap<_, u64, [u8; SEEN_BYTES]> =
+        HashMap::try_from(map).map_err(|error| format!("map SEEN: {error}"))?;
+    let opened = OpenOptions::new().write(true).open("/dev/null");
+    opened.map_err(|error| format!("/dev/null: {error}"))?;
+    Ok(seen.keys().next().is_some())
+}
+
+/// Why the texts that the kernel has copied cannot be seen.
+pub(super) fn copies_missing(types: &Types, offsets: &Offsets) -> Option<&'static str> {
+    let cache = Argument::Pointer("kmem_cache".to_owned());
+    let arguments = types.tracepoint(COPIES.place.name()).unwrap_or_default();
+    if arguments.get(2) != Some(&cache) {
+        return Some("the tracepoint kmem_cache_free does not say which cache it is (Linux 6.1)");
+    }
+    let needed = [
+        offsets.filename_name,
+        offsets.filename_uptr,
+        offsets.filename_iname,
+        offsets.cache_name,
+    ];
+    if needed.contains(&MISSING) {
+        return Some("this kernel's copies do not say which argument they are of");
+    }
+    if !types.has_function("bpf_task_pt_regs") {
+        return Some("this kernel has no helper bpf_task_pt_regs (Linux 5.15)");
+    }
+    None
+}
