@@ -14,7 +14,7 @@ use audit_common::{
 };
 
 /// The number of x86_64's read.
-const ZERO: u16 = u16::MAX;
+pub const ZERO: u16 = u16::MAX;
 
 fn number(of_table: u16) -> u32 {
     if of_table == ZERO { 0 } else { of_table.into() }
@@ -291,9 +291,11 @@ pub const ALL: &[&[Row]] = &[
     LISTEN,
     DATAGRAM,
     DNS,
+    READ_WRITE,
     SOCKET,
     SOCKETCALL,
     OPEN,
+    MOVED,
     UNLINK,
     RENAME,
     LINK,
@@ -555,16 +557,20 @@ pub const DNS: &[Row] = &[
         shape(kind::DNS),
     )
     .x32(537),
-    row("read", "exit_read", [ZERO, 63, 3], shape(kind::DNS)),
-    row("readv", "exit_readv", [19, 65, 145], shape(kind::DNS)).x32(515),
-    row("write", "exit_write", [1, 64, 4], shape(kind::DNS)),
-    row("writev", "exit_writev", [20, 66, 146], shape(kind::DNS)).x32(516),
     row(
         "recvmmsg_time64",
         "exit_recvmmsg",
         [0, 0, 417],
         shape(kind::DNS),
     ),
+];
+/// Of DNS where the descriptor is connected to port 53; of files that are open for writing they
+/// count the bytes.
+pub const READ_WRITE: &[Row] = &[
+    row("read", "exit_read", [ZERO, 63, 3], shape(kind::DNS)),
+    row("readv", "exit_readv", [19, 65, 145], shape(kind::DNS)).x32(515),
+    row("write", "exit_write", [1, 64, 4], shape(kind::DNS)),
+    row("writev", "exit_writev", [20, 66, 146], shape(kind::DNS)).x32(516),
 ];
 pub const SOCKET: &[Row] = &[row(
     "socket",
@@ -610,6 +616,37 @@ pub const OPEN: &[Row] = &[
         "exit_open",
         [304, 265, 342],
         open_flags(shape(kind::OPEN), 2),
+    ),
+];
+
+/// Moves bytes from the file behind one descriptor, or to that behind another.
+const fn moves(source: u8, sink: u8) -> Shape {
+    Shape {
+        source,
+        sink,
+        ..shape(kind::CLOSE_WRITE)
+    }
+}
+
+const READS: Shape = moves(0, NONE);
+const WRITES: Shape = moves(NONE, 0);
+
+/// Calls whose bytes are counted for the close of a file. Those of [`READ_WRITE`] are too.
+pub const MOVED: &[Row] = &[
+    row("pread64", "exit_moved", [17, 67, 180], READS),
+    row("pwrite64", "exit_moved", [18, 68, 181], WRITES),
+    row("preadv", "exit_moved", [295, 69, 333], READS).x32(534),
+    row("pwritev", "exit_moved", [296, 70, 334], WRITES).x32(535),
+    row("preadv2", "exit_moved", [327, 286, 378], READS).x32(546),
+    row("pwritev2", "exit_moved", [328, 287, 379], WRITES).x32(547),
+    row("sendfile", "exit_moved", [40, 71, 187], moves(1, 0)),
+    row("sendfile64", "exit_moved", [0, 0, 239], moves(1, 0)),
+    row("splice", "exit_moved", [275, 76, 313], moves(0, 2)),
+    row(
+        "copy_file_range",
+        "exit_moved",
+        [326, 285, 377],
+        moves(0, 2),
     ),
 ];
 

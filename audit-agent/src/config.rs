@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     batch::Limits as BatchLimits,
+    container::names::STATE_FILES,
     filter::{Filter, FilterError},
     policy::{Budgets, Policy, PolicyError, Rule},
     process::Limits as ProcessLimits,
@@ -30,6 +31,7 @@ pub struct Config {
     pub batch: Batch,
     pub queue: Queue,
     pub process_table: ProcessTable,
+    pub containers: Containers,
 }
 
 impl Default for Config {
@@ -42,6 +44,7 @@ impl Default for Config {
             batch: Batch::default(),
             queue: Queue::default(),
             process_table: ProcessTable::default(),
+            containers: Containers::default(),
         }
     }
 }
@@ -166,6 +169,22 @@ impl Default for ProcessTable {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Containers {
+    /// Files in which runtimes keep what a container is called; `{id}` is the container's, `*` one
+    /// directory.
+    pub state_files: Vec<String>,
+}
+
+impl Default for Containers {
+    fn default() -> Self {
+        Self {
+            state_files: STATE_FILES.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
 /// A configuration that parses but cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidConfig {
@@ -193,10 +212,20 @@ pub enum InvalidConfig {
     Policy(#[from] PolicyError),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error(
+        "containers.state_files: `{0}` is not an absolute path; for example /run/runc/{{id}}/state.json"
+    )]
+    StateFile(String),
+    #[error(
+        "containers.state_files: {0} patterns; at most {MAX_STATE_FILES}, since all are tried for each container"
+    )]
+    StateFiles(usize),
     #[error("state_dir: `{}` is not an absolute path", .0.display())]
     StateDir(PathBuf),
 }
 
+/// Each container's start may look for all of them.
+const MAX_STATE_FILES: usize = 32;
 /// Largest ring: more only delays the moment at which a collector that is too slow is noticed.
 const MAX_RING_BYTES: u32 = 1 << 30;
 
@@ -231,6 +260,13 @@ impl Config {
         ring("file_bytes", self.rings.file_bytes)?;
         if !self.state_dir.is_absolute() {
             return Err(InvalidConfig::StateDir(self.state_dir.clone()));
+        }
+        let files = &self.containers.state_files;
+        if let Some(relative) = files.iter().find(|file| !file.starts_with('/')) {
+            return Err(InvalidConfig::StateFile(relative.clone()));
+        }
+        if files.len() > MAX_STATE_FILES {
+            return Err(InvalidConfig::StateFiles(files.len()));
         }
         range(
             "queue.max_bytes",
@@ -285,6 +321,7 @@ impl Config {
             batch,
             queue,
             process_table,
+            containers,
         } = new;
         self.capture.filters = capture.filters;
         self.capture.budgets = capture.budgets;
@@ -303,6 +340,7 @@ impl Config {
             ("batch", batch != self.batch),
             ("queue", queue != self.queue),
             ("process_table", process_table != self.process_table),
+            ("containers", containers != self.containers),
         ];
         let different = different.into_iter().filter(|(_, differs)| *differs);
         different.map(|(key, _)| key).collect()

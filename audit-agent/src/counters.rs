@@ -26,6 +26,8 @@ pub struct Counters {
     /// stream may have none or several, and what is no message of DNS has none.
     pub dns_records: AtomicU64,
     pub dns_messages: AtomicU64,
+    /// Cgroups that got their first process or lost their last, and are no container's.
+    pub other_cgroups: AtomicU64,
     /// Times that a sealed batch waited because the queue of unacknowledged ones was full. The reader
     /// goes on for a batch or two, then waits too.
     pub queue_full: AtomicU64,

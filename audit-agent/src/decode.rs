@@ -113,6 +113,8 @@ fn of_kind(record: &Record<'_>, event: &mut Event) -> Result<Option<()>, DecodeE
         kind::SOCKET_SPECIAL => network::special(record, event),
         kind::CLOSE_FLOW => network::close_flow(record, event),
         kind::OPEN => file::open(record, event),
+        kind::CONTAINER => process::container(record, event),
+        kind::CLOSE_WRITE => file::close_write(record, event),
         unknown => return Err(DecodeError::UnknownKind(unknown)),
     })
 }
@@ -150,6 +152,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
         dns,
         shed,
         argument_race,
+        amendment,
     } = event;
     let wall = clock.wall(header.time_ns as i64);
     *time = wall.micros;
@@ -178,6 +181,7 @@ fn envelope(header: &Header, clock: &Clock, event: &mut Event) {
     *dns = None;
     *shed = None;
     *argument_race = None;
+    *amendment = None;
 }
 
 /// Who did it. exec_id, names of users and what it runs are not in a record.
@@ -221,6 +225,10 @@ fn actor(header: &Header, process: &mut Process) {
         exe_mode: _,
         exe_owner_uid: _,
         exe_owner_gid: _,
+        exe_generation: _,
+        exe_layer: _,
+        exe_real_inode: _,
+        exe_real_device: _,
     } = process;
     let credentials: &Credentials = &header.credentials;
     *pid = Some(header.pid.into());

@@ -47,6 +47,7 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
         bpf,
         flow,
         dns,
+        amendment,
         shed,
         argument_race,
     } = event;
@@ -80,6 +81,7 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
     object(43, bpf, out);
     object(44, flow, out);
     object(45, dns, out);
+    object(46, amendment, out);
     object(100, shed, out);
     object(140, argument_race, out);
 }

@@ -46,6 +46,7 @@ pub enum Verdict {
 pub struct Stamp {
     processes: process::Edition,
     users: users::Edition,
+    containers: u64,
 }
 
 impl Enricher {
@@ -76,10 +77,13 @@ impl Enricher {
         now: Instant,
     ) -> Verdict {
         let header = &record.header;
-        let before = match has_new_rights(event) {
+        let before = match has_new_rights(event) || has_left(header) {
             true => self.table.rights(Key::of(header)),
             false => None,
         };
+        if let (true, Some(before)) = (has_left(header), before) {
+            name_namespaces(&before, event);
+        }
         if self.learn(record, event) == Ended::Again {
             return Verdict::Repeated;
         }
@@ -102,6 +106,7 @@ impl Enricher {
         Stamp {
             processes: self.table.edition(header),
             users: self.users.edition(),
+            containers: self.containers.edition(),
         }
     }
 
@@ -174,6 +179,7 @@ impl Enricher {
                 self.names.ended(header.network_namespace);
                 self.table.meet(header);
             }
+            _ if has_left(header) => {}
             _ => self.table.meet(header),
         }
         Ended::First
@@ -256,7 +262,21 @@ impl Enricher {
             Ok::<_, Unknown>(found)
         });
         let settled = found.is_ok();
-        let found = found.ok().flatten();
+        let found = found.unwrap_or_else(|Unknown| {
+            let pending = self.containers.pending(cgroup, now);
+            Some(Arc::new(pending))
+        });
+        let named = found
+            .as_deref()
+            .and_then(|found| self.containers.named(cgroup, found));
+        let found = match named {
+            Some(named) => {
+                let named = Some(named);
+                self.table.set_container(key, cgroup, named.clone());
+                named
+            }
+            None => found,
+        };
         match (&mut event.container, found) {
             (slot, None) => *slot = None,
             (Some(slot), Some(found)) => slot.clone_from(&found),
@@ -272,11 +292,32 @@ fn is_of_record(header: &Header, event: &Event) -> bool {
     let process = event.process.as_ref();
     header.kind == kind::EXEC
         || has_new_rights(event)
+        || has_left(header)
         || process.is_some_and(|process| !process.root.is_empty() || !process.cwd.is_empty())
 }
 
 fn has_new_rights(event: &Event) -> bool {
     event.new_credentials.is_some() || event.new_namespaces.is_some()
+}
+
+/// The process is so far at its end that it has left its namespaces.
+fn has_left(header: &Header) -> bool {
+    header.mount_namespace == 0
+}
+
+/// Those that the process was in, as far as the event does not say it.
+fn name_namespaces(rights: &Rights, event: &mut Event) {
+    let Some(process) = &mut event.process else {
+        return;
+    };
+    for (place, inode) in [
+        (&mut process.mount_namespace, rights.mount_namespace),
+        (&mut process.network_namespace, rights.network_namespace),
+    ] {
+        if place.is_none() && inode != 0 {
+            *place = Some(inode.into());
+        }
+    }
 }
 
 /// The process has made itself a network namespace. Its number may be that of one which ended.
@@ -345,7 +386,8 @@ mod tests {
             bytes: 1 << 20,
         };
         let table = Table::new("0123456789abcdef", limits);
-        let mut enricher = Enricher::new(table, Containers::of_host(), Users::new(&passwd, &group));
+        let mut enricher =
+            Enricher::new(table, Containers::of_host(&[]), Users::new(&passwd, &group));
         enricher.refresh(Instant::now());
         enricher
     }

@@ -35,7 +35,7 @@
 //! | batches: open, passed on, being sealed; compressed | 2 MiB each, and zstd's own | 9 | `batch`, `seal`, `audit_ledger::Sealer` |
 //! | queue | 16 MiB, or one batch if that is larger | 16 | `queue` |
 //! | batches on their way: two requests, a frame of HTTP/2 | 2 MiB each if nothing compresses | 6 | `ship::REQUESTS` |
-//! | cgroups | 8,192 paths | 2 | `container` |
+//! | cgroups, names of containers | 4,096 paths; 512 containers | 2 | `container` |
 //! | names of addresses, pieces of DNS messages | 8,192 addresses; 384 KiB of pieces | 2 | `dns` |
 //! | users and groups | 2 MiB of each file | 4 | `users` |
 //! | sum | | 128 | |

@@ -5,6 +5,7 @@ use audit_proto::v1::{Agent, Class, Event, Kind, Lost, Shed};
 
 use crate::{
     clock::{Clock, boot_time_ns},
+    container::Amended,
     source::{Loss, ShedCount, Skip},
 };
 
@@ -81,6 +82,15 @@ pub fn shed(clock: &Clock, count: &ShedCount, cgroup: String) -> Event {
             sampled: number(count.sampled),
         }),
         ..event(Kind::Shed, clock)
+    }
+}
+
+/// What became known of events that have left.
+pub fn amendment(clock: &Clock, amended: Amended) -> Event {
+    Event {
+        amendment: Some(amended.amendment),
+        container: Some(amended.container),
+        ..event(Kind::Amendment, clock)
     }
 }
 

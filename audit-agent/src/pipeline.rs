@@ -96,7 +96,11 @@ pub async fn run<S: Source + 'static>(
     let (handover, sealing) = seal::handover(&identity, valid.batch.bytes, parts);
     let stage = Stage::new(Parts {
         clock: Clock::measure(),
-        enricher: Enricher::new(table, Containers::of_host(), Users::of_host()),
+        enricher: Enricher::new(
+            table,
+            Containers::of_host(&config.containers.state_files),
+            Users::of_host(),
+        ),
         filter: valid.filter,
         batch: OpenBatch::new(valid.batch, handover),
         counters: Arc::clone(&counters),
@@ -430,7 +434,7 @@ impl<S: Source> Reader<S> {
         let enricher = &self.stage.parts.enricher;
         let dns = enricher.names().counters();
         let detail = format!(
-            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} queue_batches={} queue_bytes={} queue_full={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
+            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} containers_unsearched={} queue_batches={} queue_bytes={} queue_full={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
             counters::get(&counters.merged_exits),
             counters::get(&counters.undecodable),
             sum(|counters| counters.ring_full),
@@ -438,6 +442,7 @@ impl<S: Source> Reader<S> {
             enricher.table.len(),
             enricher.table.evicted(),
             enricher.containers.unknown(),
+            enricher.containers.unsearched(),
             depth.batches,
             depth.bytes,
             counters::get(&counters.queue_full),

@@ -126,7 +126,7 @@ pub enum PolicyError {
         near: Option<String>,
     },
     #[error(
-        "capture.filters `{rule}`: `{kind}` cannot be hidden: without exec, fork and exit nobody would know what the processes are that other events name"
+        "capture.filters `{rule}`: `{kind}` cannot be hidden: without exec, fork, exit and container nobody would know what the processes are that other events name"
     )]
     Kept { rule: String, kind: String },
     #[error("capture.filters `{rule}`: {key}: `{value}` does not begin with `/`")]

@@ -32,7 +32,7 @@ use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
 #[cfg(test)]
 pub(crate) use hooks::OBJECT_KINDS;
-use hooks::{COPIES, DISPATCHER, Point};
+use hooks::{COPIES, DISPATCHER, FREES, Point};
 pub(crate) use hooks::{HOOKS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
 use objects::Plan;
@@ -175,6 +175,7 @@ impl Probe {
             kernel: &kernel,
             missing,
             uring: &uring,
+            frees_unseen: frees_unseen(types, preemptible),
             attached: Vec::new(),
         };
         if let Some(rung) = plan.rung {
@@ -272,6 +273,8 @@ impl EmptyProbe {
                 "sched_process_fork" => "empty_fork",
                 "sched_process_exit" => "empty_exit",
                 "cgroup_mkdir" => "empty_cgroup",
+                "cgroup_notify_populated" => "empty_container",
+                FREES => "empty_close_write",
                 "signal_generate" => "empty_signal",
                 "sys_exit" => "empty_sys_exit",
                 _ => "empty_state",
@@ -311,6 +314,21 @@ fn wakeup_bytes(config: &Config) -> u32 {
         / 8
 }
 
+/// Why open files cannot be told when their memory is freed: a program there must not run in an
+/// interrupt, nor be skipped on every path of the kernel that frees anything.
+fn frees_unseen(types: &btf::Types, preemptible: bool) -> Option<&'static str> {
+    let arguments = types.tracepoint(FREES).unwrap_or_default();
+    if preemptible {
+        Some("programs can be preempted there, and would be skipped")
+    } else if types.has_function("file_free_rcu") {
+        Some("this kernel frees open files in interrupts (before Linux 6.7)")
+    } else if arguments.get(2) != Some(&btf::Argument::Pointer("kmem_cache".to_owned())) {
+        Some("this kernel does not say from which cache memory is freed")
+    } else {
+        None
+    }
+}
+
 /// The kernel's offsets, and the paths of the fields that it does not have, but must.
 fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
     let mut missing = Vec::new();
@@ -346,6 +364,8 @@ fn settings(
         wakeup_bytes: wakeup_bytes(config),
         objects: plan.rung.is_some().into(),
         copies: plan.copies.is_ok().into(),
+        close_writes: u32::from(!config.capture.is_off("close_write")),
+        file_bytes: types.size("file").unwrap_or(0),
         typed_task: types.has_function("bpf_get_current_task_btf").into(),
         number_offset: CALL_ABI.number,
         argument_offsets: CALL_ABI.arguments,

@@ -528,6 +528,10 @@ fn write_program(program: Option<&Program>, process: &mut Process) {
     process.exe_mode = None;
     process.exe_owner_uid = None;
     process.exe_owner_gid = None;
+    process.exe_generation = None;
+    process.exe_layer.clear();
+    process.exe_real_inode = None;
+    process.exe_real_device = None;
 }
 
 #[cfg(test)]

@@ -172,6 +172,7 @@ impl Resolver {
         let Some(root) = self.root_of(actor) else {
             return false;
         };
+        let whole = from_own_root(actor, &root, &whole).unwrap_or(whole);
         let Ok((path, stat)) = object(root.fd(), root.prefix(), &whole) else {
             return false;
         };
@@ -204,6 +205,7 @@ impl Resolver {
     fn look_up(&self, actor: &Actor, base: Option<&[u8]>, given: &[u8]) -> Option<Vec<u8>> {
         let (parent, name) = split(base, given)?;
         let root = self.root_of(actor)?;
+        let parent = from_own_root(actor, &root, &parent).unwrap_or(parent);
         let mut path = directory(root.fd(), root.prefix(), &parent).ok()?;
         if !name.is_empty() {
             if !path.ends_with(b"/") {
@@ -230,6 +232,22 @@ impl Resolver {
             (Err(_), _) => None,
         }
     }
+}
+
+/// `path` without a way by the link in /proc to the process's own root, where the kernel jumps
+/// whatever the link says. (Those to its working directory and open files may lead elsewhere by now.)
+fn from_own_root(actor: &Actor, root: &Root<'_>, path: &[u8]) -> Option<Vec<u8>> {
+    // Elsewhere /proc may be another, with other numbers.
+    let Root::Own(_) = root else { return None };
+    let mut names = parts(path);
+    let number = actor.pid.to_string();
+    let own = [b"self".as_slice(), number.as_bytes()];
+    let is_link =
+        names.next()? == b"proc" && own.contains(&names.next()?) && names.next()? == b"root";
+    is_link.then(|| {
+        let names: Vec<&[u8]> = names.collect();
+        [b"/", names.join(&b'/').as_slice()].concat()
+    })
 }
 
 fn is_cut(base: Option<Section<'_>>, given: Section<'_>) -> bool {
@@ -474,6 +492,14 @@ mod tests {
             (format!("{root}/nowhere/x"), "lexical")
         );
         assert_eq!(finish(root, "gone").path_source, "argument");
+        let file = finish(root, &format!("/proc/self/root{root}/link/../gone"));
+        assert_eq!(
+            (file.path, file.path_source.as_str()),
+            (format!("{root}/gone"), "lookup")
+        );
+        // Who knows where it was then.
+        let file = finish(root, "/proc/self/cwd/gone");
+        assert_eq!(file.path_source, "lexical");
 
         // No process has this pid (the kernel's limit is 2^22).
         let gone = finish_for(5_000_000, true, root, "link/last");

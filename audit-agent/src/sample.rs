@@ -3,8 +3,9 @@
 use audit_common::{
     class, kind,
     record::{
-        Bpf, Call, Credentials, Dns, Exec, ExecFailed, Exit, FileObject, Flow, Fork, Header, Open,
-        Record, SectionHeader, Signal, Socket, form, open_outcome, section, section_flags, via,
+        Bpf, Call, CloseWrite, Credentials, Dns, Exec, ExecFailed, Exit, FileObject, Flow, Fork,
+        Header, Open, Populated, Record, SectionHeader, Signal, Socket, form, layer, open_outcome,
+        section, section_flags, via,
     },
 };
 use audit_proto::v1::Event;
@@ -91,6 +92,11 @@ fn file_object() -> FileObject {
         mode: 0o100_755,
         owner_uid: 1000,
         owner_gid: 1000,
+        generation: 3,
+        layer: layer::UPPER,
+        real_device: 8 << 20 | 2,
+        reserved: 0,
+        real_inode: 43,
     }
 }
 
@@ -148,6 +154,16 @@ pub fn record(kind: u16) -> Sample {
         | kind::UNIX_CONNECT
         | kind::CLOSE_FLOW
         | kind::DNS => of_socket(kind),
+        kind::CONTAINER => {
+            let populated = Populated {
+                cgroup_id: 4711,
+                populated: 1,
+            };
+            let mut sample = sample(kind, &populated);
+            sample.header.pid = 0;
+            let path = format!("/kubepods/pod{}/{}", "0f".repeat(16), "ab".repeat(32));
+            sample.section(section::CGROUP, path.as_bytes())
+        }
         kind::SIGNAL => {
             let mut signal = Signal::new_zeroed();
             signal.signal = 9;
@@ -163,6 +179,18 @@ pub fn record(kind: u16) -> Sample {
                 outcome: open_outcome::CREATED | open_outcome::WRITE,
             };
             sample(kind, &open).walked(section::PATH, "/tmp/out")
+        }
+        kind::CLOSE_WRITE => {
+            let closed = CloseWrite {
+                file: file_object(),
+                opened_ns: 55_000_000,
+                bytes_read: 0,
+                bytes_written: 9,
+                position_bytes: 9,
+                outcome: open_outcome::TRUNCATE | open_outcome::WRITE,
+                inode_gone: 0,
+            };
+            sample(kind, &closed).walked(section::PATH, "/tmp/out")
         }
         kind::UNLINK => call(kind, "unlinkat")
             .section(section::GIVEN, b"gone")

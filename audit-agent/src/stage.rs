@@ -84,6 +84,10 @@ impl Stage {
             self.record(bytes, now);
         }
         counters::add(&self.parts.counters.records, records);
+        for amended in self.parts.enricher.containers.amendments(now) {
+            let mut event = own::amendment(&self.parts.clock, amended);
+            self.emit(&mut event, now);
+        }
         while let Some(mut event) = self.arguments.give_up() {
             self.emit(&mut event, now);
         }
@@ -101,6 +105,7 @@ impl Stage {
         let outcome = decode::parse(bytes).and_then(|record| match record.header.kind {
             kind::EXEC_ARGS => self.continuation(&record, now),
             kind::CGROUP => self.cgroup(&record),
+            kind::CONTAINER => self.container(&record, now),
             kind => {
                 let mut actor = self.actors.take(&record.header);
                 match kind {
@@ -242,6 +247,28 @@ impl Stage {
             && path.header.flags & section_flags::TRUNCATED == 0
         {
             self.parts.enricher.containers.learn(cgroup.id, path.bytes);
+        }
+        Ok(())
+    }
+
+    /// Of any cgroup; only containers' are events.
+    fn container(&mut self, record: &Record<'_>, now: Instant) -> Result<(), DecodeError> {
+        let mut event = Event::default();
+        decode::decode(record, &self.parts.clock, &mut event)?;
+        let containers = &mut self.parts.enricher.containers;
+        let Some(container) = &mut event.container else {
+            counters::add(&self.parts.counters.other_cgroups, 1);
+            return Ok(());
+        };
+        containers.changed(container);
+        if self.parts.filter.leaves_out(&record.header, &event, 1) {
+            self.parts.counters.add_filtered(event.class, 1);
+            return Ok(());
+        }
+        self.emit(&mut event, now);
+        if let Some(container) = &event.container {
+            let containers = &mut self.parts.enricher.containers;
+            containers.told(container, &event.id, now);
         }
         Ok(())
     }

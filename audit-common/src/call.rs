@@ -40,7 +40,10 @@ pub struct Shape {
     pub structure_bytes: u8,
     /// Report the call only if this argument passes [`Shape::mask`].
     pub filter: u8,
-    pub reserved: u16,
+    /// Descriptors of the file that bytes come from, and of the one that they go to; the result says
+    /// how many.
+    pub source: u8,
+    pub sink: u8,
     /// Bits of which one must be set in the argument; with [`flags::VALUES`], bit N admits value N.
     pub mask: u32,
     /// With [`flags::VALUES`], a value beyond 31 that is admitted too.
@@ -77,7 +80,8 @@ impl Shape {
             structure: NONE,
             structure_bytes: 0,
             filter: NONE,
-            reserved: 0,
+            source: NONE,
+            sink: NONE,
             mask: 0,
             also: 0,
         }

@@ -77,6 +77,8 @@ events! {
     28 SOCKET_SPECIAL "socket_special" NETWORK;
     /// A file was opened: created, truncated, for writing, or read when watched.
     40 OPEN "open" FILE;
+    /// A file that was open for writing was closed for the last time.
+    41 CLOSE_WRITE "close_write" FILE;
     /// A name was removed: unlink, unlinkat, rmdir.
     42 UNLINK "unlink" FILE;
     /// A name was changed: rename, renameat, renameat2.
@@ -93,6 +95,8 @@ events! {
     48 TRUNCATE "truncate" FILE;
     /// An extended attribute was set or removed.
     49 XATTR "xattr" FILE;
+    /// The first process of a container began, or its last one ended.
+    60 CONTAINER "container" PROCESS;
 }
 
 /// A piece of a long argv; joined to the exec before it, never an event of its own.
@@ -105,7 +109,7 @@ pub const CGROUP: u16 = 0x8002;
 /// Is the record told whatever rules and budgets say? Without them nobody would know what a process
 /// is that others tell of.
 pub const fn is_kept(kind: u16) -> bool {
-    matches!(kind, EXEC | FORK | EXIT | EXEC_ARGS | CGROUP)
+    matches!(kind, EXEC | FORK | EXIT | EXEC_ARGS | CGROUP | CONTAINER)
 }
 
 /// The row of `number`; a number of another version has none.

@@ -8,6 +8,8 @@ pub const PATH_BYTES: usize = 4096;
 pub const NAME_BYTES: usize = 256;
 /// Components walked of one path. Deeper paths are marked as cut.
 pub const PATH_COMPONENTS: usize = 256;
+/// Steps of such a walk: a component or a mount each.
+pub const PATH_STEPS: usize = PATH_COMPONENTS + 32;
 /// Where a record's variable part may still begin a section: half of the scratch buffer, so that
 /// one section of the other half always fits behind it and the verifier can see that it does.
 pub const TAIL_BYTES: usize = 16 << 10;
@@ -46,6 +48,9 @@ pub const OBJECT_BYTES: usize = 4096;
 /// Threads whose texts, as the kernel has copied them, are kept until their call ends, which is at
 /// once: 8 KiB each. The longest unused is forgotten, and then told by what its memory says.
 pub const COPIES: u32 = 512;
+/// Files open for writing whose bytes are counted; the close of more is told without counts. A busy
+/// host has some thousand.
+pub const WRITTEN_FILES: u32 = 16 << 10;
 /// Kept of a DNS datagram, or of what one call moved of a DNS stream. UDP answers end at the 4096
 /// bytes that resolvers offer at most; of a stream, so much leaves the record within the half of
 /// the buffer where its section may begin.

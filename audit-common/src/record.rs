@@ -111,6 +111,33 @@ pub struct FileObject {
     pub mode: u32,
     pub owner_uid: u32,
     pub owner_gid: u32,
+    /// Tells apart files that had the same inode number one after the other; 0 where the file system
+    /// has none.
+    pub generation: u32,
+    /// [`layer`]
+    pub layer: u32,
+    /// Of a file of overlayfs: the file that holds it, in that layer.
+    pub real_device: u32,
+    pub reserved: u32,
+    pub real_inode: u64,
+}
+
+/// Where a file of overlayfs is.
+pub mod layer {
+    /// Not on overlayfs, or not known.
+    pub const NONE: u32 = 0;
+    /// Made or changed since the overlay was mounted: in a container, not of its image.
+    pub const UPPER: u32 = 1;
+    /// As it is in one of the layers below.
+    pub const LOWER: u32 = 2;
+
+    pub const fn name(layer: u32) -> &'static str {
+        match layer {
+            UPPER => "upper",
+            LOWER => "lower",
+            _ => "",
+        }
+    }
 }
 
 /// [`crate::kind::EXEC`]. Sections: PATH (program), INVOKED, INTERPRETER, CWD, ARGV.
@@ -141,6 +168,18 @@ pub struct ExecArgs {
 pub struct Cgroup {
     /// As in [`Header::cgroup_id`].
     pub id: u64,
+}
+
+/// [`crate::kind::CONTAINER`]. Section: CGROUP, its path below the root of cgroup v2. Of every
+/// cgroup: which are containers' only their names say. The header is nobody's: the last process of a
+/// cgroup may be gone before the kernel takes notice.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Populated {
+    /// As in [`Header::cgroup_id`].
+    pub cgroup_id: u64,
+    /// 1 when the first process came into it or a cgroup below, 0 when the last is gone.
+    pub populated: u64,
 }
 
 /// [`crate::kind::EXEC_FAILED`]. Sections: GIVEN, BASE (directory that GIVEN is relative to), ARGV.
@@ -237,6 +276,23 @@ pub mod open_outcome {
     pub const TRUNCATE: u32 = 4;
     /// Only reads; reported because its name is watched.
     pub const WATCHED_READ: u32 = 8;
+}
+
+/// [`crate::kind::CLOSE_WRITE`]. Sections: PATH, unless it is not known any more.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CloseWrite {
+    pub file: FileObject,
+    /// 0 where the open was not seen; then nothing was counted either.
+    pub opened_ns: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+    /// Where the next read or write would have been.
+    pub position_bytes: u64,
+    /// [`open_outcome`]
+    pub outcome: u32,
+    /// The inode is gone, and with it what it said of size and owner.
+    pub inode_gone: u32,
 }
 
 /// Any call that is told by its arguments alone; [`crate::call::Shape`] says which sections it has:

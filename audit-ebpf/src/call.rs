@@ -12,11 +12,13 @@ use audit_common::{
 
 use crate::{
     copies::{self, FIRST, SECOND},
-    file, kernel, objects,
+    file,
+    inode::file_object,
+    kernel, objects,
     objects::Taken,
     path,
     path::Path,
-    record::{Writer, file_object, user_section},
+    record::{Writer, user_section},
     settings::offset,
     syscall::{Call, at_exit},
     task,

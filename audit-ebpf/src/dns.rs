@@ -4,10 +4,10 @@
 //! caller itself can have looked at it. Sockets of other peers cost the way from the descriptor to
 //! the socket's port.
 //!
-//! read and write are every file's, so their programs ask first, and only, whether the process has
+//! read and write are every file's, so for DNS their programs only ask whether the process has
 //! connected this descriptor to port 53 (Go's resolver and glibc's streams do so). Not seen: io_uring;
 //! and read or write on a socket that was connected by another process, under another number (dup),
-//! or before the agent began.
+//! or before the agent began. The same programs count for [`written`].
 
 use audit_common::{
     class, kind, limits,
@@ -24,7 +24,7 @@ use crate::{
     record::{Origin, Writer},
     settings::offset,
     syscall::{Call, at_exit},
-    task,
+    task, written,
 };
 
 const PORT: u16 = 53;
@@ -442,18 +442,22 @@ fn plain(call: &Call, flags: u64, segments: impl Fn(&Call) -> u64) {
 }
 
 at_exit!(exit_read, exit_read_kprobe: |call| {
+    written::count(call.argument::<0>(), call.result, false);
     plain(&call, 0, |_| 0);
 });
 
 at_exit!(exit_write, exit_write_kprobe: |call| {
+    written::count(call.argument::<0>(), call.result, true);
     plain(&call, SENT, |_| 0);
 });
 
 at_exit!(exit_readv, exit_readv_kprobe: |call| {
+    written::count(call.argument::<0>(), call.result, false);
     plain(&call, 0, |call| call.argument::<2>());
 });
 
 at_exit!(exit_writev, exit_writev_kprobe: |call| {
+    written::count(call.argument::<0>(), call.result, true);
     plain(&call, SENT, |call| call.argument::<2>());
 });
 

@@ -33,6 +33,16 @@ pub fn empty_cgroup(_: BtfTracePointContext) -> i32 {
     0
 }
 
+#[btf_tracepoint(function = "cgroup_notify_populated")]
+pub fn empty_container(_: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[btf_tracepoint(function = "kmem_cache_free")]
+pub fn empty_close_write(_: BtfTracePointContext) -> i32 {
+    0
+}
+
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn empty_state(_: BtfTracePointContext) -> i32 {
     0

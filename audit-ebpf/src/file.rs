@@ -15,13 +15,16 @@ use aya_ebpf::{
 
 use crate::{
     copies::{self, FIRST},
-    kernel, objects, path,
+    inode::file_object,
+    kernel, objects,
+    objects::Taken,
+    path,
     path::Path,
-    record::{Writer, count_filtered, file_object},
+    record::{Writer, count_filtered},
     settings,
     settings::offset,
     syscall::{Call, at_exit, typed},
-    task,
+    task, written,
 };
 
 /// A NUL-padded name, in words: it is zeroed for every open, and bytes would become a loop.
@@ -115,7 +118,7 @@ fn open_flags(call: &Call, shape: &Shape) -> u32 {
 fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     // What the hook saw, or else what is behind the descriptor now: another thread may have put
     // another file there meanwhile.
-    let taken = objects::Taken::of_current(true);
+    let taken = Taken::of_current(true);
     let file = of_descriptor(call.result as u64);
     let mode: u32 = match &taken {
         Some(taken) => taken.mode(),
@@ -145,9 +148,11 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
         Some(taken) => taken.file(),
         None => of_inode(kernel::pointer(file, offset!(file_inode))),
     };
+    let opened = taken.as_ref().map_or(file, Taken::opened);
     if !taken.is_some_and(|taken| taken.put(&mut writer)) {
         path::section(&mut writer, section::PATH, Path::of_file(file));
     }
+    written::file_opened(opened, payload.outcome);
     writer.send();
     Some(())
 }

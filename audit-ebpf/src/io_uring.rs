@@ -27,10 +27,12 @@ use aya_ebpf::{
 };
 
 use crate::{
-    file, kernel, path,
+    file,
+    inode::file_object,
+    kernel, path,
     path::Path,
     preemption,
-    record::{Origin, Writer, count_pending_full, file_object},
+    record::{Origin, Writer, count_pending_full},
     settings::{offset, setting},
     syscall,
 };

@@ -1,12 +1,12 @@
 //! The kernel programs: what happens in the kernel, written as records into three rings.
 //!
-//! One hook family per file ([`process`], [`network`], [`dns`], [`file`], [`system`], [`cgroup`],
+//! One hook family per file ([`process`], [`network`], [`dns`], [`file`], [`written`], [`system`], [`cgroup`],
 //! [`io_uring`], and [`call`] for what needs no program of its own); each entry function is a shell,
 //! the logic is `try_*`.
 //! [`syscall`] leads a returning system call to its program; [`objects`] and [`copies`] keep for it what
-//! the kernel really used. Shared by them: [`record`] builds a
-//! record and sends it, [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`]
-//! reads kernel memory, [`settings`] is what the agent decided, [`policy`] what it leaves out.
+//! the kernel really used. Shared by them: [`record`] builds a record and sends it, [`task`] says who is
+//! acting, [`path`] walks dentries and mounts, [`inode`] describes files, [`kernel`] reads kernel memory,
+//! [`settings`] is what the agent decided, [`policy`] what it leaves out.
 //!
 //! Invariants: a sequence number is taken before the ring is tried; nothing is written to a ring
 //! but whole records; every loop has a bound from `audit_common::limits`.
@@ -21,6 +21,7 @@ mod copies;
 mod dns;
 mod empty;
 mod file;
+mod inode;
 mod io_uring;
 mod kernel;
 mod log;
@@ -35,6 +36,7 @@ mod settings;
 mod syscall;
 mod system;
 mod task;
+mod written;
 
 // bpf_probe_read_kernel and bpf_ringbuf_output are for GPL-compatible programs.
 #[unsafe(link_section = "license")]

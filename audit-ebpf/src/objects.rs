@@ -18,10 +18,12 @@ use aya_ebpf::{
 };
 
 use crate::{
-    file, kernel, path,
+    file,
+    inode::file_object,
+    kernel, path,
     path::Path,
     policy, preemption,
-    record::{Writer, file_object},
+    record::Writer,
     settings::{self, offset},
 };
 
@@ -99,6 +101,12 @@ impl Taken {
 
     pub fn file(&self) -> FileObject {
         self.0.file
+    }
+
+    /// The file that was opened.
+    #[inline(always)]
+    pub fn opened(&self) -> u64 {
+        self.0.opened
     }
 
     /// The mode that a file was opened in.

@@ -5,7 +5,7 @@
 //! old or the new name of a component.
 
 use audit_common::{
-    limits::{FILTER_COMPONENTS, NAME_BYTES, PATH_COMPONENTS},
+    limits::{FILTER_COMPONENTS, NAME_BYTES, PATH_STEPS},
     record::{section, section_flags},
 };
 use aya_ebpf::{macros::map, maps::PerCpuArray};
@@ -69,10 +69,29 @@ impl Path {
         Self::read(fs, offset!(fs_pwd))
     }
 
+    /// Nowhere, for a process that has ended so far that it has let go of it.
     #[inline(always)]
-    fn root() -> Self {
+    pub fn root() -> Self {
         let fs = kernel::pointer(task::current(), offset!(task_fs));
         Self::read(fs, offset!(fs_root))
+    }
+
+    #[inline(always)]
+    pub fn is_none(&self) -> bool {
+        self.dentry == 0
+    }
+
+    /// As d_unlinked() has it: not in the hash, and not a root.
+    #[inline(always)]
+    pub fn is_deleted(&self) -> bool {
+        let unhashed = kernel::pointer(self.dentry, offset!(dentry_hash_pprev)) == 0;
+        unhashed && kernel::pointer(self.dentry, offset!(dentry_parent)) != self.dentry
+    }
+
+    /// Nobody holds it any more, and nobody can find it (lockref_mark_dead).
+    #[inline(always)]
+    pub fn is_dead(&self) -> bool {
+        kernel::read::<i32>(self.dentry, offset!(dentry_count)) < 0
     }
 
     /// The address of the last component's name, and of its directory's.
@@ -91,6 +110,12 @@ static CLIMBS: PerCpuArray<Climb> = PerCpuArray::with_max_entries(CLASSES, 0);
 /// Writes the section `tag` with the components of `path`.
 #[inline(always)]
 pub fn section(writer: &mut Writer, tag: u8, path: Path) {
+    section_below(writer, tag, path, Path::root(), path.is_deleted());
+}
+
+/// As seen by a process whose root is `root`; where that is nowhere, by the mount namespace.
+#[inline(always)]
+pub fn section_below(writer: &mut Writer, tag: u8, path: Path, root: Path, deleted: bool) {
     let class = writer.class();
     let Some(climb) = CLIMBS.get_ptr_mut(class.into()) else {
         return;
@@ -103,24 +128,26 @@ pub fn section(writer: &mut Writer, tag: u8, path: Path) {
     climb.start = start;
     climb.at = path;
     climb.mount_root = kernel::pointer(path.mount, offset!(vfsmount_root));
-    climb.root = Path::root();
+    climb.root = root;
     climb.root_at = BELOW_ROOT;
     climb.flags = section_flags::TRUNCATED.into();
     climb.components = 0;
     writer.suspend();
     let mut passes = 0;
-    while passes < PATH_COMPONENTS && climb_step(class.into()) == CONTINUE {
+    while passes < PATH_STEPS && climb_step(class.into()) == CONTINUE {
         passes += 1;
     }
     writer.reload();
     open.flags = climb.flags as u8;
-    if deleted(path.dentry) {
+    if deleted {
         open.flags |= section_flags::DELETED;
     }
     let mut root_at = climb.root_at;
     if root_at == BELOW_ROOT {
         root_at = writer.end() - start;
-        open.flags |= section_flags::UNREACHABLE;
+        if !root.is_none() {
+            open.flags |= section_flags::UNREACHABLE;
+        }
     }
     open.root_at = root_at as u16;
     writer.close(open);
@@ -233,11 +260,4 @@ fn cross(climb: &mut Climb) -> u32 {
     climb.at.mount = above + offset!(mount_mnt) as u64;
     climb.mount_root = kernel::pointer(climb.at.mount, offset!(vfsmount_root));
     CONTINUE
-}
-
-/// As d_unlinked() has it: not in the hash, and not a root.
-#[inline(always)]
-fn deleted(dentry: u64) -> bool {
-    let unhashed = kernel::pointer(dentry, offset!(dentry_hash_pprev)) == 0;
-    unhashed && kernel::pointer(dentry, offset!(dentry_parent)) != dentry
 }

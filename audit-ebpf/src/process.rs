@@ -13,10 +13,12 @@ use aya_ebpf::{
 
 use crate::{
     copies::{self, FIRST},
-    file, kernel, path,
+    file,
+    inode::file_object,
+    kernel, path,
     path::Path,
     preemption,
-    record::{BTF_TRACEPOINT, Writer, file_object, kernel_section},
+    record::{BTF_TRACEPOINT, Writer, kernel_section},
     settings::offset,
     syscall::{Call, at_exit},
     task,

@@ -24,7 +24,7 @@ use aya_ebpf::{
     maps::{PerCpuArray, RingBuf},
 };
 
-use crate::{kernel, policy, settings, syscall::Call, task};
+use crate::{policy, settings, syscall::Call, task};
 
 // A lane each, so that a flood in one evicts nothing of another. The agent sets the sizes.
 #[map]
@@ -184,6 +184,15 @@ impl Writer {
             writer.header().candidates = 0;
         }
         Some((writer, payload))
+    }
+
+    /// As [`Self::begin`], of what no process does.
+    #[inline(always)]
+    pub fn begin_of_nobody<T>(class: u8, kind: u16, via: u8) -> Option<(Self, &'static mut T)> {
+        let base: *mut Header = SCRATCH.get_ptr_mut(class.into())?.cast();
+        // SAFETY: the buffer is larger than a header.
+        unsafe { zero(base) };
+        Self::blank::<T>(class, kind, via)
     }
 
     /// Sections that no record has yet. In the buffer of the file class, as the record will be.
@@ -552,16 +561,3 @@ pub fn user_section(writer: &mut Writer, tag: u8, source: u64) {
 }
 
 pub use via::BTF_TRACEPOINT;
-
-/// Fills a [`audit_common::record::FileObject`] from an inode.
-#[inline(always)]
-pub fn file_object(object: &mut audit_common::record::FileObject, inode: u64) {
-    use crate::settings::offset;
-    object.inode = kernel::read(inode, offset!(inode_ino));
-    object.size_bytes = kernel::read(inode, offset!(inode_size));
-    object.mode = kernel::read::<u16>(inode, offset!(inode_mode)).into();
-    object.owner_uid = kernel::read(inode, offset!(inode_uid));
-    object.owner_gid = kernel::read(inode, offset!(inode_gid));
-    let super_block = kernel::pointer(inode, offset!(inode_sb));
-    object.device = kernel::read(super_block, offset!(super_block_dev));
-}

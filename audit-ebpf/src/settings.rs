@@ -12,6 +12,8 @@ static SETTINGS: Settings = Settings {
     watch_reads: 0,
     wakeup_bytes: 0,
     objects: 0,
+    close_writes: 0,
+    file_bytes: 0,
     typed_task: 0,
     number_offset: 0,
     argument_offsets: [0; ARGUMENTS],
@@ -77,6 +79,11 @@ pub fn objects() -> bool {
 #[inline(always)]
 pub fn copies() -> bool {
     read(|_, settings| unsafe { &raw const (*settings).copies }) != 0
+}
+
+#[inline(always)]
+pub fn close_writes() -> bool {
+    read(|_, settings| unsafe { &raw const (*settings).close_writes }) != 0
 }
 
 #[inline(always)]

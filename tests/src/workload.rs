@@ -6,6 +6,7 @@ mod compat;
 mod dns;
 mod exec;
 mod files;
+mod identity;
 mod network;
 mod paths;
 mod places;
@@ -15,6 +16,7 @@ mod ring_sockets;
 mod rings;
 mod sockets;
 mod system;
+mod written;
 mod x32;
 
 use std::{
@@ -30,13 +32,15 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 20] = [
+pub const GROUPS: [&str; 22] = [
     "arguments",
     "programs",
     "lives",
     "threads",
     "paths",
     "opens",
+    "closes",
+    "identity",
     "mounts",
     "root",
     "network",
@@ -94,6 +98,8 @@ impl Workload {
             "threads" => exec::threads(&mut work)?,
             "paths" => paths::paths(&mut work)?,
             "opens" => paths::opens(&mut work)?,
+            "closes" => written::closes(&mut work)?,
+            "identity" => identity::identity(&mut work)?,
             "mounts" => places::mounts(&mut work)?,
             "root" => places::root(&mut work)?,
             "network" => network::network(&mut work)?,

@@ -5,7 +5,8 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -52,6 +53,10 @@ impl Bundle {
     }
 
     fn run(&self, cgroup: &str, id: &str, script: &str) -> Result<Output> {
+        ran(&mut self.command(cgroup, id, script)?)
+    }
+
+    fn command(&self, cgroup: &str, id: &str, script: &str) -> Result<Command> {
         let mut spec = self.spec.clone();
         spec["process"]["args"] = json!([BUSYBOX, "sh", "-c", script]);
         spec["linux"]["cgroupsPath"] = json!(format!("{cgroup}/{id}"));
@@ -60,7 +65,7 @@ impl Bundle {
         let mut command = Command::new("runc");
         command.arg("--root").arg(path.join("state"));
         command.args(["run", "--bundle"]).arg(path).arg(id);
-        ran(&mut command)
+        Ok(command)
     }
 }
 
@@ -143,5 +148,125 @@ fn what_a_short_container_did_carries_its_id() -> Result<()> {
         "select count(*) from events where container_id is not null and process_name = 'audit-agent'",
     )?;
     ensure!(outside == 0, "{outside} events of the host in a container");
+    Ok(())
+}
+
+/// Waits until the answer is that number.
+fn until(stack: &mut Stack, what: &str, sql: &str, number: i64) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let found = stack.number(sql)?;
+        if found == number {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{what}: {found}, not {number}: {sql}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn docker_state(id: &str, name: &str) -> Vec<u8> {
+    let state = json!({ "ID": id, "Name": format!("/{name}"), "Config": { "Image": "img:1" } });
+    state.to_string().into_bytes()
+}
+
+/// How many events of a container there are.
+fn of(id: &str, condition: &str) -> String {
+    format!("select count(*) from events where container_id = '{id}' and {condition}")
+}
+
+/// What there is to know of a container whose name was there before it, and of one that got it late.
+fn expected(early: &str, late: &str, file: &Path) -> Vec<(&'static str, String, i64)> {
+    let started = "kind = 'container' and container_action = 'start'";
+    let stopped = "kind = 'container' and container_action = 'stop'";
+    let early_name = "container_name = 'early' and container_image = 'img:1'";
+    let name = "container_name = 'late' and container_image = 'img:1'";
+    let changes = format!("from events where kind = 'container' and container_id = '{late}'");
+    let amended = format!(
+        "kind = 'amendment' and {name} and amendment_subject = 'container' \
+         and amendment_fields = ['container_name', 'container_image'] \
+         and amendment_source = '{}' \
+         and amendment_event_id = (select id {changes} and container_action = 'start')",
+        file.display()
+    );
+    let outside = format!(
+        "process_name = 'busybox' and boot_time_ns not between \
+         (select min(boot_time_ns) {changes}) and (select max(boot_time_ns) {changes})"
+    );
+    let nameless = "container_name is null";
+    let second = "kind = 'open' and file_path = '/made/second'";
+    let pending = "select count(*) from events where container_state = 'pending'";
+    let row =
+        |what, id, conditions: &[&str], number| (what, of(id, &conditions.join(" and ")), number);
+    vec![
+        row("a start with its name", early, &[started, early_name], 1),
+        row("nothing is amended", early, &["kind = 'amendment'"], 0),
+        row("nothing is nameless", early, &[nameless], 0),
+        row("a start without a name", late, &[started, nameless], 1),
+        row(
+            "nobody starts it",
+            late,
+            &[started, "process_pid is null"],
+            1,
+        ),
+        row("a stop with its name", late, &[stopped, name], 1),
+        row("both, and no more", late, &["kind = 'container'"], 2),
+        row("an amendment of that start", late, &[&amended], 1),
+        row("a later event with its name", late, &[second, name], 1),
+        row("nothing of its program outside", late, &[&outside], 0),
+        ("nothing pending", pending.to_owned(), 0),
+    ]
+}
+
+#[test]
+fn containers_start_and_stop_and_names_that_come_late_are_amended() -> Result<()> {
+    if let Some(reason) = missing() {
+        eprintln!("SKIPPED: {reason}");
+        return Ok(());
+    }
+    let files = tempfile::tempdir()?;
+    let pattern = files.path().join("{id}.json").display().to_string();
+    let mut stack = Stack::start(Options {
+        agent: vec![format!("containers.state_files=[\"{pattern}\"]")],
+        ..Options::default()
+    })?;
+    let bundle = Bundle::new()?;
+    let _gone = [Cgroups("docker")];
+    let (early, late) = ("e1".repeat(32), "1a".repeat(32));
+    let file = |id: &str| files.path().join(format!("{id}.json"));
+    fs::write(file(&early), docker_state(&early, "early"))?;
+    bundle.run("/docker", &early, "/bin/busybox touch /made/mark")?;
+
+    let script = "/bin/busybox touch /made/first; \
+        while [ ! -e /go ]; do /bin/busybox sleep 0.1; done; /bin/busybox touch /made/second";
+    let mut command = bundle.command("/docker", &late, script)?;
+    let mut running = command.stdout(Stdio::null()).spawn()?;
+    let first = "kind = 'open' and file_path = '/made/first' and container_name is null";
+    until(
+        &mut stack,
+        "the container's first file",
+        &of(&late, first),
+        1,
+    )?;
+    fs::write(file(&late), docker_state(&late, "late"))?;
+    let amended = of(&late, "kind = 'amendment'");
+    until(&mut stack, "an amendment", &amended, 1)?;
+    fs::write(bundle.directory.path().join("rootfs/go"), "")?;
+    ensure!(running.wait()?.success(), "runc");
+    stack.barrier()?;
+
+    for (what, sql, number) in expected(&early, &late, &file(&late)) {
+        let found = stack.number(&sql).with_context(|| what.to_owned())?;
+        if found != number {
+            let rows = stack.query(&format!(
+                "select kind, boot_time_ns, container_action, container_name, container_state, process_name, \
+                 file_path, amendment_fields, amendment_event_id from events \
+                 where container_id = '{late}' order by boot_time_ns"
+            ))?;
+            anyhow::bail!("{what}: {found}, not {number}: {sql}\n{rows:#?}");
+        }
+    }
     Ok(())
 }

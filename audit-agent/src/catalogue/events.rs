@@ -13,14 +13,14 @@ use audit_common::{
 };
 use audit_proto::{
     columns,
-    v1::{Container, Event, Host},
+    v1::{Amendment, Container, Event, Host},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     calls::{self, Row},
     clock::Clock,
-    container::Containers,
+    container::{Amended, Containers},
     decode, dns,
     enrich::Enricher,
     own,
@@ -52,7 +52,7 @@ impl Bench {
         };
         let table = Table::new("0123456789abcdef", limits);
         let users = Users::new(&passwd, &group);
-        let mut enricher = Enricher::new(table, Containers::of_host(), users);
+        let mut enricher = Enricher::new(table, Containers::of_host(&[]), users);
         enricher.refresh(Instant::now());
         let namespace = |name: &str| {
             let about = fs::metadata(format!("/proc/self/ns/{name}"));
@@ -87,6 +87,9 @@ impl Bench {
 
     fn complete(&mut self, sample: &Sample) -> Event {
         let mut event = sample.event();
+        if sample.header.kind == kind::CONTAINER {
+            return of_container(event);
+        }
         let bytes = sample.bytes();
         let record = Record::parse(&bytes).expect("well formed");
         let container = Container {
@@ -94,6 +97,7 @@ impl Bench {
             runtime: "docker".to_owned(),
             pod_uid: "a-pod".to_owned(),
             cgroup: "/a/b".to_owned(),
+            ..a_container()
         };
         let key = Key::of(&sample.header);
         let table = &mut self.enricher.table;
@@ -209,6 +213,36 @@ fn fill(filled: &mut BTreeSet<usize>, event: &Event) {
     filled.extend(all.filter(|column| columns::get(event, *column).is_some()));
 }
 
+/// A container's start, with all that its runtime can say of it.
+fn of_container(event: Event) -> Event {
+    let told = event.container.unwrap_or_default();
+    Event {
+        container: Some(Container {
+            id: told.id,
+            runtime: "docker".to_owned(),
+            pod_uid: told.pod_uid,
+            cgroup: told.cgroup,
+            action: told.action,
+            ..a_container()
+        }),
+        ..event
+    }
+}
+
+/// All that can be known of one.
+fn a_container() -> Container {
+    let text = || "text".to_owned();
+    Container {
+        name: text(),
+        image: text(),
+        pod_name: text(),
+        pod_namespace: text(),
+        cgroup_id: Some(4711),
+        state: text(),
+        ..Container::default()
+    }
+}
+
 /// The last section was walked to an object that never had a name.
 fn pseudo(sample: &mut Sample) {
     if let Some(section) = sample.sections.last_mut() {
@@ -216,6 +250,11 @@ fn pseudo(sample: &mut Sample) {
         section.3 = b"memfd:name\0".to_vec();
         section.2 = section.3.len() as u16;
     }
+}
+
+fn nameless(mut sample: Sample) -> Sample {
+    pseudo(&mut sample);
+    sample
 }
 
 /// The process's root is a directory above what the last section walked to.
@@ -296,14 +335,13 @@ fn own_forms(kind: u16) -> Vec<Sample> {
             refused
                 .sections
                 .retain(|section| section.0 != section::PATH);
-            let mut memfd = plain();
-            pseudo(&mut memfd);
             let refused = refused
                 .copied(section::GIVEN, b"./name")
                 .walked(section::BASE, "/tmp");
-            vec![plain(), memfd, refused]
+            vec![plain(), nameless(plain()), refused]
         }
-        kind::BIND | kind::CLOSE_FLOW => vec![plain()],
+        kind::CLOSE_WRITE => vec![plain(), nameless(plain())],
+        kind::BIND | kind::CLOSE_FLOW | kind::CONTAINER => vec![plain()],
         kind::DNS => {
             let mut cut = dns::sample_answer("www.example", [192, 0, 2, 7].into());
             cut[2] |= 2; // TC: the resolver left answers out
@@ -318,8 +356,27 @@ fn own_forms(kind: u16) -> Vec<Sample> {
     }
 }
 
-/// Columns of what the agent says about itself: `lost`, `shed`, `heartbeat`, `agent`.
-pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 4] {
+fn amended() -> Amended {
+    let text = || "text".to_owned();
+    Amended {
+        amendment: Amendment {
+            subject: text(),
+            fields: vec![text()],
+            source: text(),
+            event_id: text(),
+        },
+        container: Container {
+            id: text(),
+            runtime: text(),
+            pod_uid: text(),
+            cgroup: text(),
+            ..a_container()
+        },
+    }
+}
+
+/// Columns of what the agent says about itself: `lost`, `shed`, `amendment`, `heartbeat`, `agent`.
+pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 5] {
     let clock = Clock::from_offset(0);
     let loss = Loss {
         class: 1,
@@ -365,6 +422,11 @@ pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 4] {
                 },
                 "/a".to_owned(),
             )]),
+        ),
+        (
+            "amendment",
+            "Something became known of events that had left.",
+            of(&[own::amendment(&clock, amended())]),
         ),
         (
             "heartbeat",

@@ -38,6 +38,22 @@ pub const GENERAL: &[(&str, &str)] = &[
          components; `file_path_truncated_bytes` says so.",
     ),
     (
+        "Files",
+        "`file_device`, `file_inode` and `file_generation` say which file it was, whatever it was called \
+         and whoever got its number since. Of overlayfs these are the overlay's own; `file_layer`, \
+         `file_real_inode` and `file_real_device` say whether it is as its image has it and which file of \
+         the host holds it. They are absent where overlayfs is a module that was not loaded when the \
+         agent began, or is one on a kernel before 5.11. What was seen before an open copied a file up is told as it was: `lower`. What the \
+         host calls a file of a container is not told.",
+    ),
+    (
+        "Containers",
+        "A process is in the container whose id its cgroup's path names, never in one that was guessed. \
+         `container_state` is `pending` where the path was not known when the event left, and an \
+         `amendment` follows; `unknown` where it was sought in vain, or where processes share one cgroup \
+         (cgroup version 1 beside 2) and the process was gone.",
+    ),
+    (
         "Results",
         "`result_value` is what the call returned, `result_error` the name of its error. Failed \
          calls are told too, unless the table of the kind says otherwise.",
@@ -103,6 +119,19 @@ pub fn of(kind: u16) -> &'static [&'static str] {
             "Opens for writing and opens that made the file are told always. Reads are told for the files in `capture.watch_reads`; O_PATH never.",
             "Of failed opens those with EACCES or EPERM are told, with the name that was given.",
         ],
+        kind::CLOSE_WRITE => &[
+            "Told when the last descriptor, mapping or message goes that holds the open file, whoever drops it; that process is the event's. A kernel thread is, where the kernel had put it off.",
+            "Regular files only, memfds among them, that were open for writing, whether or not something was written.",
+            "`file_bytes_read` and `file_bytes_written` count what the calls above have moved, of at most 16,384 open files at a time. Not what went through memory mappings, io_uring and io_submit. They are absent where the open was not seen: before the agent began, by a memfd, by the kernel itself.",
+            "`file_access` is `truncate` or `create` as the open was, as far as it was seen.",
+            "When a process ends it has left its root and its namespaces before it lets go of its files. Paths are told as the root of who opened the file sees them then, or, where that is not known, from the root of the mount namespace.",
+            "Without kprobes it is told when the file's memory is freed (Linux 6.7 to 6.18, else not): a name that was removed before is told all the same, size and owner of its file are not.",
+        ],
+        kind::CONTAINER => &[
+            "By the container's own cgroup (version 2): `start` when the first process comes into it, `stop` when the last is gone, whoever began or ended it; no process is told. A container that is started again is told again.",
+            "Of a container that ran before the agent only the stop is told.",
+            "Name, image and pod come from files of its runtime (`containers.state_files`). What comes within 30 s after the start is told by an `amendment`.",
+        ],
         kind::UNLINK => &["`syscall_flags` 512 says that a directory was removed, rmdir included."],
         kind::LINK => {
             &["A symbolic link is `target_file_path`; what it says is `target_file_link_text`."]
@@ -158,8 +187,9 @@ pub fn told_when(program: &str) -> Option<&'static str> {
         "exit_socketcall" => "as the call that it stands for",
         "exit_recvfrom" | "exit_recvmsg" | "exit_recvmmsg" => "of and to port 53",
         "exit_read" | "exit_readv" | "exit_write" | "exit_writev" => {
-            "of descriptors that the process connected to port 53"
+            "of descriptors that the process connected to port 53; by counts, when a file is closed"
         }
+        "exit_moved" => "by counts, when the file is closed",
         _ => return None,
     })
 }
@@ -172,6 +202,7 @@ pub fn also(kind: u16) -> &'static [&'static str] {
             &["socketcall"]
         }
         kind::DNS => &["sendto", "sendmsg", "sendmmsg", "socketcall"],
+        kind::CLOSE_WRITE => &["read", "readv", "write", "writev"],
         _ => &[],
     }
 }

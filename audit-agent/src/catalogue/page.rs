@@ -175,12 +175,16 @@ fn of_kind(out: &mut String, row: &Kind, columns: &BTreeSet<usize>) {
     }
     let (points, probes) = points(row.number);
     if !points.is_empty() {
-        let or = match probes.is_empty() {
-            true => String::new(),
-            false => format!(
-                "; from Linux 6.19 on by a kprobe on {}, where there are kprobes",
-                probes.join(", ")
-            ),
+        let first = HOOKS
+            .iter()
+            .any(|hook| hook.probes_first && hook.kinds.contains(&row.number));
+        let probes = probes.join(", ");
+        let or = match (probes.is_empty(), first) {
+            (true, _) => String::new(),
+            (false, true) => format!("; where there are kprobes by one on {probes} instead"),
+            (false, false) => {
+                format!("; from Linux 6.19 on by a kprobe on {probes}, where there are kprobes")
+            }
         };
         paragraph(
             out,
@@ -273,6 +277,7 @@ fn table_of_calls(out: &mut String, kind: u16) {
     for row in rows {
         let numbers = row.numbers().map(|(_, number)| match number {
             0 => "-".to_owned(),
+            calls::ZERO => "0".to_owned(),
             number => number.to_string(),
         });
         let _ = writeln!(

@@ -55,6 +55,14 @@ pub fn container(path: &[u8]) -> Option<Container> {
     Some(container)
 }
 
+/// As [`container`], of the cgroup that is a container's own, and not of one above or below it.
+pub fn of_container_itself(path: &[u8]) -> Option<Container> {
+    let of = container(path).filter(|container| !container.id.is_empty())?;
+    let above = path.rsplitn(2, |byte| *byte == b'/').nth(1)?;
+    let is_below = container(above).is_some_and(|above| above.id == of.id);
+    (!is_below).then_some(of)
+}
+
 /// Id and runtime ("" when the path does not say).
 fn identity<'a>(segment: &'a str, parent: &str) -> Option<(&'a str, &'static str)> {
     let name = segment.strip_suffix(".scope").unwrap_or(segment);
@@ -196,6 +204,24 @@ mod tests {
             assert_eq!(found.cgroup, path);
         }
         assert_eq!(container(b"/"), None);
+    }
+
+    #[test]
+    fn a_container_has_one_cgroup_of_its_own() {
+        let is_own = |path: &str| of_container_itself(path.as_bytes()).is_some();
+        let inner = "9b".repeat(32);
+        for (path, own) in [
+            (format!("/docker/{ID}"), true),
+            (format!("/docker/{ID}/init.scope"), false),
+            (format!("/docker/{ID}/docker/{inner}"), true),
+            (format!("/machine.slice/libpod-{ID}.scope"), true),
+            (format!("/machine.slice/libpod-{ID}.scope/container"), false),
+            (format!("/machine.slice/libpod-conmon-{ID}.scope"), false),
+            (format!("/kubepods/pod{UID}"), false),
+            ("/".to_owned(), false),
+        ] {
+            assert_eq!(is_own(&path), own, "{path}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! open, and how a file becomes an object of an event.
 
-use audit_common::record::{FileObject, Open, Record, open_outcome, section, section_flags};
+use audit_common::record::{
+    CloseWrite, FileObject, Open, Record, layer, open_outcome, section, section_flags,
+};
 use audit_proto::{
     text::escape,
     v1::{Event, File},
@@ -39,6 +41,36 @@ pub(super) fn open(record: &Record<'_>, event: &mut Event) -> Option<()> {
     Some(())
 }
 
+pub(super) fn close_write(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    let closed: CloseWrite = record.payload()?;
+    let walked = text::walked(record, section::PATH).unwrap_or_default();
+    if let Some(process) = &mut event.process {
+        process.root = walked.root;
+    }
+    // Bytes were counted if the open was seen.
+    let counted = |value: u64| (closed.opened_ns != 0).then_some(value as i64);
+    let open_ns = record.header.time_ns.saturating_sub(closed.opened_ns);
+    let mut file = File {
+        path_source: if walked.path.is_empty() { "" } else { "kernel" }.to_owned(),
+        path: walked.path,
+        path_truncated_bytes: text::cut_bytes(walked.truncated),
+        deleted: walked.deleted.then_some(true),
+        memfd: walked.memfd.then_some(true),
+        access: access(closed.outcome).to_owned(),
+        bytes_read: counted(closed.bytes_read),
+        bytes_written: counted(closed.bytes_written),
+        position_bytes: Some(closed.position_bytes as i64),
+        open_duration_ns: counted(open_ns),
+        ..File::default()
+    };
+    object(&closed.file, &mut file);
+    if closed.inode_gone != 0 {
+        (file.size_bytes, file.owner_uid, file.owner_gid) = (None, None, None);
+    }
+    event.file = Some(file);
+    Some(())
+}
+
 /// What the inode says; nothing where there was none yet.
 pub(super) fn object(object: &FileObject, file: &mut File) {
     let FileObject {
@@ -48,6 +80,11 @@ pub(super) fn object(object: &FileObject, file: &mut File) {
         mode,
         owner_uid,
         owner_gid,
+        generation,
+        layer,
+        real_device,
+        reserved: _,
+        real_inode,
     } = *object;
     if inode == 0 && mode == 0 {
         return;
@@ -58,6 +95,10 @@ pub(super) fn object(object: &FileObject, file: &mut File) {
     file.owner_uid = number(owner_uid);
     file.owner_gid = number(owner_gid);
     file.size_bytes = Some(size_bytes as i64);
+    file.generation = (generation != 0).then_some(generation.into());
+    layer::name(layer).clone_into(&mut file.layer);
+    file.real_inode = (layer != layer::NONE).then_some(real_inode as i64);
+    file.real_device = (layer != layer::NONE).then_some(real_device.into());
 }
 
 /// An open without a file, because it was not permitted, or is told before it is done: what it asked
@@ -149,6 +190,28 @@ mod tests {
             (Some(0o1101), "create")
         );
         assert_eq!(event.result.expect("result").value, Some(3));
+    }
+
+    #[test]
+    fn a_close_tells_counts_only_where_something_was_counted() {
+        let mut sample = sample::record(kind::CLOSE_WRITE);
+        let file = sample.event().file.expect("file");
+        assert_eq!(
+            (file.path.as_str(), file.access.as_str()),
+            ("/tmp/out", "truncate")
+        );
+        assert_eq!((file.bytes_read, file.bytes_written), (Some(0), Some(9)));
+        assert_eq!((file.position_bytes, file.size_bytes), (Some(9), Some(5)));
+        assert_eq!(file.open_duration_ns, Some(123));
+        let mut closed = sample.payload_as::<CloseWrite>();
+        (closed.opened_ns, closed.inode_gone) = (0, 1);
+        sample.payload = zerocopy::IntoBytes::as_bytes(&closed).to_vec();
+        sample.sections.clear();
+        let file = sample.event().file.expect("file");
+        assert_eq!((file.path.as_str(), file.path_source.as_str()), ("", ""));
+        assert_eq!((file.bytes_read, file.bytes_written), (None, None));
+        assert_eq!((file.open_duration_ns, file.size_bytes), (None, None));
+        assert_eq!(file.inode, Some(42));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! exec, exec_failed, fork, exit.
 
 use audit_common::record::{
-    Exec, ExecFailed, Exit, FileObject, Fork, Record, Signal, section, section_flags,
+    Exec, ExecFailed, Exit, FileObject, Fork, Populated, Record, Signal, layer, section,
+    section_flags,
 };
 use audit_proto::{
     text::escape,
-    v1::{self, Event, NewNamespaces, TargetProcess},
+    v1::{self, Container, Event, NewNamespaces, TargetProcess},
 };
 
 use super::{file, known, number, result, text};
+use crate::container::path;
 
 pub(super) fn exec(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let exec: Exec = record.payload()?;
@@ -45,6 +47,11 @@ pub(super) fn exec(record: &Record<'_>, event: &mut Event) -> Option<()> {
         mode,
         owner_uid,
         owner_gid,
+        generation,
+        layer,
+        real_device,
+        reserved: _,
+        real_inode,
     } = exec.file;
     let known = inode != 0 || mode != 0;
     process.exe_inode = known.then_some(inode as i64);
@@ -52,6 +59,27 @@ pub(super) fn exec(record: &Record<'_>, event: &mut Event) -> Option<()> {
     process.exe_mode = known.then_some(mode.into());
     process.exe_owner_uid = number(owner_uid).filter(|_| known);
     process.exe_owner_gid = number(owner_gid).filter(|_| known);
+    process.exe_generation = (generation != 0).then_some(generation.into());
+    layer::name(layer).clone_into(&mut process.exe_layer);
+    process.exe_real_inode = (layer != layer::NONE).then_some(real_inode as i64);
+    process.exe_real_device = (layer != layer::NONE).then_some(real_device.into());
+    Some(())
+}
+
+/// Of any cgroup; for one that is no container's, `event.container` has no id.
+pub(super) fn container(record: &Record<'_>, event: &mut Event) -> Option<()> {
+    let Populated {
+        cgroup_id,
+        populated,
+    } = record.payload()?;
+    let cgroup = record.section(section::CGROUP)?;
+    // Nobody did it.
+    (event.process, event.parent) = (None, None);
+    event.container = path::of_container_itself(cgroup.bytes).map(|container| Container {
+        action: if populated == 0 { "stop" } else { "start" }.to_owned(),
+        cgroup_id: Some(cgroup_id as i64),
+        ..container
+    });
     Some(())
 }
 

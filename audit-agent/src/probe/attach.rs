@@ -15,7 +15,8 @@ use aya::{
 use super::{
     chain,
     hooks::{
-        CORE, DISPATCHER, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point, Rung,
+        CORE, DISPATCHER, FREES, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point,
+        Rung,
     },
     io_uring,
 };
@@ -54,6 +55,8 @@ pub(super) struct Attacher<'a> {
     pub kernel: &'a Btf,
     pub missing: &'a [&'static str],
     pub uring: &'a io_uring::Tracepoints,
+    /// Why this kernel's way to free open files is not one to watch.
+    pub frees_unseen: Option<&'static str>,
     pub attached: Vec<Attached>,
 }
 
@@ -132,6 +135,11 @@ impl Attacher<'_> {
         if hook.points.is_empty() {
             return;
         }
+        let rungs = if hook.probes_first {
+            &[Rung::Kprobe, Rung::Tracepoint]
+        } else {
+            rungs
+        };
         for rung in rungs {
             let points = match rung {
                 Rung::Kprobe => hook.probes,
@@ -146,7 +154,10 @@ impl Attacher<'_> {
                     } else {
                         Rung::Tracepoint
                     };
-                    status.attached = status.attached.or(Some(got));
+                    status.attached = match status.attached {
+                        Some(of_calls) if !hook.probes_first => Some(of_calls),
+                        _ => Some(got),
+                    };
                     return;
                 }
                 Err(reason) => status.tried.push((*rung, reason)),
@@ -197,7 +208,14 @@ impl Attacher<'_> {
     }
 
     pub fn attach(&mut self, point: Point) -> Result<(), String> {
+        if let (Place::Tracepoint(FREES), Some(reason)) = (point.place, self.frees_unseen) {
+            return Err(format!("{FREES}: {reason}"));
+        }
         let program = attach(self.ebpf, point, self.kernel)?;
+        // What is skipped there was freed by an interrupt of the program, and so no open file.
+        if matches!(point.place, Place::Tracepoint(FREES)) {
+            return Ok(());
+        }
         // A program at several places counts once for all of them.
         if self
             .attached

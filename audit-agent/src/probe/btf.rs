@@ -4,7 +4,7 @@
 //!
 //! Format: Documentation/bpf/btf.rst of Linux; little-endian, as on both supported architectures.
 
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{collections::HashMap, fs, io, ops::Range, path::Path};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -81,6 +81,9 @@ pub enum Argument {
 pub struct Types {
     bytes: Vec<u8>,
     strings: usize,
+    /// Of the kernel itself; names of a module's types are numbered behind them.
+    strings_bytes: usize,
+    module_strings: usize,
     /// Where each type's header is; ids count from 1.
     types: Vec<usize>,
     structs: HashMap<Vec<u8>, u32>,
@@ -91,7 +94,14 @@ pub struct Types {
 
 impl Types {
     pub fn of_kernel() -> Result<Self, BtfError> {
-        Self::read(Path::new("/sys/kernel/btf/vmlinux"))
+        let mut types = Self::read(Path::new("/sys/kernel/btf/vmlinux"))?;
+        // Where overlayfs is not built in, its types are known once the module is loaded.
+        if let Ok(module) = fs::read("/sys/kernel/btf/overlay") {
+            types
+                .extend(&module)
+                .ok_or_else(|| BtfError::Format("/sys/kernel/btf/overlay".to_owned()))?;
+        }
+        Ok(types)
     }
 
     fn read(path: &Path) -> Result<Self, BtfError> {
@@ -104,48 +114,58 @@ impl Types {
     }
 
     fn parse(bytes: Vec<u8>) -> Option<Self> {
-        let (header, _) = FileHeader::read_from_prefix(&bytes).ok()?;
-        if header.magic != 0xeb9f {
-            return None;
-        }
-        let start = header.header_bytes.checked_add(header.types_offset)? as usize;
-        let end = start.checked_add(header.types_bytes as usize)?;
-        let strings = header.header_bytes.checked_add(header.strings_offset)? as usize;
+        let (header, types, strings) = parts(&bytes)?;
         let mut this = Self {
             bytes,
             strings,
+            strings_bytes: header.strings_bytes as usize,
+            module_strings: 0,
             types: vec![0],
             structs: HashMap::new(),
             functions: HashMap::new(),
             tracepoints: HashMap::new(),
         };
+        this.add(types)?;
+        Some(this)
+    }
+
+    /// Adds the types of a module, which are numbered behind those of the kernel.
+    fn extend(&mut self, module: &[u8]) -> Option<()> {
+        let (_, types, strings) = parts(module)?;
+        let at = self.bytes.len();
+        self.module_strings = at + strings;
+        self.bytes.extend_from_slice(module);
+        self.add(at + types.start..at + types.end)
+    }
+
+    fn add(&mut self, Range { start, end }: Range<usize>) -> Option<()> {
         let mut at = start;
         while at < end {
-            let header = this.header_at(at)?;
-            let id = u32::try_from(this.types.len()).ok()?;
+            let header = self.header_at(at)?;
+            let id = u32::try_from(self.types.len()).ok()?;
             if kind(header) == KIND_STRUCT
-                && let Some(name) = this.name(header.name)
+                && let Some(name) = self.name(header.name)
             {
                 let name = name.to_vec();
-                this.structs.entry(name).or_insert(id);
+                self.structs.entry(name).or_insert(id);
             }
             if kind(header) == KIND_FUNCTION
-                && let Some(name) = this.name(header.name)
+                && let Some(name) = self.name(header.name)
             {
                 let name = name.to_vec();
-                this.functions.entry(name).or_insert(id);
+                self.functions.entry(name).or_insert(id);
             }
             if kind(header) == KIND_TYPEDEF
-                && let Some(name) = this.name(header.name)
+                && let Some(name) = self.name(header.name)
                 && let Some(name) = name.strip_prefix(b"btf_trace_")
             {
                 let name = name.to_vec();
-                this.tracepoints.insert(name, header.size_or_type);
+                self.tracepoints.insert(name, header.size_or_type);
             }
-            this.types.push(at);
+            self.types.push(at);
             at += size_of::<TypeHeader>() + trailer_bytes(header)?;
         }
-        Some(this)
+        Some(())
     }
 
     /// Does this kernel have a function of that name? True of helpers of BPF programs too.
@@ -204,6 +224,12 @@ impl Types {
     /// between; `None` when this kernel has no such field.
     pub fn offset(&self, path: &str) -> Option<u32> {
         path.split('|').find_map(|path| self.offset_of(path))
+    }
+
+    /// Bytes of a struct.
+    pub fn size(&self, name: &str) -> Option<u32> {
+        let id = *self.structs.get(name.as_bytes())?;
+        Some(self.header_at(*self.types.get(id as usize)?)?.size_or_type)
     }
 
     fn offset_of(&self, path: &str) -> Option<u32> {
@@ -271,10 +297,27 @@ impl Types {
 
     /// `None` for anonymous.
     fn name(&self, offset: u32) -> Option<&[u8]> {
-        let text = self.bytes.get(self.strings + offset as usize..)?;
+        let offset = offset as usize;
+        let at = match offset.checked_sub(self.strings_bytes) {
+            Some(of_module) => self.module_strings + of_module,
+            None => self.strings + offset,
+        };
+        let text = self.bytes.get(at..)?;
         let end = text.iter().position(|byte| *byte == 0)?;
         (end > 0).then(|| &text[..end])
     }
+}
+
+/// The header of a file, where its types are, and where its strings begin.
+fn parts(bytes: &[u8]) -> Option<(FileHeader, Range<usize>, usize)> {
+    let (header, _) = FileHeader::read_from_prefix(bytes).ok()?;
+    if header.magic != 0xeb9f {
+        return None;
+    }
+    let start = header.header_bytes.checked_add(header.types_offset)? as usize;
+    let end = start.checked_add(header.types_bytes as usize)?;
+    let strings = header.header_bytes.checked_add(header.strings_offset)? as usize;
+    Some((header, start..end, strings))
 }
 
 fn kind(header: TypeHeader) -> u32 {
@@ -317,6 +360,8 @@ mod tests {
         assert_eq!(types.offset("dentry.d_name.name"), Some(parent + 16));
         assert_eq!(types.offset("task_struct.no_such_field"), None);
         assert_eq!(types.offset("no_such_struct.x"), None);
+        assert_eq!(types.size("list_head"), Some(16));
+        assert_eq!(types.size("no_such_struct"), None);
         assert!(types.has_function("vfs_read"));
         assert!(!types.has_function("no_such_function"));
         let either = "task_struct.no_such_field|list_head.prev";

@@ -76,11 +76,21 @@ pub struct Hook {
     pub operations: &'static [(u8, &'static str)],
     /// Kernel structs of whose fields none may be missing, besides [`CORE`].
     pub needs: &'static [&'static [&'static str]],
+    /// `probes` are better on every kernel that has kprobes, and tried first there.
+    pub probes_first: bool,
 }
 
 /// Structs that every program reads.
 pub const CORE: &[&str] = &["task_struct", "cred", "nsproxy", "pid", "user_namespace"];
-const PATHS: &[&str] = &["path", "dentry", "vfsmount", "mount", "fs_struct", "inode"];
+const PATHS: &[&str] = &[
+    "path",
+    "dentry",
+    "vfsmount",
+    "mount",
+    "fs_struct",
+    "inode",
+    "super_block",
+];
 const DESCRIPTORS: &[&str] = &["files_struct", "fdtable", "file"];
 const SOCKETS: &[&str] = &["inode", "socket", "sock"];
 const FILES: &[&[&str]] = &[PATHS, DESCRIPTORS];
@@ -101,6 +111,7 @@ const fn points(
         calls: &[],
         operations: &[],
         needs,
+        probes_first: false,
     }
 }
 
@@ -119,6 +130,7 @@ const fn calls(
         calls,
         operations: &[],
         needs,
+        probes_first: false,
     }
 }
 
@@ -146,6 +158,9 @@ pub const DISPATCHER: Point = point("sys_exit", "sys_exit");
 pub const PROBE_DISPATCHER: Point = probe("sys_exit_kprobe", "trace_syscall_exit");
 /// The kernel comes by the place of the other only while somebody listens here.
 pub const LISTENER: Point = point("empty_sys_exit", "sys_exit");
+
+/// The kernel comes by for everything that it frees, open files among it.
+pub const FREES: &str = "kmem_cache_free";
 
 /// Security hooks that path calls come by, each with its program for the BPF LSM and that for a kprobe:
 /// they see what the calls act on. All of them or none: the programs of the calls' ends rely on them.
@@ -222,6 +237,12 @@ pub const HOOKS: &[Hook] = &[
         &[point("cgroup", "cgroup_mkdir")],
         &[&["cgroup", "cgroup_root", "kernfs_node"]],
     ),
+    points(
+        "container",
+        &[kind::CONTAINER],
+        &[point("container", "cgroup_notify_populated")],
+        &[&["cgroup", "cgroup_root", "kernfs_node"]],
+    ),
     calls(
         "credentials",
         &[kind::CREDENTIALS],
@@ -237,6 +258,7 @@ pub const HOOKS: &[Hook] = &[
         calls: &[calls::SIGNAL],
         operations: &[],
         needs: &[&["kernel_siginfo"]],
+        probes_first: false,
     },
     calls(
         "namespace",
@@ -282,6 +304,7 @@ pub const HOOKS: &[Hook] = &[
             SOCKETS,
             &["unix_sock", "unix_address", "tcp_sock", "inet_sock"],
         ],
+        probes_first: false,
     },
     calls("accept", &[kind::ACCEPT], &[calls::ACCEPT], SOCKET_CALLS),
     calls("bind", &[kind::BIND], &[calls::BIND], SOCKET_CALLS),
@@ -296,7 +319,12 @@ pub const HOOKS: &[Hook] = &[
     calls(
         "dns",
         &[kind::DNS],
-        &[calls::DATAGRAM, calls::DNS, calls::SOCKETCALL],
+        &[
+            calls::DATAGRAM,
+            calls::DNS,
+            calls::READ_WRITE,
+            calls::SOCKETCALL,
+        ],
         &[DESCRIPTORS, SOCKETS, &["tcp_sock", "net"]],
     ),
     calls(
@@ -306,6 +334,16 @@ pub const HOOKS: &[Hook] = &[
         SOCKET_CALLS,
     ),
     calls("open", &[kind::OPEN], &[calls::OPEN], FILES),
+    Hook {
+        name: "close_write",
+        kinds: &[kind::CLOSE_WRITE],
+        points: &[point("close_write", FREES)],
+        probes: &[probe("close_write_kprobe", "locks_remove_file")],
+        calls: &[calls::READ_WRITE, calls::MOVED],
+        operations: &[],
+        needs: FILES,
+        probes_first: true,
+    },
     calls("unlink", &[kind::UNLINK], &[calls::UNLINK], FILES),
     calls("rename", &[kind::RENAME], &[calls::RENAME], FILES),
     calls("link", &[kind::LINK], &[calls::LINK], FILES),
@@ -334,6 +372,7 @@ pub const HOOKS: &[Hook] = &[
             &["unix_sock", "unix_address"],
             URING,
         ],
+        probes_first: false,
     },
 ];
 

@@ -75,7 +75,7 @@ fn bench() -> Bench {
         clock: Clock::from_offset(0),
         enricher: Enricher::new(
             Table::new(&identity.boot_id, limits),
-            Containers::of_host(),
+            Containers::of_host(&[]),
             Users::of_host(),
         ),
         filter: Filter::new(&[], &[]).expect("filter"),
@@ -274,7 +274,8 @@ proptest! {
         let counters = &stage.parts.counters;
         let told = counters::get(&counters.sealed)
             + counters::get(&counters.filtered)
-            + counters::get(&counters.merged_exits);
+            + counters::get(&counters.merged_exits)
+            + counters::get(&counters.other_cgroups);
         let told_otherwise = told - counters::get(&counters.dns_messages);
         let records_of_dns = counters::get(&counters.dns_records);
         prop_assert_eq!(told_otherwise + records_of_dns + silent, records.len() as u64);

@@ -45,6 +45,9 @@ impl Action {
             Kind::Accept => ("accept", Style::Blue, socket(event.socket.as_ref(), glyphs)),
             Kind::Bind => ("bind", Style::Blue, bind(event.socket.as_ref())),
             Kind::Open => open(event.file.as_ref()),
+            Kind::CloseWrite => ("close", Style::Plain, close_write(event.file.as_ref())),
+            Kind::Container => started(event),
+            Kind::Amendment => ("amend", Style::Dim, amended(event)),
             Kind::Unlink => unlink(event),
             Kind::Rename => rename(event),
             Kind::Lost => ("LOST", Style::Alarm, lost(event.lost.as_ref())),
@@ -201,6 +204,46 @@ fn open(opened: Option<&File>) -> (&'static str, Style, Vec<Span>) {
         _ => ("open", Style::Plain),
     };
     (verb, style, file(opened))
+}
+
+fn close_write(closed: Option<&File>) -> Vec<Span> {
+    let mut spans = file(closed);
+    if let Some(written) = closed.and_then(|file| file.bytes_written) {
+        spans.push(dim(format!("{} written", display::bytes(written))));
+    }
+    spans
+}
+
+fn started(event: &Event) -> (&'static str, Style, Vec<Span>) {
+    let stopped = event.container.as_ref().is_some_and(|c| c.action == "stop");
+    let verb = if stopped { "ctr-" } else { "ctr+" };
+    (verb, Style::Yellow, contained(event))
+}
+
+/// What a container is called, and else its id.
+fn contained(event: &Event) -> Vec<Span> {
+    let Some(container) = &event.container else {
+        return Vec::new();
+    };
+    let name = if container.name.is_empty() {
+        &container.id
+    } else {
+        &container.name
+    };
+    let mut spans = vec![plain(display::safe(name))];
+    if !container.image.is_empty() {
+        spans.push(dim(display::safe(&container.image)));
+    }
+    spans
+}
+
+fn amended(event: &Event) -> Vec<Span> {
+    let mut spans = contained(event);
+    if let Some(amendment) = &event.amendment {
+        spans.push(dim(format!("{} from", amendment.fields.join(", "))));
+        spans.push(dim(display::safe(&amendment.source)));
+    }
+    spans
 }
 
 fn file(file: Option<&File>) -> Vec<Span> {

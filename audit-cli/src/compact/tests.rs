@@ -73,6 +73,9 @@ fn each_kind_says_what_was_done_to_what() {
         (rename(), "rename  /a -> /b"),
         (exit(Some(1), None), "exit    1 (0.3 s)"),
         (exit(None, Some(9)), "exit    signal 9 KILL (0.3 s)"),
+        (closed("/a", 1536), "close   /a 1.5 KiB written"),
+        (container("start"), "ctr+    web nginx:1"),
+        (container("stop"), "ctr-    web nginx:1"),
         (lost(), "LOST    1,234 file events on cpu 1 at ring: full"),
     ];
     for (e, expected) in objects {
@@ -89,6 +92,27 @@ fn open(access: &str, path: &str) -> Event {
     e.file = Some(File {
         path: path.to_owned(),
         access: access.to_owned(),
+        ..Default::default()
+    });
+    e
+}
+
+fn closed(path: &str, written: i64) -> Event {
+    let mut e = open("write", path);
+    e.kind = Kind::CloseWrite.into();
+    if let Some(file) = &mut e.file {
+        file.bytes_written = Some(written);
+    }
+    e
+}
+
+fn container(action: &str) -> Event {
+    let mut e = event(Kind::Container, "", 0);
+    e.process = None;
+    e.container = Some(Container {
+        action: action.to_owned(),
+        name: "web".to_owned(),
+        image: "nginx:1".to_owned(),
         ..Default::default()
     });
     e
@@ -187,6 +211,7 @@ fn a_hostile_text_stays_one_line_without_escapes() {
         pod_uid: nasty.to_owned(),
         runtime: nasty.to_owned(),
         cgroup: nasty.to_owned(),
+        ..Default::default()
     });
     e.file = Some(File {
         path: nasty.to_owned(),

@@ -13,14 +13,16 @@ use super::{
     describe_file, fixed_file, forget, forget_accept, kept, numbered, optional,
 };
 use crate::{
-    file, kernel, network,
+    file,
+    inode::file_object,
+    kernel, network,
     network::Peer,
     path,
     path::Path,
     preemption,
-    record::{Writer, count_filtered, file_object},
+    record::{Writer, count_filtered},
     settings::{offset, setting},
-    task,
+    task, written,
 };
 
 /// `io_uring_complete(ring, request, ...)`; the rest is the entry of the completion queue, or its
@@ -214,6 +216,7 @@ fn complete_open(done: &Done) -> Option<()> {
         payload.outcome = file::outcome(payload.flags, writes, created);
         writer.drop_sections::<Open>();
         path::section(&mut writer, section::PATH, Path::of_file(file));
+        written::file_opened(file, payload.outcome);
     }
     writer.send();
     Some(())

@@ -3,7 +3,7 @@
 
 use audit_common::{
     class, kind,
-    record::{NO_RESULT, Socket, section, socket_flags, via},
+    record::{NO_RESULT, Socket, section, socket_flags},
 };
 
 use super::{BIND, CONNECT, Request, SENDMSG, SENDMSG_ZC, file_of, keep, optional};

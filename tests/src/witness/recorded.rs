@@ -98,18 +98,26 @@ impl Columns<'_> {
     }
 }
 
+/// Why strace cannot see what kinds of that name tell.
+fn told_by_no_call(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "close_flow" => "close_flow: a connection's end, which no call tells",
+        "close_write" => {
+            "close_write: the last of a file's holders let go, which no call tells; ground truth compares it"
+        }
+        "container" | "amendment" => "about a container, not by a call",
+        "dns" => {
+            "dns: what a call carried, of which strace tells the bytes; ground truth compares it"
+        }
+        _ => return None,
+    })
+}
+
 fn of(row: &Columns<'_>) -> Result<Recorded> {
     let kind = row.text("kind");
     let is = |name: &str| row.0.get(name).and_then(serde_json::Value::as_bool) == Some(true);
-    if kind == "close_flow" {
-        return Ok(Recorded::Explained(
-            "close_flow: a connection's end, which no call tells",
-        ));
-    }
-    if kind == "dns" {
-        return Ok(Recorded::Explained(
-            "dns: what a call carried, of which strace tells the bytes; ground truth compares it",
-        ));
+    if let Some(why) = told_by_no_call(kind) {
+        return Ok(Recorded::Explained(why));
     }
     if row.text("bpf_command").ends_with("_elem") {
         return Ok(Recorded::Explained(

@@ -111,6 +111,7 @@ impl Witness {
             "bpf" if !MADE_OR_ATTACHED.contains(&call.argument(0)?.number()?) => {
                 LeftOut("a look at BPF objects, or a hand in a map")
             }
+            "close_write" => LeftOut("bytes that are counted for the close of a file"),
             "bpf" => fact(kind, who, outcome(call)?),
             "memfd" if call.error.is_some() => LeftOut("a memfd that was not made"),
             "memfd" | "credentials" | "namespace" | "module" | "time_change" | "system"

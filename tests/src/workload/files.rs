@@ -18,7 +18,7 @@ const WELL: &str = "result_error is null";
 
 impl Workload {
     /// Exactly one event of `kind` about `path` by this process.
-    fn about(&mut self, action: &str, kind: &str, path: &Path, more: &str) {
+    pub(super) fn about(&mut self, action: &str, kind: &str, path: &Path, more: &str) {
         self.once(
             action,
             format!(

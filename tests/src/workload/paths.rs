@@ -20,7 +20,7 @@ use super::{Workload, ours, quoted, system};
 
 impl Workload {
     /// Exactly one open of `path` by this process, of that kind.
-    fn opened(&mut self, action: &str, path: &Path, access: &str) {
+    pub(super) fn opened(&mut self, action: &str, path: &Path, access: &str) {
         let (us, path) = (ours(), quoted(path));
         self.once(
             action,

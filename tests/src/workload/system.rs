@@ -4,7 +4,7 @@ use std::{
     ffi::{CStr, CString},
     io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -111,11 +111,98 @@ pub fn mount_tmpfs(at: &Path) -> io::Result<()> {
     done(result.into())
 }
 
+/// `upper` over `lower`, to be seen at `merged`.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn mount_overlay(lower: &Path, upper: &Path, work: &Path, merged: &Path) -> io::Result<()> {
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    let (options, merged) = (CString::new(options)?, text(merged)?);
+    // SAFETY: all texts end with NUL and outlive the call.
+    let result = unsafe {
+        libc::mount(
+            c"overlay".as_ptr(),
+            merged.as_ptr(),
+            c"overlay".as_ptr(),
+            0,
+            options.as_ptr().cast(),
+        )
+    };
+    done(result.into())
+}
+
+/// Unmounts it once nobody uses it any more.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn detach(at: &Path) -> io::Result<()> {
+    let at = text(at)?;
+    // SAFETY: the text ends with NUL and outlives the call.
+    done(unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) }.into())
+}
+
+/// FS_IOC_GETVERSION
+#[expect(unsafe_code, reason = "a system call")]
+pub fn generation(file: impl AsFd) -> io::Result<u32> {
+    const GET: libc::c_ulong = 0x8008_7601;
+    let mut generation = 0_u64;
+    // SAFETY: file systems write four or eight bytes, of which there are eight.
+    done(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), GET, &raw mut generation) }.into())?;
+    Ok(generation as u32)
+}
+
 #[expect(unsafe_code, reason = "a system call")]
 pub fn unmount(at: &Path) -> io::Result<()> {
     let at = text(at)?;
     // SAFETY: the text ends with NUL and outlives the call.
     done(unsafe { libc::umount2(at.as_ptr(), 0) }.into())
+}
+
+/// Ends this process here and now.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn end() -> ! {
+    // SAFETY: nothing of this process is used any more.
+    unsafe { libc::_exit(0) }
+}
+
+/// Moves bytes from a pipe to where a file's position is.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn splice(from: impl AsFd, to: impl AsFd, bytes: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let null = std::ptr::null_mut();
+    // SAFETY: no memory is passed.
+    let moved = unsafe { libc::splice(from, null, to, null, bytes, 0) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// A file in memory, shared with whoever maps it too.
+pub struct Mapping {
+    address: *mut libc::c_void,
+    bytes: usize,
+}
+
+impl Mapping {
+    #[expect(unsafe_code, reason = "a system call")]
+    pub fn of(file: impl AsFd, bytes: usize) -> io::Result<Self> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = file.as_fd().as_raw_fd();
+        // SAFETY: at an address that the kernel chooses; nothing else is there.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { address, bytes })
+    }
+}
+
+impl Drop for Mapping {
+    #[expect(unsafe_code, reason = "a system call")]
+    fn drop(&mut self) {
+        // SAFETY: mapped above, and nobody has a reference into it.
+        unsafe { libc::munmap(self.address, self.bytes) };
+    }
 }
 
 /// creat(2), which libraries replace by open.

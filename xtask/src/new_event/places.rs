@@ -15,6 +15,7 @@ const CATALOGUE: &str = "audit-agent/src/catalogue/events.rs";
 const RECORD: &str = "audit-common/src/record.rs";
 const PROGRAMS: &str = "audit-ebpf/src/main.rs";
 const EMPTY: &str = "audit-ebpf/src/empty.rs";
+const COMPACT: &str = "audit-cli/src/compact/action.rs";
 const WORKLOAD: &str = "tests/src/workload.rs";
 
 /// Changes `tree`; what a person has to do then.
@@ -50,6 +51,11 @@ pub fn write(kind: &Kind, tree: &mut Tree) -> Result<Vec<String>> {
         }
     }
     workload(kind, tree)?;
+    line(kind, tree)?;
+    left.push(format!(
+        "{COMPACT}: the word and colour that `hostaudit tail` has for Kind::{}.",
+        kind.ty
+    ));
     left.push(format!(
         "tests/src/workload/{0}.rs: perform it and ask for it; `cargo test -p audit-tests --test \
          ground_truth` fails until then.",
@@ -298,6 +304,20 @@ fn module(path: &str, name: &str, tree: &mut Tree) -> Result<()> {
         (None, Some(last)) => tree.insert(path, &format!("mod {last};\n"), "", &new),
         (None, None) => anyhow::bail!("{path} declares no modules"),
     }
+}
+
+/// How a line of `hostaudit tail` tells it: the match has an arm for every kind.
+fn line(kind: &Kind, tree: &mut Tree) -> Result<()> {
+    let arm = format!(
+        "Kind::{} => ({:?}, Style::Plain, objects(event, glyphs)),\n            ",
+        kind.ty, kind.name
+    );
+    tree.insert(
+        COMPACT,
+        "let (verb, style, object",
+        "Kind::Unspecified =>",
+        &arm,
+    )
 }
 
 /// A group of its own, which fails until it performs something.

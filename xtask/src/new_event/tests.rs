@@ -36,19 +36,19 @@ fn what_is_taken_is_refused_by_naming_who_has_it() {
     for (args, who) in [
         (by_call("chroot", 40, free), "number 40 is `open`"),
         (
-            by_call("open", 60, free),
+            by_call("open", 70, free),
             "`open` is there already, as number 40",
         ),
         (by_call("chroot", 91, free), "number 91 is KIND_HEARTBEAT"),
         (
-            by_call("removal", 60, "rmdir=84,0,40"),
+            by_call("removal", 70, "rmdir=84,0,40"),
             "rmdir is a row of UNLINK",
         ),
         (
-            by_call("files", 60, free),
+            by_call("files", 70, free),
             "tests/src/workload/files.rs is there already",
         ),
-        (by_call("Chroot", 60, free), "no name of a kind"),
+        (by_call("Chroot", 70, free), "no name of a kind"),
         (by_call("chroot", 0x8001, free), "not a number of a kind"),
     ] {
         let told = refusal(&args);
@@ -56,7 +56,7 @@ fn what_is_taken_is_refused_by_naming_who_has_it() {
     }
     let taken = Args {
         tracepoint: Some("sched_process_exec".to_owned()),
-        ..args("run", 60)
+        ..args("run", 70)
     };
     assert!(refusal(&taken).contains("has a program already"));
 }

@@ -1,0 +1,210 @@
+//! close_write: which regular files that were open for writing are closed for the last time, and how
+//! much was read and written through them?
+//!
+//! Whoever drops the last reference to an open file (close, dup2, close_range, exec, the end of a
+//! process, of a mapping, of a message that carried it), the kernel comes by one place:
+//! `locks_remove_file`, where the file is still whole. Without kprobes it is the moment in which the
+//! memory of the file is freed, a little later, where its name may be gone. Both are in the context of a
+//! process, so that no program of this class is interrupted by them.
+//!
+//! Bytes are counted by the ends of the calls that move them. Not counted: memory mappings, io_uring,
+//! asynchronous I/O of the kernel's own kind (io_submit).
+
+use core::arch::asm;
+
+use audit_common::{
+    call::NONE,
+    class, kind, limits,
+    record::{CloseWrite, open_outcome, section, via},
+};
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_boot_ns,
+    macros::{btf_tracepoint, kprobe, map},
+    maps::HashMap,
+    programs::{BtfTracePointContext, ProbeContext},
+};
+
+use crate::{
+    file::{self, FMODE_CREATED, FMODE_WRITE},
+    inode::file_object,
+    kernel, path,
+    path::Path,
+    preemption,
+    process::argument,
+    record::{BTF_TRACEPOINT, Writer},
+    settings::{self, offset, setting},
+    syscall::{at_exit, typed},
+};
+
+/// What is known of a file since its open.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Opened {
+    /// `struct inode *`: an entry that was left over is not taken for another file's.
+    inode: u64,
+    opened_ns: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    /// [`open_outcome`]
+    outcome: u64,
+    /// Of who opened it.
+    root: Path,
+}
+
+/// By `struct file *`.
+#[map]
+static WRITTEN: HashMap<u64, Opened> = HashMap::with_max_entries(limits::WRITTEN_FILES, 0);
+
+// include/linux/fs.h
+/// It was opened whole; one that could not be is freed too.
+const FMODE_OPENED: u32 = 1 << 19;
+/// The kernel's own, behind a file of overlayfs.
+const FMODE_NOACCOUNT: u32 = 1 << 29;
+const S_IFMT: u16 = 0o170_000;
+const S_IFREG: u16 = 0o100_000;
+
+#[inline(always)]
+fn is_regular(inode: u64) -> bool {
+    kernel::read::<u16>(inode, offset!(inode_mode)) & S_IFMT == S_IFREG
+}
+
+/// From now on what goes through `file` is counted, if it can be written to. A global function, as
+/// [`path::climb_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn file_opened(file: u64, outcome: u32) -> u32 {
+    let mode: u32 = kernel::read(file, offset!(file_mode));
+    let inode = kernel::pointer(file, offset!(file_inode));
+    if !settings::close_writes() || mode & FMODE_WRITE == 0 || !is_regular(inode) {
+        return 0;
+    }
+    let opened = Opened {
+        inode,
+        // SAFETY: no arguments.
+        opened_ns: unsafe { bpf_ktime_get_boot_ns() },
+        bytes_read: 0,
+        bytes_written: 0,
+        outcome: outcome.into(),
+        root: Path::root(),
+    };
+    // Where there is no room its close is told without counts.
+    let _ = WRITTEN.insert(file, opened, 0);
+    0
+}
+
+/// A call has moved bytes into or out of the file behind `fd`.
+#[inline(always)]
+pub fn count(fd: u64, bytes: i64, wrote: bool) {
+    if bytes <= 0 || !settings::close_writes() {
+        return;
+    }
+    let Some(opened) = WRITTEN.get_ptr_mut(file::of_descriptor(fd)) else {
+        return;
+    };
+    // SAFETY: fields of a map value.
+    let total = unsafe {
+        if wrote {
+            &raw mut (*opened).bytes_written
+        } else {
+            &raw mut (*opened).bytes_read
+        }
+    };
+    // SAFETY: an aligned word of map memory; several threads may count at once. Rust's atomics of
+    // this target can only load and store.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) total, in(reg) bytes) };
+}
+
+at_exit!(exit_moved, exit_moved_kprobe: |call| {
+    if let Some(shape) = call.shape() {
+        if shape.source != NONE {
+            count(call.argument_at(shape.source), call.result, false);
+        }
+        if shape.sink != NONE {
+            count(call.argument_at(shape.sink), call.result, true);
+        }
+    }
+});
+
+/// `locks_remove_file(file)`
+#[kprobe]
+pub fn close_write_kprobe(ctx: ProbeContext) -> u32 {
+    try_close(ctx.arg(0).unwrap_or(0), via::KPROBE, true);
+    0
+}
+
+/// `kmem_cache_free(call_site, object, cache)`: of all that the kernel frees, open files.
+#[btf_tracepoint(function = "kmem_cache_free")]
+pub fn close_write(ctx: BtfTracePointContext) -> i32 {
+    // Most that is freed is of another size, and leaves here.
+    let cache = argument(&ctx, 2) as *const u8;
+    if typed::<u32>(cache, offset!(cache_object_size)) != setting!(file_bytes) {
+        return 0;
+    }
+    if !is_of_files(typed(cache, offset!(cache_name))) {
+        return 0;
+    }
+    preemption::without(|| {
+        try_close(argument(&ctx, 1), BTF_TRACEPOINT, false);
+    })
+}
+
+/// Is that the name of the cache of open files? No other is merged with it (Linux 6.7).
+#[inline(always)]
+fn is_of_files(name: u64) -> bool {
+    const NAME: u64 = u64::from_le_bytes(*b"filp\0\0\0\0");
+    const BYTES: u64 = (1 << 40) - 1;
+    kernel::read::<u64>(name, 0) & BYTES == NAME
+}
+
+/// `whole`: the file still holds its name and its inode.
+#[inline(always)]
+fn try_close(file: u64, via: u8, whole: bool) -> Option<()> {
+    let mode: u32 = kernel::read(file, offset!(file_mode));
+    if mode & (FMODE_WRITE | FMODE_OPENED | FMODE_NOACCOUNT) != FMODE_WRITE | FMODE_OPENED {
+        return None;
+    }
+    let inode = kernel::pointer(file, offset!(file_inode));
+    if !is_regular(inode) {
+        return None;
+    }
+    // Zeroes where nothing is known, not an Option: the verifier follows what is never used of one.
+    // SAFETY: integers, for which zero is a value.
+    let mut opened: Opened = unsafe { core::mem::zeroed() };
+    // SAFETY: the entry is of this file, which nobody has any more; copied before it is removed.
+    if let Some(known) = unsafe { WRITTEN.get(file) }
+        && known.inode == inode
+    {
+        opened = *known;
+    }
+    let _ = WRITTEN.remove(file);
+    let (mut writer, payload) = Writer::begin::<CloseWrite>(class::FILE, kind::CLOSE_WRITE, via)?;
+    file_object(&mut payload.file, inode);
+    payload.position_bytes = kernel::read(file, offset!(file_position));
+    let mut root = Path::root();
+    let mut outcome = open_outcome::WRITE;
+    if mode & FMODE_CREATED != 0 {
+        outcome |= open_outcome::CREATED;
+    }
+    payload.opened_ns = opened.opened_ns;
+    payload.bytes_read = opened.bytes_read;
+    payload.bytes_written = opened.bytes_written;
+    outcome |= opened.outcome as u32;
+    // A process that ends has no root any more when it lets go of its files.
+    if root.is_none() {
+        root = opened.root;
+    }
+    payload.outcome = outcome;
+    let path = Path::of_file(file);
+    let mut deleted = path.is_deleted();
+    if !whole && path.inode() != inode {
+        payload.inode_gone = 1;
+        deleted = kernel::read::<u32>(inode, offset!(inode_links)) == 0;
+    }
+    // A name that the file was the last to hold is dead, but its memory stays as it was for a grace
+    // period. What is neither is another's by now.
+    if payload.inode_gone == 0 || path.is_dead() {
+        path::section_below(&mut writer, section::PATH, path, root, deleted);
+    }
+    writer.send();
+    Some(())
+}
