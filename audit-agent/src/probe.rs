@@ -189,11 +189,7 @@ impl Probe {
         }
         plan.tell(&mut hooks);
         guard_maps(&mut ebpf)?;
-        if hooks.iter().all(|hook| hook.attached.is_none()) {
-            let reason = hooks.first().and_then(|hook| hook.tried.last());
-            let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
-            return Err(ProbeError::NoHook(reason));
-        }
+        any_attached(&hooks)?;
         Ok(Self {
             _ebpf: ebpf,
             attached,
@@ -243,6 +239,15 @@ impl Probe {
             .map_err(io::Error::other)?;
         Ok(values.iter().map(|value| value.0).collect())
     }
+}
+
+fn any_attached(hooks: &[HookStatus]) -> Result<(), ProbeError> {
+    if hooks.iter().any(|hook| hook.attached.is_some()) {
+        return Ok(());
+    }
+    let reason = hooks.first().and_then(|hook| hook.tried.last());
+    let reason = reason.map(|(_, reason)| reason.clone()).unwrap_or_default();
+    Err(ProbeError::NoHook(reason))
 }
 
 /// What each hook would get on this kernel: loads and attaches everything, and lets go again.

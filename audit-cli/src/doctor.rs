@@ -410,6 +410,7 @@ mod tests {
             attached: attached.map(str::to_owned),
             off: false,
             objects: Some("objects seen by kprobe".to_owned()),
+            names: None,
             refused: vec![("fentry".to_owned(), "not permitted".to_owned())],
         }
     }

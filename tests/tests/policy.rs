@@ -28,7 +28,12 @@ fn start() -> Result<Option<(Stack, tempfile::TempDir)>> {
         .prefix("hostaudit-policy-")
         .tempdir()?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
-    Ok(Some((Stack::start(Options::default())?, directory)))
+    // One event for an open, so that what is issued can be counted.
+    let options = Options {
+        agent: vec!["capture.off_kinds=[close_write, memory_exec]".to_owned()],
+        ..Options::default()
+    };
+    Ok(Some((Stack::start(options)?, directory)))
 }
 
 /// Runs `shell` with a script whose $D is a new directory of that name, for everybody.

@@ -375,6 +375,14 @@ fn amended() -> Amended {
     }
 }
 
+fn totals() -> own::Totals {
+    own::Totals {
+        classes: vec!["file".to_owned()],
+        filters: vec!["rule".to_owned()],
+        ..own::Totals::default()
+    }
+}
+
 /// Columns of what the agent says about itself: `lost`, `shed`, `amendment`, `heartbeat`, `agent`.
 pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 5] {
     let clock = Clock::from_offset(0);
@@ -431,16 +439,7 @@ pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 5] {
         (
             "heartbeat",
             "The agent is alive: totals of this run.",
-            of(&[own::heartbeat(
-                &clock,
-                "hash",
-                own::Totals {
-                    classes: vec!["file".to_owned()],
-                    filters: vec!["rule".to_owned()],
-                    ..own::Totals::default()
-                },
-                detail(),
-            )]),
+            of(&[own::heartbeat(&clock, "hash", totals(), detail())]),
         ),
         (
             "agent",
