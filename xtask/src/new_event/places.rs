@@ -314,7 +314,7 @@ fn line(kind: &Kind, tree: &mut Tree) -> Result<()> {
     );
     tree.insert(
         COMPACT,
-        "let (verb, style, object",
+        "let (verb, style, mut object",
         "Kind::Unspecified =>",
         &arm,
     )
