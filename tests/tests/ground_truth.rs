@@ -133,6 +133,12 @@ fn incomplete(stack: &mut Stack, report: &mut Report) -> Result<Vec<String>> {
             wrong.push(format!("{found} {what}"));
         }
     }
+    for row in stack.query(
+        "select lost_place, lost_cause, lost_class, sum(lost_count) as lost from events \
+         where kind = 'lost' group by lost_place, lost_cause, lost_class",
+    )? {
+        wrong.push(serde_json::to_string(&row)?);
+    }
     Ok(wrong)
 }
 

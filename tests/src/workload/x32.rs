@@ -10,7 +10,7 @@ use super::{Workload, ours, quoted, system};
 pub fn x32(work: &mut Workload) -> Result<()> {
     if !system::x32_is_served() {
         eprintln!(
-            "SKIPPED: x32 is not served here (CONFIG_X86_X32_ABI, syscall.x32=y); only tried"
+            "x32 is not served here (CONFIG_X86_X32_ABI, syscall.x32=y): an attempt is expected"
         );
         return refused(work);
     }
