@@ -42,6 +42,9 @@ fn run(shell: &Path, place: &Path, script: &str, change: impl FnOnce(&mut Comman
     fs::set_permissions(place, fs::Permissions::from_mode(0o777))?;
     let mut command = Command::new(shell);
     command.args(["-c", script]).env("D", place);
+    // Cargo names directories there that other users may not search: each would be a failed open
+    // of the loader's, recorded and hidden like the script's own.
+    command.env_remove("LD_LIBRARY_PATH");
     change(&mut command);
     let status = command.status()?;
     ensure!(status.success(), "{script}: {status}");
