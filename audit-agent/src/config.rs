@@ -70,6 +70,18 @@ pub struct Capture {
     pub watch_reads: Vec<String>,
     /// Kinds for which nothing is attached, so that they cost nothing.
     pub off_kinds: Vec<String>,
+    pub pin: Pin,
+}
+
+/// Capture beyond the agent's life.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pin {
+    /// On a bpf file system; empty for none. Not by default: an agent that is gone for good would
+    /// leave programs that cost time and that nobody reads.
+    pub directory: PathBuf,
+    /// Capture goes on after an orderly stop, too.
+    pub keep_at_stop: bool,
 }
 
 impl Capture {
@@ -104,6 +116,7 @@ impl Default for Capture {
             watch_reads: watched.map(str::to_owned).to_vec(),
             // Every program that compiles at run time does it.
             off_kinds: vec!["memory_exec".to_owned()],
+            pin: Pin::default(),
         }
     }
 }
@@ -192,6 +205,8 @@ pub enum InvalidConfig {
     Server(#[from] ServerError),
     #[error("state_dir: `{}` is not an absolute path", .0.display())]
     StateDir(PathBuf),
+    #[error("capture.pin.directory: `{}` {wrong}", path.display())]
+    Pin { path: PathBuf, wrong: &'static str },
 }
 
 /// Largest ring: more only delays the moment at which a collector that is too slow is noticed.
@@ -228,6 +243,7 @@ impl Config {
         if !self.state_dir.is_absolute() {
             return Err(InvalidConfig::StateDir(self.state_dir.clone()));
         }
+        self.capture.pin.validate()?;
         range(
             "queue.max_bytes",
             self.queue.max_bytes as u64,
@@ -273,6 +289,32 @@ impl Config {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+}
+
+impl Pin {
+    fn validate(&self) -> Result<(), InvalidConfig> {
+        let path = &self.directory;
+        let wrong = |wrong| {
+            Err(InvalidConfig::Pin {
+                path: path.clone(),
+                wrong,
+            })
+        };
+        if path.as_os_str().is_empty() {
+            return match self.keep_at_stop {
+                true => wrong("must be set for capture.pin.keep_at_stop"),
+                false => Ok(()),
+            };
+        }
+        if !path.is_absolute() {
+            return wrong("is not an absolute path");
+        }
+        // All below it is removed at the end.
+        match path.file_name() {
+            Some(name) if !name.as_encoded_bytes().contains(&b'.') => Ok(()),
+            _ => wrong("must end in a name of its own without dots, as /sys/fs/bpf/hostaudit"),
+        }
     }
 }
 
@@ -365,6 +407,7 @@ mod tests {
         for key in [
             "process_bytes",
             "watch_reads",
+            "keep_at_stop",
             "exclude",
             "max_delay_ms",
             "max_entries",
@@ -402,6 +445,9 @@ mod tests {
             ("queue.max_bytes=10", "queue.max_bytes"),
             ("state_dir=here", "state_dir"),
             ("server=tcp://x", "server"),
+            ("capture.pin.keep_at_stop=true", "capture.pin.directory"),
+            ("capture.pin.directory=/sys/fs/bpf/a.b", "without dots"),
+            ("capture.pin.directory=pins", "absolute"),
             ("capture.watch_reads=['/home/*/*']", "/home/*/*"),
             ("filters.exclude=[{}]", "filters.exclude[0]"),
             ("process_table.max_entries=1", "process_table.max_entries"),

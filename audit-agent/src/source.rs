@@ -6,6 +6,9 @@
 use std::{io, time::Duration};
 
 use audit_common::config::Counters;
+use audit_proto::v1::Batch;
+
+use crate::unsent::{Keeper, Mark};
 
 /// What one visit to the source brought.
 #[derive(Debug, Default)]
@@ -14,6 +17,7 @@ pub struct Round {
     index: Vec<Entry>,
     losses: Vec<Loss>,
     skips: Vec<Skip>,
+    unknown: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +42,7 @@ pub struct Loss {
 /// Runs of a kernel program that the kernel left out, before anything was counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skip {
-    pub hook: &'static str,
+    pub hook: String,
     pub runs: u64,
 }
 
@@ -57,12 +61,24 @@ impl Round {
         &self.skips
     }
 
+    /// Why an unknown number of records may be missing.
+    pub fn unknown(&self) -> Option<&'static str> {
+        self.unknown
+    }
+
+    pub fn push_unknown(&mut self, cause: &'static str) {
+        self.unknown = Some(cause);
+    }
+
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty() && self.losses.is_empty() && self.skips.is_empty()
+        self.index.is_empty()
+            && self.losses.is_empty()
+            && self.skips.is_empty()
+            && self.unknown.is_none()
     }
 
     /// Bytes of records held; the source bounds it.
@@ -76,6 +92,7 @@ impl Round {
         self.index.clear();
         self.losses.clear();
         self.skips.clear();
+        self.unknown = None;
     }
 
     pub fn push(&mut self, time_ns: u64, record: &[u8]) {
@@ -123,6 +140,26 @@ pub trait Source: Send {
     fn counters(&self) -> [Counters; 4];
     /// Leaves a process out of the record from now on.
     fn ignore(&mut self, pid: u32) -> io::Result<()>;
+
+    /// Batches that a former agent had sealed, of which nobody knows whether they were delivered;
+    /// once.
+    fn left_over(&mut self) -> Vec<Batch> {
+        Vec::new()
+    }
+
+    /// Makes sealed batches outlive this process; once. `None` where nothing does.
+    fn keeper(&mut self) -> Option<Keeper> {
+        None
+    }
+
+    /// Everything that was handed out so far is told by the events so far. What was handed out since
+    /// the last mark that was kept is handed out again to the next agent.
+    fn mark(&mut self) -> Option<Mark> {
+        None
+    }
+
+    /// This process is to end; what is there by now is still read.
+    fn stop(&mut self) {}
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
@@ -136,6 +173,22 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn ignore(&mut self, pid: u32) -> io::Result<()> {
         (**self).ignore(pid)
+    }
+
+    fn left_over(&mut self) -> Vec<Batch> {
+        (**self).left_over()
+    }
+
+    fn keeper(&mut self) -> Option<Keeper> {
+        (**self).keeper()
+    }
+
+    fn mark(&mut self) -> Option<Mark> {
+        (**self).mark()
+    }
+
+    fn stop(&mut self) {
+        (**self).stop();
     }
 }
 

@@ -27,7 +27,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    file, kernel, path,
+    file,
+    gate::Place,
+    kernel, path,
     path::Path,
     preemption,
     record::{Writer, count_pending_full, file_object},
@@ -127,7 +129,7 @@ struct Request {
 /// `io_uring_submit_sqe(ring, request, ...)`.
 #[btf_tracepoint(function = "io_uring_submit_req")]
 pub fn uring_submit(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::UringSubmit, || {
         try_submit(argument(&ctx, setting!(uring_submit_request)));
     })
 }

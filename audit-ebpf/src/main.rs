@@ -5,7 +5,8 @@
 //! the logic is `try_*`.
 //! [`syscall`] leads a returning system call to its program. Shared by them: [`record`] builds a
 //! record and sends it, [`task`] says who is acting, [`path`] walks dentries and mounts, [`kernel`]
-//! reads kernel memory, [`settings`] is what the agent decided.
+//! reads kernel memory, [`settings`] is what the agent decided, [`gate`] which of two
+//! sets of programs records. [`snapshot`] tells what was there before.
 //!
 //! Invariants: a sequence number is taken before the ring is tried; nothing is written to a ring
 //! but whole records; every loop has a bound from `audit_common::limits`.
@@ -19,6 +20,7 @@ mod cgroup;
 mod dns;
 mod empty;
 mod file;
+mod gate;
 mod io_uring;
 mod kernel;
 mod log;
@@ -29,6 +31,7 @@ mod preemption;
 mod process;
 mod record;
 mod settings;
+mod snapshot;
 mod syscall;
 mod system;
 mod task;

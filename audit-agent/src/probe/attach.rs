@@ -9,7 +9,7 @@ use audit_common::{call::Shape, kind};
 use aya::{
     Btf, Ebpf,
     maps::{Array, MapData, ProgramArray},
-    programs::{KProbe, Program, ProgramError, ProgramFd},
+    programs::{KProbe, Program, ProgramError, ProgramFd, links::FdLink},
 };
 
 use super::{
@@ -18,12 +18,13 @@ use super::{
         CORE, DISPATCHER, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point, Rung,
     },
     io_uring,
+    pins::Making,
 };
 use crate::Config;
 
 /// A program at a tracepoint, and how often the kernel had skipped it when we last looked.
 pub(super) struct Attached {
-    pub name: &'static str,
+    pub name: String,
     pub program: ProgramFd,
     pub skipped: u64,
 }
@@ -54,6 +55,8 @@ pub(super) struct Attacher<'a> {
     pub kernel: &'a Btf,
     pub missing: &'a [&'static str],
     pub uring: &'a io_uring::Tracepoints,
+    /// Where links and programs are pinned, if they are.
+    pub pins: Option<&'a Making>,
     pub attached: Vec<Attached>,
 }
 
@@ -95,7 +98,7 @@ impl Attacher<'_> {
         if rung == Rung::Kprobe {
             self.attach(PROBE_DISPATCHER)?;
             // Whether it is skipped does not matter: it does nothing.
-            return attach(self.ebpf, LISTENER, self.kernel).map(mem::drop);
+            return attach(self.ebpf, LISTENER, self.kernel, self.pins).map(mem::drop);
         }
         self.attach(DISPATCHER)
     }
@@ -197,7 +200,7 @@ impl Attacher<'_> {
     }
 
     pub fn attach(&mut self, point: Point) -> Result<(), String> {
-        let program = attach(self.ebpf, point, self.kernel)?;
+        let program = attach(self.ebpf, point, self.kernel, self.pins)?;
         // A program at several places counts once for all of them.
         if self
             .attached
@@ -205,7 +208,7 @@ impl Attacher<'_> {
             .all(|known| known.name != point.program)
         {
             self.attached.push(Attached {
-                name: point.program,
+                name: point.program.to_owned(),
                 program,
                 skipped: 0,
             });
@@ -233,7 +236,12 @@ fn status(hook: &Hook) -> HookStatus {
 }
 
 /// Loads a program for that place, unless it is loaded already, for it may serve many calls.
-fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<ProgramFd, String> {
+pub(super) fn load(
+    ebpf: &mut Ebpf,
+    name: &str,
+    place: Place,
+    kernel: &Btf,
+) -> Result<ProgramFd, String> {
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| format!("the object has no program {name}"))?;
@@ -242,6 +250,7 @@ fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<Progr
             program.load(tracepoint, kernel)
         }
         (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
+        (Program::Iter(program), Place::Iterator(over)) => program.load(over, kernel),
         _ => return Err(format!("{name} is not for {place:?}")),
     };
     let loaded = match loaded {
@@ -255,18 +264,47 @@ fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<Progr
         .map_err(|error| format!("{name}: {}", chain(&error)))
 }
 
-pub(super) fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<ProgramFd, String> {
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    point: Point,
+    kernel: &Btf,
+    pins: Option<&Making>,
+) -> Result<ProgramFd, String> {
     let fd = load(ebpf, point.program, point.place, kernel)?;
-    let attached = match (ebpf.program_mut(point.program), point.place) {
+    let named = |reason: String| format!("{}: {reason}", point.program);
+    let link = match (ebpf.program_mut(point.program), point.place) {
         (Some(Program::BtfTracePoint(program)), Place::Tracepoint(_)) => {
-            program.attach().map(mem::drop)
+            let link = program.attach().map_err(|error| named(chain(&error)))?;
+            let Some(_) = pins else { return Ok(fd) };
+            let link = program.take_link(link);
+            link.map(FdLink::from).map_err(|error| chain(&error))
         }
         (Some(Program::KProbe(program)), Place::Kprobe(function)) => {
             let program: &mut KProbe = program;
-            program.attach(function, 0).map(mem::drop)
+            let link = program.attach(function, 0);
+            let link = link.map_err(|error| named(chain(&error)))?;
+            let Some(_) = pins else { return Ok(fd) };
+            let link = program.take_link(link).map_err(|error| chain(&error));
+            link.and_then(|link| FdLink::try_from(link).map_err(|error| chain(&error)))
         }
-        _ => Err(ProgramError::NotLoaded),
+        _ => Err(chain(&ProgramError::NotLoaded)),
     };
-    attached.map_err(|error| format!("{}: {}", point.program, chain(&error)))?;
+    let link = link.map_err(named)?;
+    if let Some(pins) = pins {
+        pin(ebpf, point, link, pins).map_err(named)?;
+    }
     Ok(fd)
+}
+
+/// From here on the program is attached as long as its link is in the directory.
+fn pin(ebpf: &mut Ebpf, point: Point, link: FdLink, pins: &Making) -> Result<(), String> {
+    let path = pins.program(point.program);
+    // One program may be at several places.
+    if let Some(program) = ebpf.program_mut(point.program).filter(|_| !path.exists()) {
+        program.pin(&path).map_err(|error| chain(&error))?;
+    }
+    let path = pins.link(point.program, point.place.name());
+    link.pin(&path)
+        .map(mem::drop)
+        .map_err(|error| chain(&error))
 }
