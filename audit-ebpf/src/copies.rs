@@ -19,6 +19,7 @@ use aya_ebpf::{
 };
 
 use crate::{
+    gate::{self, Place},
     kernel,
     record::{Writer, bounded, user_section},
     settings::{self, offset},
@@ -55,7 +56,7 @@ pub fn copy_freed(ctx: RawTracePointContext) -> i32 {
     let arguments: *const u64 = ctx.as_ptr().cast();
     // SAFETY: the context is an array of the tracepoint's arguments.
     let (object, cache) = unsafe { (*arguments.add(1), *arguments.add(2)) };
-    if is_of_names(cache) {
+    if is_of_names(cache) && gate::is_open(Place::Copy, object as u32) {
         keep(object);
     }
     0

@@ -19,6 +19,13 @@ pub fn current_pid() -> u32 {
     (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
 }
 
+/// When the current process (its group leader) began.
+#[inline(always)]
+pub fn current_start_ns() -> u64 {
+    let leader = kernel::pointer(current(), offset!(task_group_leader));
+    kernel::read(leader, offset!(task_start_boottime))
+}
+
 /// Everything of the header that names the process, with its credentials of this moment.
 #[inline(always)]
 pub fn fill(header: &mut Header) {
@@ -32,6 +39,21 @@ pub fn fill(header: &mut Header) {
         let comm = &raw mut header.comm;
         bpf_get_current_comm(comm.cast(), size_of_val(&header.comm) as u32);
     }
+    describe(header, task);
+}
+
+/// As [`fill`], of another task. Its cgroup stays unknown: the agent looks it up.
+#[inline(always)]
+pub fn fill_of(header: &mut Header, task: u64) {
+    header.pid = kernel::read(task, offset!(task_tgid));
+    header.tid = kernel::read(task, offset!(task_pid));
+    header.cgroup_id = 0;
+    header.comm = kernel::read(task, offset!(task_comm));
+    describe(header, task);
+}
+
+#[inline(always)]
+fn describe(header: &mut Header, task: u64) {
     let leader = kernel::pointer(task, offset!(task_group_leader));
     header.start_time_ns = kernel::read(leader, offset!(task_start_boottime));
     let parent = kernel::pointer(task, offset!(task_real_parent));

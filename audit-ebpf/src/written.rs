@@ -26,6 +26,7 @@ use aya_ebpf::{
 
 use crate::{
     file::{self, FMODE_CREATED, FMODE_WRITE},
+    gate::{self, Place},
     inode::file_object,
     kernel, path,
     path::Path,
@@ -128,7 +129,10 @@ at_exit!(exit_moved, exit_moved_kprobe: |call| {
 /// `locks_remove_file(file)`
 #[kprobe]
 pub fn close_write_kprobe(ctx: ProbeContext) -> u32 {
-    try_close(ctx.arg(0).unwrap_or(0), via::KPROBE, true);
+    let file = ctx.arg(0).unwrap_or(0);
+    if gate::is_open(Place::LastClose, file as u32) {
+        try_close(file, via::KPROBE, true);
+    }
     0
 }
 
@@ -143,7 +147,7 @@ pub fn close_write(ctx: BtfTracePointContext) -> i32 {
     if !is_of_files(typed(cache, offset!(cache_name))) {
         return 0;
     }
-    preemption::without(|| {
+    preemption::at(Place::LastClose, || {
         try_close(argument(&ctx, 1), BTF_TRACEPOINT, false);
     })
 }
