@@ -32,7 +32,7 @@ use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
 #[cfg(test)]
 pub(crate) use hooks::OBJECT_KINDS;
-use hooks::{COPIES, DISPATCHER, FREES, Point};
+use hooks::{DISPATCHER, FREED, NAME_FREED, Point};
 pub(crate) use hooks::{HOOKS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
 use objects::Plan;
@@ -176,16 +176,16 @@ impl Probe {
             missing,
             uring: &uring,
             frees_unseen: frees_unseen(types, preemptible),
+            sees_freed: false,
             attached: Vec::new(),
         };
         if let Some(rung) = plan.rung {
             objects::attach_all(attacher.ebpf, &kernel, rung).map_err(ProbeError::NoObjects)?;
         }
         let mut hooks = attacher.attach_all(config, preemptible);
-        let attached = attacher.attached;
-        if plan.copies.is_ok() {
-            // Where it is skipped nothing is lost, and it is, whenever an interrupt frees something.
-            plan.copies = attach(&mut ebpf, COPIES, &kernel).map(drop);
+        let (attached, sees_freed) = (attacher.attached, attacher.sees_freed);
+        if plan.copies.is_ok() && !sees_freed {
+            plan.copies = attach(&mut ebpf, NAME_FREED, &kernel).map(drop);
         }
         plan.tell(&mut hooks);
         guard_maps(&mut ebpf)?;
@@ -270,7 +270,8 @@ impl EmptyProbe {
             .map_err(|error| load_error(&error))?;
         let points = HOOKS.iter().flat_map(|hook| hook.points);
         for point in points.chain([&DISPATCHER]) {
-            let Place::Tracepoint(tracepoint) = point.place else {
+            let (Place::Tracepoint(tracepoint) | Place::RawTracepoint(tracepoint)) = point.place
+            else {
                 continue;
             };
             let program = match tracepoint {
@@ -279,7 +280,7 @@ impl EmptyProbe {
                 "sched_process_exit" => "empty_exit",
                 "cgroup_mkdir" => "empty_cgroup",
                 "cgroup_notify_populated" => "empty_container",
-                FREES => "empty_close_write",
+                "kmem_cache_free" => "empty_freed",
                 "signal_generate" => "empty_signal",
                 "sys_exit" => "empty_sys_exit",
                 _ => "empty_state",
@@ -322,7 +323,7 @@ fn wakeup_bytes(config: &Config) -> u32 {
 /// Why open files cannot be told when their memory is freed: a program there must not run in an
 /// interrupt, nor be skipped on every path of the kernel that frees anything.
 fn frees_unseen(types: &btf::Types, preemptible: bool) -> Option<&'static str> {
-    let arguments = types.tracepoint(FREES).unwrap_or_default();
+    let arguments = types.tracepoint(FREED.place.name()).unwrap_or_default();
     if preemptible {
         Some("programs can be preempted there, and would be skipped")
     } else if types.has_function("file_free_rcu") {
@@ -370,7 +371,6 @@ fn settings(
         objects: plan.rung.is_some().into(),
         copies: plan.copies.is_ok().into(),
         close_writes: u32::from(!config.capture.is_off("close_write")),
-        file_bytes: types.size("file").unwrap_or(0),
         typed_task: types.has_function("bpf_get_current_task_btf").into(),
         number_offset: CALL_ABI.number,
         argument_offsets: CALL_ABI.arguments,

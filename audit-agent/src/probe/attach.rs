@@ -15,7 +15,7 @@ use aya::{
 use super::{
     chain,
     hooks::{
-        CORE, DISPATCHER, FREES, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point,
+        CORE, DISPATCHER, FREED, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point,
         Rung,
     },
     io_uring,
@@ -57,6 +57,8 @@ pub(super) struct Attacher<'a> {
     pub uring: &'a io_uring::Tracepoints,
     /// Why this kernel's way to free open files is not one to watch.
     pub frees_unseen: Option<&'static str>,
+    /// It is watched.
+    pub sees_freed: bool,
     pub attached: Vec<Attached>,
 }
 
@@ -208,12 +210,14 @@ impl Attacher<'_> {
     }
 
     pub fn attach(&mut self, point: Point) -> Result<(), String> {
-        if let (Place::Tracepoint(FREES), Some(reason)) = (point.place, self.frees_unseen) {
-            return Err(format!("{FREES}: {reason}"));
+        let is_freed = point.program == FREED.program;
+        if let (true, Some(reason)) = (is_freed, self.frees_unseen) {
+            return Err(format!("{}: {reason}", point.place.name()));
         }
         let program = attach(self.ebpf, point, self.kernel)?;
-        // What is skipped there was freed by an interrupt of the program, and so no open file.
-        if matches!(point.place, Place::Tracepoint(FREES)) {
+        if is_freed {
+            self.sees_freed = true;
+            // What is skipped there was freed by an interrupt of the program, and so no open file.
             return Ok(());
         }
         // A program at several places counts once for all of them.
