@@ -82,8 +82,8 @@ pub fn event(event: &Event, actor: &[u8], out: &mut Vec<u8>) {
     object(44, flow, out);
     object(45, dns, out);
     object(46, amendment, out);
-    object(100, shed, out);
-    object(140, argument_race, out);
+    object(47, shed, out);
+    object(48, argument_race, out);
 }
 
 fn object<M: Message>(tag: u32, object: &Option<M>, out: &mut Vec<u8>) {

@@ -41,7 +41,7 @@ pub use btf::BtfError;
 pub use complexity::{Complexity, complexity};
 #[cfg(test)]
 pub(crate) use hooks::OBJECT_KINDS;
-use hooks::{COPIES, DISPATCHER, FREES, LISTENER, OBJECTS, Point};
+use hooks::{DISPATCHER, FREED, LISTENER, NAME_FREED, OBJECTS, Point};
 pub(crate) use hooks::{HOOKS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
 use objects::Plan;
@@ -486,6 +486,7 @@ impl Probe {
             missing: &kernel.missing,
             uring: &kernel.uring,
             frees_unseen: frees_unseen(&kernel.types, preemptible),
+            sees_freed: false,
             pins,
             attached: Vec::new(),
         };
@@ -494,9 +495,10 @@ impl Probe {
             attached.map_err(ProbeError::NoObjects)?;
         }
         self.hooks = attacher.attach_all(config, preemptible);
+        let sees_freed = attacher.sees_freed;
         self.attached = attacher.attached;
-        if plan.copies.is_ok() {
-            plan.copies = attach(ebpf, COPIES, &kernel.btf, pins).map(drop);
+        if plan.copies.is_ok() && !sees_freed {
+            plan.copies = attach(ebpf, NAME_FREED, &kernel.btf, pins).map(drop);
         }
         plan.tell(&mut self.hooks);
         any_attached(&self.hooks)
@@ -614,14 +616,8 @@ fn may_be_skipped(program: &str) -> bool {
     let objects = OBJECTS
         .iter()
         .flat_map(|(_, of_lsm, of_kprobe)| [*of_lsm, *of_kprobe]);
-    let mut others = HOOKS
-        .iter()
-        .flat_map(|hook| hook.points)
-        .filter(|point| matches!(point.place, Place::Tracepoint(FREES)));
-    objects
-        .chain([COPIES.program, LISTENER.program])
-        .any(|name| name == program)
-        || others.any(|point| point.program == program)
+    let others = [FREED, NAME_FREED, LISTENER].map(|point| point.program);
+    objects.chain(others).any(|name| name == program)
 }
 
 /// Removes everything that an agent has pinned; false when there was nothing.
@@ -670,7 +666,8 @@ impl EmptyProbe {
             .map_err(|error| load_error(&error))?;
         let points = HOOKS.iter().flat_map(|hook| hook.points);
         for point in points.chain([&DISPATCHER]) {
-            let Place::Tracepoint(tracepoint) = point.place else {
+            let (Place::Tracepoint(tracepoint) | Place::RawTracepoint(tracepoint)) = point.place
+            else {
                 continue;
             };
             let program = match tracepoint {
@@ -679,7 +676,7 @@ impl EmptyProbe {
                 "sched_process_exit" => "empty_exit",
                 "cgroup_mkdir" => "empty_cgroup",
                 "cgroup_notify_populated" => "empty_container",
-                FREES => "empty_close_write",
+                "kmem_cache_free" => "empty_freed",
                 "signal_generate" => "empty_signal",
                 "sys_exit" => "empty_sys_exit",
                 _ => "empty_state",
@@ -733,7 +730,7 @@ fn wakeup_bytes(config: &Config) -> u32 {
 /// Why open files cannot be told when their memory is freed: a program there must not run in an
 /// interrupt, nor be skipped on every path of the kernel that frees anything.
 fn frees_unseen(types: &btf::Types, preemptible: bool) -> Option<&'static str> {
-    let arguments = types.tracepoint(FREES).unwrap_or_default();
+    let arguments = types.tracepoint(FREED.place.name()).unwrap_or_default();
     if preemptible {
         Some("programs can be preempted there, and would be skipped")
     } else if types.has_function("file_free_rcu") {
@@ -781,7 +778,6 @@ fn settings(
         objects: plan.rung.is_some().into(),
         copies: plan.copies.is_ok().into(),
         close_writes: u32::from(!config.capture.is_off("close_write")),
-        file_bytes: types.size("file").unwrap_or(0),
         typed_task: types.has_function("bpf_get_current_task_btf").into(),
         number_offset: CALL_ABI.number,
         argument_offsets: CALL_ABI.arguments,

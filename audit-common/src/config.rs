@@ -16,8 +16,6 @@ pub struct Settings {
     pub objects: u32,
     /// What is read and written through files that are open for writing is counted, for their close.
     pub close_writes: u32,
-    /// The size of `struct file`.
-    pub file_bytes: u32,
     /// The helper bpf_get_current_task_btf is there (Linux 5.11).
     pub typed_task: u32,
     /// Where `struct pt_regs` holds the number of a system call, and its arguments.

@@ -168,7 +168,6 @@ offsets! {
     cgroup_root_hierarchy_id: "cgroup_root.hierarchy_id",
     kernfs_node_id: "kernfs_node.id",
     cache_name: "?kmem_cache.name",
-    cache_object_size: "?kmem_cache.object_size",
     filename_name: "filename.name",
     filename_uptr: "?filename.uptr",
     filename_iname: "?filename.iname",

@@ -92,8 +92,9 @@ pub mod via {
     pub const KPROBE: u8 = 3;
     /// A request of io_uring.
     pub const IO_URING: u8 = 4;
+    pub const RAW_TRACEPOINT: u8 = 5;
     /// It was so when the agent began.
-    pub const SNAPSHOT: u8 = 5;
+    pub const SNAPSHOT: u8 = 6;
 
     pub const fn name(via: u8) -> Option<&'static str> {
         Some(match via {
@@ -101,6 +102,7 @@ pub mod via {
             SYS_EXIT => "sys_exit",
             KPROBE => "kprobe",
             IO_URING => "io_uring",
+            RAW_TRACEPOINT => "raw_tp",
             SNAPSHOT => "snapshot",
             _ => return None,
         })

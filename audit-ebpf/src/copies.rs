@@ -1,6 +1,6 @@
 //! Which text did the kernel use? It copies a path out of the caller's memory once and works with the
 //! copy; by the call's end the caller's memory may say another thing. The copies are seen when the
-//! kernel gives their memory back: after it has used them, before the call returns.
+//! kernel gives their memory back ([`crate::freed`]): after it has used them, before the call returns.
 //!
 //! Invariants: only a copy that was made in this call, for this argument, is taken for it; what is not
 //! taken by the program of the call's end is forgotten there.
@@ -11,15 +11,12 @@ use audit_common::{
     record::section_flags,
 };
 use aya_ebpf::{
-    EbpfContext as _,
     helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_kernel_str},
-    macros::{map, raw_tracepoint},
-    maps::{Array, LruHashMap, PerCpuArray},
-    programs::RawTracePointContext,
+    macros::map,
+    maps::{LruHashMap, PerCpuArray},
 };
 
 use crate::{
-    gate::{self, Place},
     kernel,
     record::{Writer, bounded, user_section},
     settings::{self, offset},
@@ -42,48 +39,9 @@ static COPIES: LruHashMap<u64, Copies> = LruHashMap::with_max_entries(limits::CO
 #[map]
 static NO_COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
 
-/// The beginning of "names_cache", which the kernel takes them from.
-const NAMES_CACHE: u64 = u64::from_ne_bytes(*b"names_ca");
-
-/// Where that cache is, once a copy was seen.
-#[map]
-static CACHE: Array<u64> = Array::with_max_entries(1, 0);
-
-/// `kmem_cache_free(call_site, object, cache)`. Untyped, because a typed program cannot read a
-/// `const void *` before Linux 6.13.
-#[raw_tracepoint(tracepoint = "kmem_cache_free")]
-pub fn copy_freed(ctx: RawTracePointContext) -> i32 {
-    let arguments: *const u64 = ctx.as_ptr().cast();
-    // SAFETY: the context is an array of the tracepoint's arguments.
-    let (object, cache) = unsafe { (*arguments.add(1), *arguments.add(2)) };
-    if is_of_names(cache) && gate::is_open(Place::Copy, object as u32) {
-        keep(object);
-    }
-    0
-}
-
-/// Of all that the kernel frees, few objects are copies: one comparison leaves the others.
-#[inline(always)]
-fn is_of_names(cache: u64) -> bool {
-    let Some(known) = CACHE.get_ptr_mut(0) else {
-        return false;
-    };
-    // SAFETY: map memory; it is written once, by whoever comes first, and always the same.
-    let known = unsafe { &mut *known };
-    if *known != 0 {
-        return *known == cache;
-    }
-    let name = kernel::pointer(cache, offset!(cache_name));
-    if kernel::read::<u64>(name, 0) != NAMES_CACHE {
-        return false;
-    }
-    *known = cache;
-    true
-}
-
 /// Keeps the text of a `struct filename` that an argument of the current call was copied to.
 #[inline(always)]
-fn keep(object: u64) -> Option<()> {
+pub fn keep(object: u64) -> Option<()> {
     let call = Call::of_current();
     let shape = call.shape()?;
     if shape.kind == 0 || shape.path == NONE {

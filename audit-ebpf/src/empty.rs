@@ -1,7 +1,10 @@
 //! Programs that do nothing, on the attach points of the others: the least that watching there can
 //! cost. `cargo xtask bench overhead` attaches them as its limit.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
 
 #[btf_tracepoint(function = "sys_exit")]
 pub fn empty_sys_exit(_: BtfTracePointContext) -> i32 {
@@ -38,8 +41,8 @@ pub fn empty_container(_: BtfTracePointContext) -> i32 {
     0
 }
 
-#[btf_tracepoint(function = "kmem_cache_free")]
-pub fn empty_close_write(_: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub fn empty_freed(_: RawTracePointContext) -> i32 {
     0
 }
 

@@ -7,24 +7,20 @@ use audit_common::{
     class, kind, limits,
     record::{FileObject, Open, open_outcome, section},
 };
-use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel_str},
-    macros::map,
-    maps::HashMap,
-};
+use aya_ebpf::{helpers::generated::bpf_probe_read_kernel_str, macros::map, maps::HashMap};
 
 use crate::{
     copies::{self, FIRST},
     inode::file_object,
-    kernel, objects,
-    objects::Taken,
+    kernel::{self, with_task},
+    objects::{self, Taken},
     path,
     path::Path,
     record::{Writer, count_filtered},
     settings,
     settings::offset,
-    syscall::{Call, at_exit, typed},
-    task, written,
+    syscall::{Call, at_exit},
+    written,
 };
 
 /// A NUL-padded name, in words: it is zeroed for every open, and bytes would become a loop.
@@ -51,22 +47,15 @@ pub const AT_FDCWD: i32 = -100;
 pub fn of_descriptor(fd: u64) -> u64 {
     // As the kernel takes it: the upper half of the register says nothing.
     let fd = u64::from(fd as u32);
-    let (room, files): (u32, u64) = if settings::typed_task() {
-        // A third of the cost of the same way by reads that ask a helper.
-        // SAFETY: no arguments.
-        let task = unsafe { bpf_get_current_task_btf() } as *const u8;
-        let files: *const u8 = typed(task, offset!(task_files));
-        let table: *const u8 = typed(files, offset!(files_fdt));
+    let (room, files): (u32, u64) = with_task!(|task| {
+        let table = task
+            .pointer(offset!(task_files))
+            .pointer(offset!(files_fdt));
         (
-            typed(table, offset!(fdtable_max_fds)),
-            typed(table, offset!(fdtable_fd)),
+            table.field(offset!(fdtable_max_fds)),
+            table.field(offset!(fdtable_fd)),
         )
-    } else {
-        let files = kernel::pointer(task::current(), offset!(task_files));
-        let table = kernel::pointer(files, offset!(files_fdt));
-        let room = kernel::read(table, offset!(fdtable_max_fds));
-        (room, kernel::pointer(table, offset!(fdtable_fd)))
-    };
+    });
     if fd >= u64::from(room) {
         return 0;
     }
@@ -152,7 +141,7 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     if !taken.is_some_and(|taken| taken.put(&mut writer)) {
         path::section(&mut writer, section::PATH, Path::of_file(file));
     }
-    written::file_opened(opened, payload.outcome);
+    written::file_opened(opened, payload.outcome, writer.header().time_ns);
     writer.send();
     Some(())
 }

@@ -1,7 +1,9 @@
 //! Reading kernel memory. A kernel pointer is a plain number here; a failed read is zero, because
 //! a field that cannot be read is reported as absent, never as a reason to lose the event.
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user,
+};
 
 /// The `T` at `base + offset`.
 #[inline(always)]
@@ -39,3 +41,72 @@ pub fn read_user<T: Copy>(address: u64) -> Option<T> {
         (failed == 0).then(|| value.assume_init())
     }
 }
+
+/// A field behind a pointer that the verifier knows the type of.
+#[inline(always)]
+pub fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
+    // SAFETY: the verifier admits only fields of the pointer's type; a fault reads as zero.
+    unsafe { pointer.wrapping_add(offset).cast::<T>().read_volatile() }
+}
+
+/// A kernel structure that the current task leads to. Where the verifier knows its type (`TYPED`, Linux
+/// 5.11), its fields are read in place, at a fraction of what a helper's call costs.
+#[derive(Clone, Copy)]
+pub struct Struct<const TYPED: bool>(*const u8);
+
+impl<const TYPED: bool> Struct<TYPED> {
+    #[inline(always)]
+    pub fn current_task() -> Self {
+        // SAFETY: no arguments.
+        let task = unsafe {
+            if TYPED {
+                bpf_get_current_task_btf() as *const u8
+            } else {
+                bpf_get_current_task() as *const u8
+            }
+        };
+        Self(task)
+    }
+
+    /// What a field holds: at most eight bytes.
+    #[inline(always)]
+    pub fn field<T: Copy>(self, offset: usize) -> T {
+        if TYPED {
+            typed(self.0, offset)
+        } else {
+            read(self.0 as u64, offset)
+        }
+    }
+
+    /// What a field points to.
+    #[inline(always)]
+    pub fn pointer(self, offset: usize) -> Self {
+        Self(self.field(offset))
+    }
+
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Struct<false> {
+    #[inline(always)]
+    pub fn at(address: u64) -> Self {
+        Self(address as *const u8)
+    }
+}
+
+/// `with_task!(|task| ...)`: the current task as a [`Struct`], of the better of its two forms.
+macro_rules! with_task {
+    (|$task:ident| $body:expr) => {
+        if $crate::settings::typed_task() {
+            let $task = $crate::kernel::Struct::<true>::current_task();
+            $body
+        } else {
+            let $task = $crate::kernel::Struct::<false>::current_task();
+            $body
+        }
+    };
+}
+pub(crate) use with_task;

@@ -4,7 +4,7 @@
 //! [`io_uring`], and [`call`] for what needs no program of its own); each entry function is a shell,
 //! the logic is `try_*`.
 //! [`syscall`] leads a returning system call to its program; [`objects`] and [`copies`] keep for it what
-//! the kernel really used. Shared by them: [`record`] builds a record and sends it, [`task`] says who is
+//! the kernel really used; [`freed`] is where two of these come by. Shared by them: [`record`] builds a record and sends it, [`task`] says who is
 //! acting, [`path`] walks dentries and mounts, [`inode`] describes files, [`kernel`] reads kernel memory,
 //! [`settings`] is what the agent decided, [`policy`] what it leaves out, [`gate`] which of two sets of
 //! programs records. [`snapshot`] tells what was there before.
@@ -22,6 +22,7 @@ mod copies;
 mod dns;
 mod empty;
 mod file;
+mod freed;
 mod gate;
 mod inode;
 mod io_uring;

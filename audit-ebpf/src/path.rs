@@ -11,10 +11,10 @@ use audit_common::{
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 use crate::{
-    kernel, policy,
+    kernel::{self, Struct, with_task},
+    policy,
     record::{CLASSES, Writer, bounded},
     settings::offset,
-    task,
 };
 
 /// `struct path`: a dentry in a mount.
@@ -43,6 +43,15 @@ impl Path {
         }
     }
 
+    /// The same, in a structure that the current task leads to.
+    #[inline(always)]
+    fn of_struct<const TYPED: bool>(base: Struct<TYPED>, offset: usize) -> Self {
+        Self {
+            mount: base.field(offset + offset!(path_mnt)),
+            dentry: base.field(offset + offset!(path_dentry)),
+        }
+    }
+
     /// The entry `dentry` of the directory whose `struct path` is at `directory`.
     #[inline(always)]
     pub fn entry(directory: u64, dentry: u64) -> Self {
@@ -65,15 +74,13 @@ impl Path {
 
     #[inline(always)]
     pub fn working_directory() -> Self {
-        let fs = kernel::pointer(task::current(), offset!(task_fs));
-        Self::read(fs, offset!(fs_pwd))
+        with_task!(|task| Self::of_struct(task.pointer(offset!(task_fs)), offset!(fs_pwd)))
     }
 
     /// Nowhere, for a process that has ended so far that it has let go of it.
     #[inline(always)]
     pub fn root() -> Self {
-        let fs = kernel::pointer(task::current(), offset!(task_fs));
-        Self::read(fs, offset!(fs_root))
+        with_task!(|task| Self::of_struct(task.pointer(offset!(task_fs)), offset!(fs_root)))
     }
 
     #[inline(always)]

@@ -16,8 +16,8 @@ use crate::{
     file,
     gate::{self, Place},
     inode::file_object,
-    kernel, path,
-    path::Path,
+    kernel::{self, Struct},
+    path::{self, Path},
     preemption,
     record::{BTF_TRACEPOINT, Writer, kernel_section},
     settings::offset,
@@ -267,7 +267,7 @@ fn try_fork(via: u8, child: u64) -> Option<()> {
     let (writer, payload) = Writer::begin::<Fork>(class::PROCESS, kind::FORK, via)?;
     payload.child_pid = pid;
     payload.child_start_time_ns = kernel::read(child, offset!(task_start_boottime));
-    let namespaces = task::namespaces(child);
+    let namespaces = task::namespaces(Struct::at(child));
     payload.pid_namespace = namespaces.pid;
     payload.mount_namespace = namespaces.mount;
     payload.network_namespace = namespaces.network;

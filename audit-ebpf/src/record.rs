@@ -233,6 +233,7 @@ impl Writer {
                 class,
             };
             writer.reload();
+            writer.header().time_ns = bpf_ktime_get_boot_ns();
             Some((writer, &mut *base.add(size_of::<Header>()).cast::<T>()))
         }
     }
@@ -253,6 +254,8 @@ impl Writer {
         header.form = form::OF_KIND;
         header.generation = 0;
         header.candidates = 0;
+        // SAFETY: no arguments.
+        header.time_ns = unsafe { bpf_ktime_get_boot_ns() };
         // SAFETY: base has room for a header and any payload.
         unsafe {
             let payload = base.add(size_of::<Header>()).cast::<T>();
@@ -261,7 +264,7 @@ impl Writer {
         }
     }
 
-    /// Gives the record its number and its time: now it must be sent.
+    /// Gives the record its number: now it must be sent.
     #[inline(always)]
     fn number(&self) -> Option<()> {
         let counters = COUNTERS.get_ptr_mut(self.class.into())?;
@@ -270,7 +273,6 @@ impl Writer {
         unsafe {
             (*counters).sequence += 1;
             header.sequence = (*counters).sequence;
-            header.time_ns = bpf_ktime_get_boot_ns();
             header.cpu = bpf_get_smp_processor_id();
         }
         Some(())

@@ -20,7 +20,6 @@ static SETTINGS: Settings = Settings {
     wakeup_bytes: 0,
     objects: 0,
     close_writes: 0,
-    file_bytes: 0,
     typed_task: 0,
     number_offset: 0,
     argument_offsets: [0; ARGUMENTS],

@@ -15,14 +15,15 @@ use audit_common::{
     record::via,
 };
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs},
+    helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
     macros::{btf_tracepoint, kprobe, map},
     maps::{Array, ProgramArray},
     programs::{BtfTracePointContext, ProbeContext},
 };
 
 use crate::{
-    kernel, process,
+    kernel::{self, typed, with_task},
+    process,
     settings::{self, offset},
 };
 
@@ -246,25 +247,9 @@ impl Call {
     }
 }
 
-/// A field behind a pointer that the verifier knows the type of.
-#[inline(always)]
-pub fn typed<T: Copy>(pointer: *const u8, offset: usize) -> T {
-    // SAFETY: the verifier admits only fields of the pointer's type; a fault reads as zero.
-    unsafe { pointer.wrapping_add(offset).cast::<T>().read_volatile() }
-}
-
 /// Is the current task in a 32-bit call?
 #[inline(always)]
 fn is_compat() -> bool {
-    let word: u32 = if settings::typed_task() {
-        // SAFETY: no arguments.
-        typed(
-            unsafe { bpf_get_current_task_btf() } as *const u8,
-            offset!(task_compat),
-        )
-    } else {
-        // SAFETY: no arguments.
-        kernel::read(unsafe { bpf_get_current_task() }, offset!(task_compat))
-    };
+    let word: u32 = with_task!(|task| task.field(offset!(task_compat)));
     word & settings::compat_bits() != 0
 }

@@ -5,7 +5,10 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
 };
 
-use crate::{kernel, settings::offset};
+use crate::{
+    kernel::{self, Struct, with_task},
+    settings::offset,
+};
 
 #[inline(always)]
 pub fn current() -> u64 {
@@ -22,14 +25,15 @@ pub fn current_pid() -> u32 {
 /// When the current process (its group leader) began.
 #[inline(always)]
 pub fn current_start_ns() -> u64 {
-    let leader = kernel::pointer(current(), offset!(task_group_leader));
-    kernel::read(leader, offset!(task_start_boottime))
+    with_task!(|task| {
+        let leader = task.pointer(offset!(task_group_leader));
+        leader.field(offset!(task_start_boottime))
+    })
 }
 
 /// Everything of the header that names the process, with its credentials of this moment.
 #[inline(always)]
 pub fn fill(header: &mut Header) {
-    let task = current();
     // SAFETY: helpers without memory arguments, and one that fills 16 bytes.
     unsafe {
         let both = bpf_get_current_pid_tgid();
@@ -39,7 +43,7 @@ pub fn fill(header: &mut Header) {
         let comm = &raw mut header.comm;
         bpf_get_current_comm(comm.cast(), size_of_val(&header.comm) as u32);
     }
-    describe(header, task);
+    with_task!(|task| fill_from(header, task));
 }
 
 /// As [`fill`], of another task. Its cgroup stays unknown: the agent looks it up.
@@ -49,22 +53,22 @@ pub fn fill_of(header: &mut Header, task: u64) {
     header.tid = kernel::read(task, offset!(task_pid));
     header.cgroup_id = 0;
     header.comm = kernel::read(task, offset!(task_comm));
-    describe(header, task);
+    fill_from(header, Struct::<false>::at(task));
 }
 
 #[inline(always)]
-fn describe(header: &mut Header, task: u64) {
-    let leader = kernel::pointer(task, offset!(task_group_leader));
-    header.start_time_ns = kernel::read(leader, offset!(task_start_boottime));
-    let parent = kernel::pointer(task, offset!(task_real_parent));
-    header.parent_pid = kernel::read(parent, offset!(task_tgid));
-    let parent_leader = kernel::pointer(parent, offset!(task_group_leader));
-    header.parent_start_time_ns = kernel::read(parent_leader, offset!(task_start_boottime));
-    header.loginuid = kernel::read(task, offset!(task_loginuid));
-    header.session = kernel::read(task, offset!(task_sessionid));
-    let cred = kernel::pointer(task, offset!(task_cred));
-    header.credentials = kernel::read(cred, offset!(cred_uid));
-    header.capabilities_effective = kernel::read(cred, offset!(cred_cap_effective));
+fn fill_from<const TYPED: bool>(header: &mut Header, task: Struct<TYPED>) {
+    let leader = task.pointer(offset!(task_group_leader));
+    header.start_time_ns = leader.field(offset!(task_start_boottime));
+    let parent = task.pointer(offset!(task_real_parent));
+    header.parent_pid = parent.field(offset!(task_tgid));
+    let parent_leader = parent.pointer(offset!(task_group_leader));
+    header.parent_start_time_ns = parent_leader.field(offset!(task_start_boottime));
+    header.loginuid = task.field(offset!(task_loginuid));
+    header.session = task.field(offset!(task_sessionid));
+    let cred = task.pointer(offset!(task_cred));
+    header.credentials = kernel::read(cred.address(), offset!(cred_uid));
+    header.capabilities_effective = kernel::read(cred.address(), offset!(cred_cap_effective));
     let namespaces = namespaces(task);
     header.pid_namespace = namespaces.pid;
     header.mount_namespace = namespaces.mount;
@@ -81,23 +85,27 @@ pub struct Namespaces {
 
 /// Of a task: inodes as in /proc/PID/ns.
 #[inline(always)]
-pub fn namespaces(task: u64) -> Namespaces {
-    let proxy = kernel::pointer(task, offset!(task_nsproxy));
-    let mount = kernel::pointer(proxy, offset!(nsproxy_mnt_ns));
-    let network = kernel::pointer(proxy, offset!(nsproxy_net_ns));
-    let cred = kernel::pointer(task, offset!(task_cred));
-    let user = kernel::pointer(cred, offset!(cred_user_ns));
+pub fn namespaces<const TYPED: bool>(task: Struct<TYPED>) -> Namespaces {
+    let proxy = task.pointer(offset!(task_nsproxy));
+    let mount = proxy.pointer(offset!(nsproxy_mnt_ns));
+    let network = proxy.pointer(offset!(nsproxy_net_ns));
+    let user = task
+        .pointer(offset!(task_cred))
+        .pointer(offset!(cred_user_ns));
     // The process's own pid namespace is that of its innermost number; nsproxy has the children's.
-    let pid = kernel::pointer(task, offset!(task_thread_pid));
-    let level: u32 = kernel::read(pid, offset!(pid_level));
+    let level: u32 = task
+        .pointer(offset!(task_thread_pid))
+        .field(offset!(pid_level));
+    // A plain number, to which the verifier lets a variable be added.
+    let pid = kernel::pointer(task.address(), offset!(task_thread_pid));
     // struct upid { int nr; struct pid_namespace *ns; } since Linux 2.6.24
     let upid = pid + offset!(pid_numbers) as u64 + u64::from(level) * 16;
     let own = kernel::pointer(upid, 8);
     Namespaces {
         pid: kernel::read(own, offset!(pid_namespace_inum)),
-        mount: kernel::read(mount, offset!(mnt_namespace_inum)),
-        network: kernel::read(network, offset!(net_inum)),
-        user: kernel::read(user, offset!(user_namespace_inum)),
+        mount: mount.field(offset!(mnt_namespace_inum)),
+        network: network.field(offset!(net_inum)),
+        user: user.field(offset!(user_namespace_inum)),
     }
 }
 

@@ -4,7 +4,7 @@
 //! Whoever drops the last reference to an open file (close, dup2, close_range, exec, the end of a
 //! process, of a mapping, of a message that carried it), the kernel comes by one place:
 //! `locks_remove_file`, where the file is still whole. Without kprobes it is the moment in which the
-//! memory of the file is freed, a little later, where its name may be gone. Both are in the context of a
+//! memory of the file is freed ([`crate::freed`]), a little later, where its name may be gone. Both are in the context of a
 //! process, so that no program of this class is interrupted by them.
 //!
 //! Bytes are counted by the ends of the calls that move them. Not counted: memory mappings, io_uring,
@@ -18,10 +18,9 @@ use audit_common::{
     record::{CloseWrite, open_outcome, section, via},
 };
 use aya_ebpf::{
-    helpers::generated::bpf_ktime_get_boot_ns,
-    macros::{btf_tracepoint, kprobe, map},
+    macros::{kprobe, map},
     maps::HashMap,
-    programs::{BtfTracePointContext, ProbeContext},
+    programs::ProbeContext,
 };
 
 use crate::{
@@ -30,11 +29,9 @@ use crate::{
     inode::file_object,
     kernel, path,
     path::Path,
-    preemption,
-    process::argument,
-    record::{BTF_TRACEPOINT, Writer},
-    settings::{self, offset, setting},
-    syscall::{at_exit, typed},
+    record::Writer,
+    settings::{self, offset},
+    syscall::at_exit,
 };
 
 /// What is known of a file since its open.
@@ -69,11 +66,11 @@ fn is_regular(inode: u64) -> bool {
     kernel::read::<u16>(inode, offset!(inode_mode)) & S_IFMT == S_IFREG
 }
 
-/// From now on what goes through `file` is counted, if it can be written to. A global function, as
+/// From `opened_ns` on what goes through `file` is counted, if it can be written to. A global function, as
 /// [`path::climb_step`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn file_opened(file: u64, outcome: u32) -> u32 {
+pub extern "C" fn file_opened(file: u64, outcome: u32, opened_ns: u64) -> u32 {
     let mode: u32 = kernel::read(file, offset!(file_mode));
     let inode = kernel::pointer(file, offset!(file_inode));
     if !settings::close_writes() || mode & FMODE_WRITE == 0 || !is_regular(inode) {
@@ -81,8 +78,7 @@ pub extern "C" fn file_opened(file: u64, outcome: u32) -> u32 {
     }
     let opened = Opened {
         inode,
-        // SAFETY: no arguments.
-        opened_ns: unsafe { bpf_ktime_get_boot_ns() },
+        opened_ns,
         bytes_read: 0,
         bytes_written: 0,
         outcome: outcome.into(),
@@ -131,38 +127,14 @@ at_exit!(exit_moved, exit_moved_kprobe: |call| {
 pub fn close_write_kprobe(ctx: ProbeContext) -> u32 {
     let file = ctx.arg(0).unwrap_or(0);
     if gate::is_open(Place::LastClose, file as u32) {
-        try_close(file, via::KPROBE, true);
+        closed(file, via::KPROBE, true);
     }
     0
 }
 
-/// `kmem_cache_free(call_site, object, cache)`: of all that the kernel frees, open files.
-#[btf_tracepoint(function = "kmem_cache_free")]
-pub fn close_write(ctx: BtfTracePointContext) -> i32 {
-    // Most that is freed is of another size, and leaves here.
-    let cache = argument(&ctx, 2) as *const u8;
-    if typed::<u32>(cache, offset!(cache_object_size)) != setting!(file_bytes) {
-        return 0;
-    }
-    if !is_of_files(typed(cache, offset!(cache_name))) {
-        return 0;
-    }
-    preemption::at(Place::LastClose, || {
-        try_close(argument(&ctx, 1), BTF_TRACEPOINT, false);
-    })
-}
-
-/// Is that the name of the cache of open files? No other is merged with it (Linux 6.7).
+/// Nobody has the open file any more. `whole`: it still holds its name and its inode.
 #[inline(always)]
-fn is_of_files(name: u64) -> bool {
-    const NAME: u64 = u64::from_le_bytes(*b"filp\0\0\0\0");
-    const BYTES: u64 = (1 << 40) - 1;
-    kernel::read::<u64>(name, 0) & BYTES == NAME
-}
-
-/// `whole`: the file still holds its name and its inode.
-#[inline(always)]
-fn try_close(file: u64, via: u8, whole: bool) -> Option<()> {
+pub fn closed(file: u64, via: u8, whole: bool) -> Option<()> {
     let mode: u32 = kernel::read(file, offset!(file_mode));
     if mode & (FMODE_WRITE | FMODE_OPENED | FMODE_NOACCOUNT) != FMODE_WRITE | FMODE_OPENED {
         return None;

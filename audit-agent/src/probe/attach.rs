@@ -15,7 +15,7 @@ use aya::{
 use super::{
     chain,
     hooks::{
-        CORE, DISPATCHER, FREES, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point,
+        CORE, DISPATCHER, FREED, HOOKS, Hook, HookStatus, LISTENER, PROBE_DISPATCHER, Place, Point,
         Rung,
     },
     io_uring,
@@ -60,6 +60,8 @@ pub(super) struct Attacher<'a> {
     pub frees_unseen: Option<&'static str>,
     /// Where links and programs are pinned, if they are.
     pub pins: Option<&'a Making>,
+    /// It is watched.
+    pub sees_freed: bool,
     pub attached: Vec<Attached>,
 }
 
@@ -211,12 +213,14 @@ impl Attacher<'_> {
     }
 
     pub fn attach(&mut self, point: Point) -> Result<(), String> {
-        if let (Place::Tracepoint(FREES), Some(reason)) = (point.place, self.frees_unseen) {
-            return Err(format!("{FREES}: {reason}"));
+        let is_freed = point.program == FREED.program;
+        if let (true, Some(reason)) = (is_freed, self.frees_unseen) {
+            return Err(format!("{}: {reason}", point.place.name()));
         }
         let program = attach(self.ebpf, point, self.kernel, self.pins)?;
-        // What is skipped there was freed by an interrupt of the program, and so no open file.
-        if matches!(point.place, Place::Tracepoint(FREES)) {
+        if is_freed {
+            self.sees_freed = true;
+            // What is skipped there was freed by an interrupt of the program, and so no open file.
             return Ok(());
         }
         // A program at several places counts once for all of them.

@@ -226,12 +226,6 @@ impl Types {
         path.split('|').find_map(|path| self.offset_of(path))
     }
 
-    /// Bytes of a struct.
-    pub fn size(&self, name: &str) -> Option<u32> {
-        let id = *self.structs.get(name.as_bytes())?;
-        Some(self.header_at(*self.types.get(id as usize)?)?.size_or_type)
-    }
-
     fn offset_of(&self, path: &str) -> Option<u32> {
         let mut parts = path.split('.');
         let mut id = *self.structs.get(parts.next()?.as_bytes())?;

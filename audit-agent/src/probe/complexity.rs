@@ -11,7 +11,7 @@ use aya::{Ebpf, VerifierLogLevel};
 use super::{
     Kernel, ProbeError,
     attach::load,
-    hooks::{COPIES, DISPATCHER, HOOKS, LISTENER, OBJECTS, PROBE_DISPATCHER, Place, Rung},
+    hooks::{DISPATCHER, HOOKS, LISTENER, NAME_FREED, OBJECTS, PROBE_DISPATCHER, Place, Rung},
 };
 use crate::Config;
 
@@ -69,7 +69,7 @@ fn places(kernel: &Kernel, ebpf: &mut Ebpf) -> BTreeMap<String, Place> {
     let points = HOOKS
         .iter()
         .flat_map(|hook| hook.points.iter().chain(hook.probes));
-    for point in points.chain([&DISPATCHER, &PROBE_DISPATCHER, &LISTENER, &COPIES]) {
+    for point in points.chain([&DISPATCHER, &PROBE_DISPATCHER, &LISTENER, &NAME_FREED]) {
         places.insert(point.program.to_owned(), point.place);
     }
     for (function, _, program) in OBJECTS {

@@ -167,9 +167,6 @@ pub const PROBE_DISPATCHER: Point = probe("sys_exit_kprobe", "trace_syscall_exit
 /// The kernel comes by the place of the other only while somebody listens here.
 pub const LISTENER: Point = point("empty_sys_exit", "sys_exit");
 
-/// The kernel comes by for everything that it frees, open files among it.
-pub const FREES: &str = "kmem_cache_free";
-
 /// Security hooks that path calls come by, each with its program for the BPF LSM and that for a kprobe:
 /// they see what the calls act on. All of them or none: the programs of the calls' ends rely on them.
 pub const OBJECTS: &[(&str, &str, &str)] = &[
@@ -186,10 +183,16 @@ pub const OBJECTS: &[(&str, &str, &str)] = &[
     ("security_path_truncate", "lsm_truncate", "see_path"),
 ];
 
-/// Where the kernel gives back what it copied a path into.
-pub const COPIES: Point = Point {
-    program: "copy_freed",
+/// The kernel comes by for everything that it frees: open files, and what it has copied paths into.
+pub const FREED: Point = Point {
+    program: "freed",
     place: Place::RawTracepoint("kmem_cache_free"),
+};
+
+/// The same for the copies alone.
+pub const NAME_FREED: Point = Point {
+    program: "name_freed",
+    ..FREED
 };
 
 /// Kinds that they tell the objects of.
@@ -345,7 +348,7 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "close_write",
         kinds: &[kind::CLOSE_WRITE],
-        points: &[point("close_write", FREES)],
+        points: &[FREED],
         probes: &[probe("close_write_kprobe", "locks_remove_file")],
         calls: &[calls::READ_WRITE, calls::MOVED],
         operations: &[],

@@ -16,7 +16,7 @@ use aya::{Btf, Ebpf, maps::PerCpuArray};
 use super::{
     attach::attach,
     btf::{Argument, Types},
-    hooks::{COPIES, HOOKS, HookStatus, OBJECT_KINDS, OBJECTS, Place, Point, Rung},
+    hooks::{FREED, HOOKS, HookStatus, OBJECT_KINDS, OBJECTS, Place, Point, Rung},
     pins::Making,
 };
 
@@ -144,7 +144,7 @@ fn sees(ebpf: &Ebpf) -> Result<bool, String> {
 /// Why the texts that the kernel has copied cannot be seen.
 fn copies_missing(types: &Types, offsets: &Offsets) -> Option<&'static str> {
     let cache = Argument::Pointer("kmem_cache".to_owned());
-    let arguments = types.tracepoint(COPIES.place.name()).unwrap_or_default();
+    let arguments = types.tracepoint(FREED.place.name()).unwrap_or_default();
     if arguments.get(2) != Some(&cache) {
         return Some("the tracepoint kmem_cache_free does not say which cache it is (Linux 6.1)");
     }

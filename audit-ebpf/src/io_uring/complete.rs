@@ -217,7 +217,7 @@ fn complete_open(done: &Done) -> Option<()> {
         payload.outcome = file::outcome(payload.flags, writes, created);
         writer.drop_sections::<Open>();
         path::section(&mut writer, section::PATH, Path::of_file(file));
-        written::file_opened(file, payload.outcome);
+        written::file_opened(file, payload.outcome, writer.header().time_ns);
     }
     writer.send();
     Some(())

@@ -18,8 +18,7 @@ use crate::{
 };
 
 #[map]
-static PATH_RULES: LpmTrie<PathPrefix, u64> =
-    LpmTrie::with_max_entries(FILTER_PREFIXES, 0);
+static PATH_RULES: LpmTrie<PathPrefix, u64> = LpmTrie::with_max_entries(FILTER_PREFIXES, 0);
 /// For each class, as records are built.
 #[map]
 static PREFIXES: PerCpuArray<Prefix> = PerCpuArray::with_max_entries(CLASSES, 0);
