@@ -201,7 +201,7 @@ pub fn now(writer: &mut Writer, tag: u8, which: u32, position: u8) {
     }
 }
 
-/// A global function, which the verifier checks once ([`crate::path::climb_step`]).
+/// A global function, which the verifier checks once ([`crate::path::climb_steps`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn given_text(class: u32, tag: u32, which: u32, position: u32) -> u32 {

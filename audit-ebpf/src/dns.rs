@@ -175,7 +175,7 @@ pub extern "C" fn dns_peer(fd: u64, flags: u32) -> u32 {
 }
 
 /// Sends the record of what [`MOVED`] describes. A global function, as
-/// [`crate::path::climb_step`]: many programs end here.
+/// [`crate::path::climb_steps`]: many programs end here.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tell_dns() -> u32 {
@@ -265,7 +265,7 @@ fn bytes(writer: &mut Writer, moved: &mut Moved) {
 const CONTINUE: u32 = 0;
 const STOP: u32 = 1;
 
-/// Copies one segment; a global function, as [`crate::path::climb_step`].
+/// Copies one segment; a global function, as [`crate::path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_segment(index: u32) -> u32 {
@@ -343,7 +343,7 @@ fn messages(call: &Call, moved: Moved, first: u64) {
     }
 }
 
-/// A global function, as [`crate::path::climb_step`].
+/// A global function, as [`crate::path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_message(_index: u32) -> u32 {

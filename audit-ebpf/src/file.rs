@@ -5,14 +5,14 @@
 use audit_common::{
     call::{NONE, Shape},
     class, kind, limits,
-    record::{FileObject, Open, open_outcome, section},
+    record::{Open, open_outcome, section},
 };
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel_str, macros::map, maps::HashMap};
 
 use crate::{
     copies::{self, FIRST},
     inode::file_object,
-    kernel::{self, with_task},
+    kernel::{self, Block, with_task},
     objects::{self, Taken},
     path,
     path::Path,
@@ -108,15 +108,19 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
     // What the hook saw, or else what is behind the descriptor now: another thread may have put
     // another file there meanwhile.
     let taken = Taken::of_current(true);
-    let file = of_descriptor(call.result as u64);
+    let file = Block::of_file(match &taken {
+        Some(taken) => taken.opened(),
+        None => of_descriptor(call.result as u64),
+    })?;
+    let path = Path::of(&file);
     let mode: u32 = match &taken {
         Some(taken) => taken.mode(),
-        None => kernel::read(file, offset!(file_mode)),
+        None => file.field(offset!(file_mode)),
     };
     let reported = match &taken {
         Some(_) => true,
         // Also where a hook looks: what it kept may have been evicted, or it was skipped.
-        None => is_reported(mode, &Path::of_file(file)),
+        None => is_reported(mode, &path),
     };
     if !reported {
         count_filtered(class::FILE);
@@ -133,15 +137,14 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
         mode & FMODE_WRITE != 0,
         mode & FMODE_CREATED != 0,
     );
-    payload.file = match &taken {
-        Some(taken) => taken.file(),
-        None => of_inode(kernel::pointer(file, offset!(file_inode))),
-    };
-    let opened = taken.as_ref().map_or(file, Taken::opened);
-    if !taken.is_some_and(|taken| taken.put(&mut writer)) {
-        path::section(&mut writer, section::PATH, Path::of_file(file));
+    match &taken {
+        Some(taken) => payload.file = taken.file(),
+        None => file_object(&mut payload.file, file.field(offset!(file_inode))),
     }
-    written::file_opened(opened, payload.outcome, writer.header().time_ns);
+    if !taken.is_some_and(|taken| taken.put(&mut writer)) {
+        path::section(&mut writer, section::PATH, path);
+    }
+    written::opened(&file, payload, writer.header().time_ns);
     writer.send();
     Some(())
 }
@@ -167,14 +170,6 @@ fn try_refused(call: &Call, shape: &Shape) -> Option<()> {
     }
     writer.send();
     Some(())
-}
-
-#[inline(always)]
-fn of_inode(inode: u64) -> FileObject {
-    // SAFETY: integers, for which zero is a value.
-    let mut object = unsafe { core::mem::zeroed() };
-    file_object(&mut object, inode);
-    object
 }
 
 #[inline(always)]

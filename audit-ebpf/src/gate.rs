@@ -73,7 +73,7 @@ pub fn is_open(place: Place, detail: u32) -> bool {
     gate_decide(place as u32, detail, active) != 0
 }
 
-/// A global function, as [`crate::path::climb_step`].
+/// A global function, as [`crate::path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn gate_decide(place: u32, detail: u32, active: u32) -> u32 {

@@ -6,7 +6,10 @@ use audit_common::{
     record::{FileObject, layer},
 };
 
-use crate::{kernel, settings::offset};
+use crate::{
+    kernel::{self, Block},
+    settings::offset,
+};
 
 const OVERLAYFS: u64 = 0x794c_7630;
 /// Inodes are aligned to more than that.
@@ -14,19 +17,23 @@ const LAYER: u64 = 3;
 
 /// Fills a [`FileObject`] from an inode.
 #[inline(always)]
-pub fn file_object(object: &mut FileObject, inode: u64) {
-    object.inode = kernel::read(inode, offset!(inode_ino));
-    object.size_bytes = kernel::read(inode, offset!(inode_size));
-    object.mode = kernel::read::<u16>(inode, offset!(inode_mode)).into();
-    object.owner_uid = kernel::read(inode, offset!(inode_uid));
-    object.owner_gid = kernel::read(inode, offset!(inode_gid));
-    object.device = device(inode);
-    let real = overlay(inode);
+pub fn file_object(object: &mut FileObject, address: u64) {
+    let Some(inode) = Block::of_inode(address) else {
+        return;
+    };
+    object.inode = inode.field(offset!(inode_ino));
+    object.size_bytes = inode.field(offset!(inode_size));
+    object.mode = inode.field::<u16>(offset!(inode_mode)).into();
+    object.owner_uid = inode.field(offset!(inode_uid));
+    object.owner_gid = inode.field(offset!(inode_gid));
+    let super_block = inode.field(offset!(inode_sb));
+    object.device = kernel::read(super_block, offset!(super_block_dev));
+    let real = overlay(address, super_block);
     object.layer = (real & LAYER) as u32;
     let holder = if object.layer == layer::NONE {
         object.real_inode = 0;
         object.real_device = 0;
-        inode
+        address
     } else {
         let holder = real & !LAYER;
         object.real_inode = kernel::read(holder, offset!(inode_ino));
@@ -42,16 +49,20 @@ fn device(inode: u64) -> u32 {
     kernel::read(super_block, offset!(super_block_dev))
 }
 
-/// The inode that holds a file of overlayfs, with its [`layer`] in the lowest bits; 0 for others. A
-/// global function, as [`crate::path::climb_step`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn overlay(inode: u64) -> u64 {
-    let super_block = kernel::pointer(inode, offset!(inode_sb));
+/// The inode that holds a file of overlayfs, with its [`layer`] in the lowest bits; 0 for others.
+#[inline(always)]
+fn overlay(inode: u64, super_block: u64) -> u64 {
     let magic: u64 = kernel::read(super_block, offset!(super_block_magic));
     if magic != OVERLAYFS || !is_known(offset!(overlay_inode)) {
         return 0;
     }
+    holder(inode)
+}
+
+/// A global function, as [`crate::path::climb_steps`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn holder(inode: u64) -> u64 {
     let overlay = inode - offset!(overlay_inode) as u64;
     let upper = kernel::pointer(overlay, offset!(overlay_upper));
     if upper != 0 {

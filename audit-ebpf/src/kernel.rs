@@ -1,8 +1,12 @@
 //! Reading kernel memory. A kernel pointer is a plain number here; a failed read is zero, because
 //! a field that cannot be read is reported as absent, never as a reason to lose the event.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user,
+use aya_ebpf::{
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user,
+    },
+    macros::map,
+    maps::PerCpuArray,
 };
 
 /// The `T` at `base + offset`.
@@ -39,6 +43,65 @@ pub fn read_user<T: Copy>(address: u64) -> Option<T> {
             address as *const _,
         );
         (failed == 0).then(|| value.assume_init())
+    }
+}
+
+/// The first bytes of a structure, read at once: a helper's call costs more than what it copies. For
+/// programs in the context of a process, which do not interrupt each other on a CPU.
+pub struct Block {
+    base: u64,
+    bytes: &'static [u64; BLOCK_WORDS],
+}
+
+/// As much as is asked for of most structures in one place (Linux 5.10 to 7.x).
+const BLOCK_WORDS: usize = 14;
+
+#[map]
+static BLOCKS: PerCpuArray<[u64; BLOCK_WORDS]> = PerCpuArray::with_max_entries(2, 0);
+
+impl Block {
+    #[inline(always)]
+    pub fn of_inode(base: u64) -> Option<Self> {
+        Self::read(base, 0)
+    }
+
+    #[inline(always)]
+    pub fn of_file(base: u64) -> Option<Self> {
+        Self::read(base, 1)
+    }
+
+    #[inline(always)]
+    fn read(base: u64, index: u32) -> Option<Self> {
+        let bytes = BLOCKS.get_ptr_mut(index)?;
+        // SAFETY: the helper checks the source and writes as many bytes as there are, zeros on failure.
+        unsafe {
+            bpf_probe_read_kernel(bytes.cast(), size_of_val(&*bytes) as u32, base as *const _);
+            Some(Self {
+                base,
+                bytes: &*bytes,
+            })
+        }
+    }
+
+    #[inline(always)]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// What a field holds, wherever it is.
+    #[inline(always)]
+    pub fn field<T: Copy>(&self, offset: usize) -> T {
+        if offset + size_of::<T>() > size_of_val(self.bytes) {
+            return read(self.base, offset);
+        }
+        // SAFETY: within the bytes. Callers read integers, as in `read`.
+        unsafe {
+            self.bytes
+                .as_ptr()
+                .byte_add(offset)
+                .cast::<T>()
+                .read_volatile()
+        }
     }
 }
 

@@ -615,7 +615,7 @@ struct Messages {
     via: u64,
 }
 
-/// A global function, as [`crate::path::climb_step`].
+/// A global function, as [`crate::path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn one_message(index: u32) -> u32 {
@@ -675,7 +675,7 @@ at_exit!(exit_socketcall, exit_socketcall_kprobe: |call| {
     dns::dns_socketcall(number, arguments, result, via);
 });
 
-/// A global function, as [`crate::path::climb_step`], because together with what it calls, the
+/// A global function, as [`crate::path::climb_steps`], because together with what it calls, the
 /// program would need more stack than there is.
 #[unsafe(no_mangle)]
 #[inline(never)]

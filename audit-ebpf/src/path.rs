@@ -11,7 +11,7 @@ use audit_common::{
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 use crate::{
-    kernel::{self, Struct, with_task},
+    kernel::{self, Block, Struct, with_task},
     policy,
     record::{CLASSES, Writer, bounded},
     settings::offset,
@@ -70,6 +70,16 @@ impl Path {
     #[inline(always)]
     pub fn of_file(file: u64) -> Self {
         Self::read(file, offset!(file_path))
+    }
+
+    /// The same, of a file that was read.
+    #[inline(always)]
+    pub fn of(file: &Block) -> Self {
+        let path = offset!(file_path);
+        Self {
+            mount: file.field(path + offset!(path_mnt)),
+            dentry: file.field(path + offset!(path_dentry)),
+        }
     }
 
     #[inline(always)]
@@ -141,7 +151,7 @@ pub fn section_below(writer: &mut Writer, tag: u8, path: Path, root: Path, delet
     climb.components = 0;
     writer.suspend();
     let mut passes = 0;
-    while passes < PATH_STEPS && climb_step(class.into()) == CONTINUE {
+    while passes < PATH_STEPS.div_ceil(STEPS_AT_ONCE) && climb_steps(class.into()) == CONTINUE {
         passes += 1;
     }
     writer.reload();
@@ -214,11 +224,11 @@ const LAST_NAME: u64 = FILTER_COMPONENTS as u64 - 1;
 const CONTINUE: u32 = 0;
 const STOP: u32 = 1;
 
-/// One component, or one crossing of a mount. A global function: the verifier checks it once, for
-/// any state of the walk, and not in every pass of the loop (Linux 5.6; bpf_loop is of 5.17).
+/// Some steps of a walk. A global function: the verifier checks it once, for any state of the walk, and
+/// not in every pass of the loop (Linux 5.6; bpf_loop is of 5.17).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn climb_step(class: u32) -> u32 {
+pub extern "C" fn climb_steps(class: u32) -> u32 {
     let Some(climb) = CLIMBS.get_ptr_mut(class) else {
         return STOP;
     };
@@ -227,6 +237,20 @@ pub extern "C" fn climb_step(class: u32) -> u32 {
     let Some(mut writer) = Writer::resume(class as u8) else {
         return STOP;
     };
+    for _ in 0..STEPS_AT_ONCE {
+        if climb_step(climb, &mut writer) == STOP {
+            return STOP;
+        }
+    }
+    CONTINUE
+}
+
+/// So many that most paths need few calls, and the verifier few states.
+const STEPS_AT_ONCE: usize = 4;
+
+/// One component, or one crossing of a mount.
+#[inline(always)]
+fn climb_step(climb: &mut Climb, writer: &mut Writer) -> u32 {
     if climb.root_at == BELOW_ROOT && climb.at == climb.root {
         climb.root_at = writer.end() - climb.start;
     }

@@ -95,7 +95,7 @@ fn policy(generation: u32) -> Option<&'static Policy> {
 /// Judges the record that was begun in `class`, of the current task in the system call of `slot`.
 /// Where `deferred`, what is hidden is not counted yet, because it is judged again when it is sent.
 ///
-/// Global functions, as [`crate::path::climb_step`]: they are in every program, and would need more
+/// Global functions, as [`crate::path::climb_steps`]: they are in every program, and would need more
 /// stack than there is.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -100,7 +100,7 @@ struct Rest {
     total: u64,
 }
 
-/// A global function, as [`path::climb_step`].
+/// A global function, as [`path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn continue_arguments(index: u32) -> u32 {
@@ -199,7 +199,7 @@ struct Scattered {
     truncated: u64,
 }
 
-/// A global function, as [`path::climb_step`].
+/// A global function, as [`path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn gather(index: u32) -> u32 {

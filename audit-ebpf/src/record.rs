@@ -157,7 +157,7 @@ impl Writer {
         }
         let Origin { via, slot } = origin.into();
         let (writer, payload) = Self::blank::<T>(class, kind, via)?;
-        task::fill(writer.header());
+        task::fill_actor(class.into());
         let followed = kind == kind::CONNECT || kind == kind::ACCEPT;
         if policy::generation() != 0
             && !kind::is_kept(kind)

@@ -128,7 +128,7 @@ pub fn own_map(id: u32) -> bool {
     unsafe { OWN_MAPS.get(id).is_some() }
 }
 
-/// Is the current process one of ours? A global function, as [`crate::path::climb_step`]: inlined, it
+/// Is the current process one of ours? A global function, as [`crate::path::climb_steps`]: inlined, it
 /// costs its callers registers, which old verifiers then find unwritten on the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]

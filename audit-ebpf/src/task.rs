@@ -1,12 +1,13 @@
 //! Who is acting: the record's header from the current task.
 
-use audit_common::record::Header;
+use audit_common::record::{Credentials, Header};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
 };
 
 use crate::{
     kernel::{self, Struct, with_task},
+    record::header_of,
     settings::offset,
 };
 
@@ -31,9 +32,14 @@ pub fn current_start_ns() -> u64 {
     })
 }
 
-/// Everything of the header that names the process, with its credentials of this moment.
-#[inline(always)]
-pub fn fill(header: &mut Header) {
+/// Fills what names the process in the header of `class`, with its credentials of this moment. A global
+/// function, as [`crate::path::climb_steps`]: every program has it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fill_actor(class: u32) -> u32 {
+    let Some(header) = header_of(class) else {
+        return 1;
+    };
     // SAFETY: helpers without memory arguments, and one that fills 16 bytes.
     unsafe {
         let both = bpf_get_current_pid_tgid();
@@ -44,9 +50,10 @@ pub fn fill(header: &mut Header) {
         bpf_get_current_comm(comm.cast(), size_of_val(&header.comm) as u32);
     }
     with_task!(|task| fill_from(header, task));
+    0
 }
 
-/// As [`fill`], of another task. Its cgroup stays unknown: the agent looks it up.
+/// The same, of another task. Its cgroup stays unknown: the agent looks it up.
 #[inline(always)]
 pub fn fill_of(header: &mut Header, task: u64) {
     header.pid = kernel::read(task, offset!(task_tgid));
@@ -67,13 +74,31 @@ fn fill_from<const TYPED: bool>(header: &mut Header, task: Struct<TYPED>) {
     header.loginuid = task.field(offset!(task_loginuid));
     header.session = task.field(offset!(task_sessionid));
     let cred = task.pointer(offset!(task_cred));
-    header.credentials = kernel::read(cred.address(), offset!(cred_uid));
-    header.capabilities_effective = kernel::read(cred.address(), offset!(cred_cap_effective));
+    credentials(&mut header.credentials, cred);
+    // Two numbers of 32 bits up to Linux 6.2.
+    let capabilities = offset!(cred_cap_effective);
+    header.capabilities_effective = u64::from(cred.field::<u32>(capabilities))
+        | u64::from(cred.field::<u32>(capabilities + 4)) << 32;
     let namespaces = namespaces(task);
     header.pid_namespace = namespaces.pid;
     header.mount_namespace = namespaces.mount;
     header.network_namespace = namespaces.network;
     header.user_namespace = namespaces.user;
+}
+
+#[inline(always)]
+fn credentials<const TYPED: bool>(credentials: &mut Credentials, cred: Struct<TYPED>) {
+    let id = |n: usize| cred.field(offset!(cred_uid) + n * 4);
+    *credentials = Credentials {
+        uid: id(0),
+        gid: id(1),
+        suid: id(2),
+        sgid: id(3),
+        euid: id(4),
+        egid: id(5),
+        fsuid: id(6),
+        fsgid: id(7),
+    };
 }
 
 pub struct Namespaces {
@@ -92,24 +117,34 @@ pub fn namespaces<const TYPED: bool>(task: Struct<TYPED>) -> Namespaces {
     let user = task
         .pointer(offset!(task_cred))
         .pointer(offset!(cred_user_ns));
-    // The process's own pid namespace is that of its innermost number; nsproxy has the children's.
-    let level: u32 = task
-        .pointer(offset!(task_thread_pid))
-        .field(offset!(pid_level));
-    // A plain number, to which the verifier lets a variable be added.
-    let pid = kernel::pointer(task.address(), offset!(task_thread_pid));
-    // struct upid { int nr; struct pid_namespace *ns; } since Linux 2.6.24
-    let upid = pid + offset!(pid_numbers) as u64 + u64::from(level) * 16;
-    let own = kernel::pointer(upid, 8);
     Namespaces {
-        pid: kernel::read(own, offset!(pid_namespace_inum)),
+        pid: pid_namespace(task),
         mount: mount.field(offset!(mnt_namespace_inum)),
         network: network.field(offset!(net_inum)),
         user: user.field(offset!(user_namespace_inum)),
     }
 }
 
-/// As [`fill`], from a header kept earlier.
+/// The process's own pid namespace is that of its innermost number; nsproxy has the children's.
+#[inline(always)]
+fn pid_namespace<const TYPED: bool>(task: Struct<TYPED>) -> u32 {
+    /// struct upid { int nr; struct pid_namespace *ns; } since Linux 2.6.24
+    const UPID_BYTES: u64 = 16;
+    const UPID_NS: usize = 8;
+    let numbers = offset!(pid_numbers);
+    let pid = task.pointer(offset!(task_thread_pid));
+    let level: u32 = pid.field(offset!(pid_level));
+    if level == 0 {
+        let own = pid.pointer(numbers + UPID_NS);
+        return own.field(offset!(pid_namespace_inum));
+    }
+    // By plain numbers, to which the verifier lets a variable be added.
+    let pid = kernel::pointer(task.address(), offset!(task_thread_pid));
+    let own = pid + numbers as u64 + u64::from(level) * UPID_BYTES;
+    kernel::read(kernel::pointer(own, UPID_NS), offset!(pid_namespace_inum))
+}
+
+/// As [`fill_actor`], from a header kept earlier.
 #[inline(always)]
 pub fn copy(header: &mut Header, from: &Header) {
     header.pid = from.pid;

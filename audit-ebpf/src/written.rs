@@ -15,7 +15,7 @@ use core::arch::asm;
 use audit_common::{
     call::NONE,
     class, kind, limits,
-    record::{CloseWrite, open_outcome, section, via},
+    record::{CloseWrite, Open, open_outcome, section, via},
 };
 use aya_ebpf::{
     macros::{kprobe, map},
@@ -27,8 +27,8 @@ use crate::{
     file::{self, FMODE_CREATED, FMODE_WRITE},
     gate::{self, Place},
     inode::file_object,
-    kernel, path,
-    path::Path,
+    kernel::{self, Block},
+    path::{self, Path},
     record::Writer,
     settings::{self, offset},
     syscall::at_exit,
@@ -58,24 +58,32 @@ static WRITTEN: HashMap<u64, Opened> = HashMap::with_max_entries(limits::WRITTEN
 const FMODE_OPENED: u32 = 1 << 19;
 /// The kernel's own, behind a file of overlayfs.
 const FMODE_NOACCOUNT: u32 = 1 << 29;
-const S_IFMT: u16 = 0o170_000;
-const S_IFREG: u16 = 0o100_000;
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
 
 #[inline(always)]
-fn is_regular(inode: u64) -> bool {
-    kernel::read::<u16>(inode, offset!(inode_mode)) & S_IFMT == S_IFREG
+fn is_regular(mode: u32) -> bool {
+    mode & S_IFMT == S_IFREG
 }
 
-/// From `opened_ns` on what goes through `file` is counted, if it can be written to. A global function, as
-/// [`path::climb_step`].
+/// From `opened_ns` on what goes through `file` is counted, if it can be written to.
+#[inline(always)]
+pub fn opened(file: &Block, open: &Open, opened_ns: u64) {
+    let mode: u32 = file.field(offset!(file_mode));
+    if settings::close_writes() && mode & FMODE_WRITE != 0 && is_regular(open.file.mode) {
+        follow(
+            file.base(),
+            file.field(offset!(file_inode)),
+            opened_ns,
+            open.outcome,
+        );
+    }
+}
+
+/// A global function, as [`path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn file_opened(file: u64, outcome: u32, opened_ns: u64) -> u32 {
-    let mode: u32 = kernel::read(file, offset!(file_mode));
-    let inode = kernel::pointer(file, offset!(file_inode));
-    if !settings::close_writes() || mode & FMODE_WRITE == 0 || !is_regular(inode) {
-        return 0;
-    }
+pub extern "C" fn follow(file: u64, inode: u64, opened_ns: u64, outcome: u32) -> u32 {
     let opened = Opened {
         inode,
         opened_ns,
@@ -134,43 +142,46 @@ pub fn close_write_kprobe(ctx: ProbeContext) -> u32 {
 
 /// Nobody has the open file any more. `whole`: it still holds its name and its inode.
 #[inline(always)]
-pub fn closed(file: u64, via: u8, whole: bool) -> Option<()> {
-    let mode: u32 = kernel::read(file, offset!(file_mode));
+pub fn closed(address: u64, via: u8, whole: bool) -> Option<()> {
+    let file = Block::of_file(address)?;
+    let mode: u32 = file.field(offset!(file_mode));
     if mode & (FMODE_WRITE | FMODE_OPENED | FMODE_NOACCOUNT) != FMODE_WRITE | FMODE_OPENED {
         return None;
     }
-    let inode = kernel::pointer(file, offset!(file_inode));
-    if !is_regular(inode) {
+    let inode: u64 = file.field(offset!(file_inode));
+    if !is_regular(kernel::read::<u16>(inode, offset!(inode_mode)).into()) {
         return None;
     }
-    // Zeroes where nothing is known, not an Option: the verifier follows what is never used of one.
-    // SAFETY: integers, for which zero is a value.
-    let mut opened: Opened = unsafe { core::mem::zeroed() };
-    // SAFETY: the entry is of this file, which nobody has any more; copied before it is removed.
-    if let Some(known) = unsafe { WRITTEN.get(file) }
+    let (mut writer, payload) =
+        match Writer::begin::<CloseWrite>(class::FILE, kind::CLOSE_WRITE, via) {
+            Some(begun) => begun,
+            None => {
+                let _ = WRITTEN.remove(address);
+                return None;
+            }
+        };
+    file_object(&mut payload.file, inode);
+    payload.position_bytes = file.field(offset!(file_position));
+    payload.outcome = open_outcome::WRITE;
+    if mode & FMODE_CREATED != 0 {
+        payload.outcome |= open_outcome::CREATED;
+    }
+    let mut root = Path::root();
+    // SAFETY: the entry is of this file, which nobody has any more.
+    if let Some(known) = unsafe { WRITTEN.get(address) }
         && known.inode == inode
     {
-        opened = *known;
+        payload.opened_ns = known.opened_ns;
+        payload.bytes_read = known.bytes_read;
+        payload.bytes_written = known.bytes_written;
+        payload.outcome |= known.outcome as u32;
+        // A process that ends has no root any more when it lets go of its files.
+        if root.is_none() {
+            root = known.root;
+        }
     }
-    let _ = WRITTEN.remove(file);
-    let (mut writer, payload) = Writer::begin::<CloseWrite>(class::FILE, kind::CLOSE_WRITE, via)?;
-    file_object(&mut payload.file, inode);
-    payload.position_bytes = kernel::read(file, offset!(file_position));
-    let mut root = Path::root();
-    let mut outcome = open_outcome::WRITE;
-    if mode & FMODE_CREATED != 0 {
-        outcome |= open_outcome::CREATED;
-    }
-    payload.opened_ns = opened.opened_ns;
-    payload.bytes_read = opened.bytes_read;
-    payload.bytes_written = opened.bytes_written;
-    outcome |= opened.outcome as u32;
-    // A process that ends has no root any more when it lets go of its files.
-    if root.is_none() {
-        root = opened.root;
-    }
-    payload.outcome = outcome;
-    let path = Path::of_file(file);
+    let _ = WRITTEN.remove(address);
+    let path = Path::of(&file);
     let mut deleted = path.is_deleted();
     if !whole && path.inode() != inode {
         payload.inode_gone = 1;

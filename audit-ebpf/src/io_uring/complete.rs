@@ -16,10 +16,9 @@ use crate::{
     file,
     gate::Place,
     inode::file_object,
-    kernel, network,
-    network::Peer,
-    path,
-    path::Path,
+    kernel::{self, Block},
+    network::{self, Peer},
+    path::{self, Path},
     preemption,
     record::{Writer, count_filtered},
     settings::{offset, setting},
@@ -101,7 +100,7 @@ fn at_hand() -> u64 {
 }
 
 /// Ends the request of a list's node, which the ring is done with; the next node. A global function,
-/// as [`crate::path::climb_step`].
+/// as [`crate::path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn uring_listed(node: u64) -> u64 {
@@ -197,27 +196,24 @@ fn complete_open(done: &Done) -> Option<()> {
         return None;
     }
     let slot: u32 = optional(done.request, offset!(uring_open_slot));
-    let file = done.new_file(slot);
-    let mode: u32 = kernel::read(file, offset!(file_mode));
+    let file = Block::of_file(done.new_file(slot))?;
+    let path = Path::of(&file);
+    let mode: u32 = file.field(offset!(file_mode));
     let writes = mode & file::FMODE_WRITE != 0;
     let created = mode & file::FMODE_CREATED != 0;
-    let reads = !writes && !created;
-    if file != 0 && reads && (mode & file::FMODE_PATH != 0 || !file::watched(&Path::of_file(file)))
-    {
+    let known = file.base() != 0;
+    if known && !file::is_reported(mode, &path) {
         count_filtered(class::FILE);
         return None;
     }
     let (mut writer, payload) = done.restore::<Open>(class::FILE)?;
     payload.result = done.result;
-    if file != 0 {
-        file_object(
-            &mut payload.file,
-            kernel::pointer(file, offset!(file_inode)),
-        );
+    if known {
+        file_object(&mut payload.file, file.field(offset!(file_inode)));
         payload.outcome = file::outcome(payload.flags, writes, created);
         writer.drop_sections::<Open>();
-        path::section(&mut writer, section::PATH, Path::of_file(file));
-        written::file_opened(file, payload.outcome, writer.header().time_ns);
+        path::section(&mut writer, section::PATH, path);
+        written::opened(&file, payload, writer.header().time_ns);
     }
     writer.send();
     Some(())

@@ -79,7 +79,7 @@ fn try_prefix(class: u32) -> Option<()> {
     Some(())
 }
 
-/// One name; a global function, as [`crate::path::climb_step`].
+/// One name; a global function, as [`crate::path::climb_steps`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn prefix_step(class: u32, depth: u32) -> u32 {
