@@ -80,12 +80,27 @@ pub fn find_process(name: &str) -> Option<u32> {
 }
 
 pub fn pin_to(cpu: usize) -> Result<()> {
+    pin_thread(0, cpu)
+}
+
+/// Keeps a process, with the threads that it has by now and those that they will start, on that CPU.
+pub fn pin_process(pid: u32, cpu: usize) -> Result<()> {
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let name = entry?.file_name();
+        let thread = name.to_str().context("a thread's number")?.parse()?;
+        pin_thread(thread, cpu)?;
+    }
+    Ok(())
+}
+
+/// 0 is the calling thread.
+fn pin_thread(thread: libc::pid_t, cpu: usize) -> Result<()> {
     #[expect(unsafe_code, reason = "no affinity in std")]
     // SAFETY: cpu_set_t is plain integers, for which zero is valid; CPU_SET checks its bounds.
     let result = unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+        libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &raw const set)
     };
     ensure!(
         result == 0,

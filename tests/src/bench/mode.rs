@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{interrupt, measure};
 use crate::stack::{Daemon, Options, Stack, binary};
@@ -68,13 +68,21 @@ impl Mode {
                     agent_binary: Some(agent.to_owned()),
                     ..Options::default()
                 };
-                Ok(Running::Hostaudit(Box::new(Stack::start(options)?)))
+                let stack = Stack::start(options)?;
+                let collector = stack.collector_pid().context("the collector has ended")?;
+                measure::pin_process(collector, COLLECTOR_CPU)?;
+                Ok(Running::Hostaudit(Box::new(stack)))
             }
             Mode::Auditd => Ok(Running::Auditd(auditd::Auditd::start(directory)?)),
             Mode::Bpftrace => Ok(Running::Bpftrace(bpftrace::start(directory)?)),
         }
     }
 }
+
+/// Storms stay on one CPU, the collector on another: it is usually on another host, and must not take
+/// time from what is measured. Recorders run where the scheduler puts them.
+pub const STORM_CPU: usize = 0;
+const COLLECTOR_CPU: usize = 1;
 
 /// Recorders may work for a while on what a storm left them.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);

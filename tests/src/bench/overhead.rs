@@ -3,7 +3,8 @@
 //!
 //! CPU is counted where it is spent: the storm's own (system calls that got longer), and that of
 //! the programs that record, until they are idle again. What the rest of the system did meanwhile
-//! is shown too, but not judged: it is not this bench's alone.
+//! is shown too, but not judged: it is not this bench's alone. Needs two CPUs: the storm stays on one,
+//! the collector, which is usually on another host, on the other.
 
 mod verdict;
 
@@ -189,7 +190,7 @@ fn sample(
     let count = count(storm, setting.quick);
     let system = measure::system_cpu_ns()?;
     let (recorder, collector) = running.cpu_ns()?;
-    let told = storm::start(storm, count, &setting.directory, None)?;
+    let told = storm::start(storm, count, &setting.directory, Some(mode::STORM_CPU))?;
     running.settle()?;
     let (recorder_after, collector_after) = running.cpu_ns()?;
     let per_op = |ns: u64| ns as f64 / told.ops as f64;
