@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use audit_ledger::Frames;
 
-use crate::seal::Handover;
+use crate::{seal::Handover, unsent::Mark};
 
 /// When a batch closes.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,8 @@ pub struct Filled {
     pub frames: Frames,
     pub first_time: i64,
     pub last_time: i64,
+    /// This batch and those before it tell everything up to here. It may be empty, then.
+    pub mark: Option<Box<Mark>>,
 }
 
 /// The open batch. Holds at most `limits.bytes` and one event.
@@ -35,6 +37,8 @@ pub struct Open {
     times: Option<(i64, i64)>,
     opened: Option<Instant>,
     next: Handover,
+    /// Batches were passed on since the last mark.
+    unmarked: bool,
     abandoned: u64,
 }
 
@@ -46,6 +50,7 @@ impl Open {
             times: None,
             opened: None,
             next,
+            unmarked: false,
             abandoned: 0,
         }
     }
@@ -71,14 +76,31 @@ impl Open {
 
     /// Passes on what is there.
     pub fn close(&mut self) {
-        let Some((first_time, last_time)) = self.times.take() else {
-            return;
-        };
+        if self.times.is_some() {
+            self.unmarked = true;
+            self.pass(None);
+        }
+    }
+
+    /// Were batches passed on since the last mark?
+    pub fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    /// Passes on what is there, if anything, with `mark`.
+    pub fn mark(&mut self, mark: Mark) {
+        self.unmarked = false;
+        self.pass(Some(Box::new(mark)));
+    }
+
+    fn pass(&mut self, mark: Option<Box<Mark>>) {
+        let (first_time, last_time) = self.times.take().unwrap_or_default();
         self.opened = None;
         let filled = Filled {
             frames: std::mem::take(&mut self.frames),
             first_time,
             last_time,
+            mark,
         };
         match self.next.pass(filled) {
             Ok(spare) => self.frames = spare,

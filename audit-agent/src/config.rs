@@ -79,6 +79,18 @@ pub struct Capture {
     pub filters: Vec<Rule>,
     /// How much one cgroup may have recorded; changed by SIGHUP.
     pub budgets: Budgets,
+    pub pin: Pin,
+}
+
+/// Capture beyond the agent's life.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pin {
+    /// On a bpf file system; empty for none. Not by default: an agent that is gone for good would
+    /// leave programs that cost time and that nobody reads.
+    pub directory: PathBuf,
+    /// Capture goes on after an orderly stop, too.
+    pub keep_at_stop: bool,
 }
 
 impl Capture {
@@ -115,6 +127,7 @@ impl Default for Capture {
             off_kinds: vec!["memory_exec".to_owned()],
             filters: Vec::new(),
             budgets: Budgets::default(),
+            pin: Pin::default(),
         }
     }
 }
@@ -222,6 +235,8 @@ pub enum InvalidConfig {
     StateFiles(usize),
     #[error("state_dir: `{}` is not an absolute path", .0.display())]
     StateDir(PathBuf),
+    #[error("capture.pin.directory: `{}` {wrong}", path.display())]
+    Pin { path: PathBuf, wrong: &'static str },
 }
 
 /// Each container's start may look for all of them.
@@ -268,6 +283,7 @@ impl Config {
         if files.len() > MAX_STATE_FILES {
             return Err(InvalidConfig::StateFiles(files.len()));
         }
+        self.capture.pin.validate()?;
         range(
             "queue.max_bytes",
             self.queue.max_bytes as u64,
@@ -353,6 +369,32 @@ impl Config {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+}
+
+impl Pin {
+    fn validate(&self) -> Result<(), InvalidConfig> {
+        let path = &self.directory;
+        let wrong = |wrong| {
+            Err(InvalidConfig::Pin {
+                path: path.clone(),
+                wrong,
+            })
+        };
+        if path.as_os_str().is_empty() {
+            return match self.keep_at_stop {
+                true => wrong("must be set for capture.pin.keep_at_stop"),
+                false => Ok(()),
+            };
+        }
+        if !path.is_absolute() {
+            return wrong("is not an absolute path");
+        }
+        // All below it is removed at the end.
+        match path.file_name() {
+            Some(name) if !name.as_encoded_bytes().contains(&b'.') => Ok(()),
+            _ => wrong("must end in a name of its own without dots, as /sys/fs/bpf/hostaudit"),
+        }
     }
 }
 
@@ -447,6 +489,7 @@ mod tests {
             "watch_reads",
             "action: include",
             "events_per_second",
+            "keep_at_stop",
             "max_delay_ms",
             "max_entries",
         ] {
@@ -483,6 +526,9 @@ mod tests {
             ("queue.max_bytes=10", "queue.max_bytes"),
             ("state_dir=here", "state_dir"),
             ("server=tcp://x", "server"),
+            ("capture.pin.keep_at_stop=true", "capture.pin.directory"),
+            ("capture.pin.directory=/sys/fs/bpf/a.b", "without dots"),
+            ("capture.pin.directory=pins", "absolute"),
             ("capture.watch_reads=['/home/*/*']", "/home/*/*"),
             ("capture.filters=[{}]", "capture.filters[0]"),
             (

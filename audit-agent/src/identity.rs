@@ -33,18 +33,11 @@ pub struct IdentityError {
 
 impl Identity {
     pub fn of_host(state_dir: &Path) -> Result<Self, IdentityError> {
-        let boot = Path::new("/proc/sys/kernel/random/boot_id");
-        let boot_id = fs::read_to_string(boot).map_err(|source| IdentityError {
-            what: "the boot id cannot be read",
-            path: boot.to_owned(),
-            advice: "is /proc mounted?",
-            source,
-        })?;
         let name = fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
         Ok(Self {
             host_id: host_id(Path::new("/etc/machine-id"), state_dir)?,
             host_name: escape(name.trim_ascii()).into_owned(),
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: boot_id()?,
             run: random_hex(6).map_err(|source| IdentityError {
                 what: "no randomness for the run's name",
                 path: PathBuf::from("getrandom"),
@@ -68,6 +61,18 @@ impl Identity {
             run,
         }
     }
+}
+
+/// As the kernel names this boot.
+pub fn boot_id() -> Result<String, IdentityError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(path).map_err(|source| IdentityError {
+        what: "the boot id cannot be read",
+        path: path.to_owned(),
+        advice: "is /proc mounted?",
+        source,
+    })?;
+    Ok(text.trim().to_owned())
 }
 
 /// The machine id, else the id kept in `state_dir`, else a new one that is kept there.

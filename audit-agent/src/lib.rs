@@ -17,6 +17,7 @@
 //! | encode | [`encode`], [`actor`] | - | - |
 //! | batch | [`batch`] | the reader waits for the sealing thread | `sealed` |
 //! | seal | [`seal`] | it waits for room in the queue | `queue_full` |
+//! | keep | [`unsent`], where capture outlives the agent | the next agent says that it does not know | `lost` event, place "agent" |
 //! | queue | [`queue`] | sealing waits, the reader waits, the rings fill, the kernel counts | `queue_full` |
 //! | ship | [`ship`] | batches stay queued and are sent again | `sent`, `sessions` |
 //!
@@ -33,7 +34,7 @@
 //! | actors | 32, of 100 KiB with the shortest arguments | 3 | `actor` |
 //! | execs waiting for argv | 8 MiB and one of 2 MiB; 256 | 10 | `arguments` |
 //! | batches: open, passed on, being sealed; compressed | 2 MiB each, and zstd's own | 9 | `batch`, `seal`, `audit_ledger::Sealer` |
-//! | queue | 16 MiB, or one batch if that is larger | 16 | `queue` |
+//! | queue, with what a former run has left | 16 MiB, or one batch if that is larger | 16 | `queue` |
 //! | batches on their way: two requests, a frame of HTTP/2 | 2 MiB each if nothing compresses | 6 | `ship::REQUESTS` |
 //! | cgroups, names of containers | 4,096 paths; 512 containers | 2 | `container` |
 //! | names of addresses, pieces of DNS messages | 8,192 addresses; 384 KiB of pieces | 2 | `dns` |
@@ -78,6 +79,7 @@ pub mod shed;
 pub mod ship;
 pub mod source;
 pub mod stage;
+pub mod unsent;
 pub mod users;
 
 use std::{io, sync::mpsc};
@@ -110,6 +112,10 @@ impl From<watch::Receiver<bool>> for Control {
 pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
     config.validate()?;
     let reader = reader::Reader::open(config)?;
+    if reader.hooks().is_empty() {
+        // The programs are a former agent's, which has told.
+        return Ok(reader);
+    }
     let hooks = reader.hooks();
     for hook in hooks
         .iter()
@@ -145,6 +151,8 @@ pub enum AgentError {
     Config(#[from] InvalidConfig),
     #[error(transparent)]
     Probe(#[from] probe::ProbeError),
+    #[error(transparent)]
+    Unsent(#[from] unsent::UnsentError),
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
     #[error("reading records failed: {0}")]

@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::mpsc};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use audit_agent::{
     Config, Control, filter,
     policy::{Action, Policy, places},
@@ -40,6 +40,15 @@ struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// Detach and remove what an agent has pinned (capture.pin.directory), and end. What was captured
+    /// and not delivered is lost.
+    #[arg(long)]
+    unpin: bool,
+
+    /// Load every program and print how much the kernel's verifier had to check.
+    #[arg(long, hide = true)]
+    verifier_stats: bool,
+
     /// Read records from a file instead of the kernel: each after its length as a little-endian u32.
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
@@ -74,6 +83,9 @@ Filters (capture.filters) hide events before they cost more than a look: by kind
 program, user, cgroup and path. All but path is decided in the kernel always; a path where the
 kernel knows it, else by the agent. Budgets (capture.budgets) bound what one cgroup may have recorded
 of a class. exec, fork and exit are never left out. What is left out is counted: hostaudit status.
+
+With capture.pin.directory capture goes on while no agent runs, and the next one loses nothing that
+the rings had room for; deploy/agent.yaml says more.
 
 Signals: SIGTERM and SIGINT empty the rings, deliver what is left within 5 seconds, and end. SIGHUP
 reads the configuration again and puts capture.filters and capture.budgets into force within two
@@ -140,6 +152,12 @@ fn start(args: &Args) -> Result<()> {
     let config = Config::load(args.config.as_deref(), &args.overrides)?;
     if args.dry_run {
         return describe(&config);
+    }
+    if args.verifier_stats {
+        return verifier_stats(&config);
+    }
+    if args.unpin {
+        return unpin(&config);
     }
     config.validate()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -245,6 +263,33 @@ fn describe_policy(policy: &Policy) {
     }
 }
 
+fn unpin(config: &Config) -> Result<()> {
+    let directory = &config.capture.pin.directory;
+    ensure!(
+        !directory.as_os_str().is_empty(),
+        "capture.pin.directory is not set: name what to remove with -o capture.pin.directory=DIR"
+    );
+    let directory = directory.display();
+    if audit_agent::probe::unpin(config)? {
+        println!("{directory}: detached and removed");
+    } else {
+        println!("{directory}: nothing is pinned");
+    }
+    Ok(())
+}
+
+/// For `cargo xtask ebpf --stats`: program, instructions, limit, separated by tabs; instead of the
+/// numbers a reason.
+fn verifier_stats(config: &Config) -> Result<()> {
+    for one in audit_agent::probe::complexity(config)? {
+        match one.processed {
+            Ok((instructions, limit)) => println!("{}\t{instructions}\t{limit}", one.program),
+            Err(reason) => println!("{}\t{}", one.program, reason.replace(['\t', '\n'], " ")),
+        }
+    }
+    Ok(())
+}
+
 fn describe(config: &Config) -> Result<()> {
     let valid = config.validate()?;
     let names = filter::watch_names(&config.capture.watch_reads)?;
@@ -267,6 +312,15 @@ fn describe(config: &Config) -> Result<()> {
     );
     println!("  by name      {}", names.join(" "));
     describe_policy(&valid.policy);
+    let outlives = match audit_agent::probe::outlives(config) {
+        None => "stops with the agent (capture.pin.directory is not set)".to_owned(),
+        Some(Ok(())) => format!(
+            "goes on without it: {}",
+            config.capture.pin.directory.display()
+        ),
+        Some(Err(error)) => format!("stops with the agent: {error}"),
+    };
+    println!("capture        {outlives}");
     println!("hooks");
     for hook in audit_agent::probe::check(config)? {
         let got = match (hook.attached, hook.tried.last()) {

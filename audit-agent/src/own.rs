@@ -57,6 +57,18 @@ pub fn skipped(clock: &Clock, skip: &Skip) -> Event {
     }
 }
 
+/// Records that a former agent may have had, of which nobody knows how many they were.
+pub fn unknown(clock: &Clock, cause: &'static str) -> Event {
+    Event {
+        lost: Some(Lost {
+            place: "agent".to_owned(),
+            cause: cause.to_owned(),
+            ..Lost::default()
+        }),
+        ..event(Kind::Lost, clock)
+    }
+}
+
 /// A record that could not be decoded, so that its stream is not known.
 pub fn lost_without_stream(clock: &Clock, cause: &'static str) -> Event {
     Event {

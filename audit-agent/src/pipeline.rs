@@ -17,7 +17,11 @@ use std::{
 };
 
 use audit_common::{class, config::Counters as KernelCounters};
-use audit_proto::totals::{ClassTotals, FilterTotal};
+use audit_proto::{
+    Message as _,
+    totals::{ClassTotals, FilterTotal},
+    v1::Batch,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -64,7 +68,7 @@ pub struct Ended {
 
 /// Runs the agent on `source` until `stop` becomes true or its sender is gone.
 pub async fn run<S: Source + 'static>(
-    source: S,
+    mut source: S,
     config: Config,
     identity: Identity,
     control: Control,
@@ -81,6 +85,8 @@ pub async fn run<S: Source + 'static>(
         counters: Arc::clone(&counters),
         collectors,
     };
+    let former = left_over(source.left_over(), &ship);
+    let keeper = source.keeper();
     let mut table = Table::new(&identity.boot_id, valid.process_table);
     match proc_fs::processes() {
         Ok(seeds) => table.seed(seeds),
@@ -91,6 +97,8 @@ pub async fn run<S: Source + 'static>(
     let parts = seal::Parts {
         queue: Arc::clone(&queue),
         counters: Arc::clone(&counters),
+        former: former.iter().map(|ship| Arc::clone(&ship.queue)).collect(),
+        keeper,
         give_up: give_up(stop.clone()),
     };
     let (handover, sealing) = seal::handover(&identity, valid.batch.bytes, parts);
@@ -118,14 +126,63 @@ pub async fn run<S: Source + 'static>(
         generation: None,
         reloading: None,
         shedding: Shedding::of_host(),
+        unsettled: 0,
     };
-    supervise(reader, sealing, ship, &queue, &counters).await
+    let shipping = async move {
+        // Before anything of this run, so that the record is in order.
+        for ship in former {
+            ship.run().await;
+        }
+        ship.queue.reserve(0);
+        ship.run().await;
+    };
+    supervise(reader, sealing, shipping, &queue, &counters).await
+}
+
+/// Each former run's batches, to be sent in its name; the queue of this run has room for what they
+/// leave of its bytes.
+fn left_over(batches: Vec<Batch>, ship: &Ship) -> Vec<Ship> {
+    let mut runs: Vec<(Identity, Vec<Batch>)> = Vec::new();
+    let mut bytes = 0;
+    for batch in batches {
+        let Some(header) = &batch.header else {
+            continue;
+        };
+        bytes += batch.encoded_len();
+        let of = Identity {
+            host_id: header.host_id.clone(),
+            host_name: ship.identity.host_name.clone(),
+            boot_id: header.boot_id.clone(),
+            run: header.run.clone(),
+        };
+        match runs.last_mut().filter(|(identity, _)| *identity == of) {
+            Some((_, batches)) => batches.push(batch),
+            None => runs.push((of, vec![batch])),
+        }
+    }
+    ship.queue.reserve(bytes);
+    let of_run = |(identity, batches): (Identity, Vec<Batch>)| {
+        tracing::info!(
+            run = identity.run,
+            batches = batches.len(),
+            "a former run's last batches are offered to the collector again"
+        );
+        Ship {
+            server: ship.server.clone(),
+            identity,
+            queue: Arc::new(Queue::left_over(batches)),
+            counters: Arc::clone(&ship.counters),
+            // Told by this run's sessions.
+            collectors: sync_channel(1).0,
+        }
+    };
+    runs.into_iter().map(of_run).collect()
 }
 
 async fn supervise<S: Source + 'static>(
     reader: Reader<S>,
     sealing: Sealing,
-    ship: Ship,
+    shipping: impl Future<Output = ()> + Send + 'static,
     queue: &Arc<Queue>,
     counters: &Counters,
 ) -> Result<Ended, AgentError> {
@@ -137,7 +194,7 @@ async fn supervise<S: Source + 'static>(
         to_close.close();
         abandoned
     })?;
-    let mut shipping = tokio::spawn(ship.run());
+    let mut shipping = tokio::spawn(shipping);
     // The others end before the reader only by a panic, of which it must not hang.
     let mut sealed = None;
     let mut shipped = false;
@@ -227,6 +284,8 @@ struct Reader<S> {
     /// Asked for, and to be told when it is in force.
     reloading: Option<Arc<Policy>>,
     shedding: Shedding,
+    /// Rounds since a mark was due, in which an exec waited for its argv.
+    unsettled: u8,
 }
 
 impl<S: Source> Reader<S> {
@@ -248,6 +307,7 @@ impl<S: Source> Reader<S> {
         self.heartbeat();
         self.act("stop", reason);
         self.stage.parts.batch.close();
+        self.mark(now);
         let abandoned = self.stage.parts.batch.abandoned();
         result.map(|()| abandoned).map_err(AgentError::Source)
     }
@@ -282,7 +342,9 @@ impl<S: Source> Reader<S> {
                 self.reload(new);
             }
             self.stage.close_due(now);
+            self.mark(now);
         }
+        self.source.stop();
         self.empty(&mut round)
     }
 
@@ -291,11 +353,30 @@ impl<S: Source> Reader<S> {
         let begun = Instant::now();
         while begun.elapsed() < DRAIN_DEADLINE {
             self.round(Duration::ZERO, round)?;
+            self.mark(Instant::now());
             if round.is_empty() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Lets the source give back what is in batches, once they are kept.
+    fn mark(&mut self, now: Instant) {
+        /// Each round is at most 512 KiB of each ring, of which the smallest has 4 MiB.
+        const PATIENCE: u8 = 3;
+        if !self.stage.parts.batch.is_unmarked() {
+            return;
+        }
+        if !self.stage.is_settled() && self.unsettled < PATIENCE {
+            self.unsettled += 1;
+            return;
+        }
+        self.unsettled = 0;
+        if let Some(mark) = self.source.mark() {
+            self.stage.drain(now);
+            self.stage.parts.batch.mark(mark);
+        }
     }
 
     fn round(&mut self, wait: Duration, round: &mut Round) -> io::Result<()> {

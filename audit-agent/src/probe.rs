@@ -1,19 +1,24 @@
-//! Loads the kernel programs and attaches them: which object, which offsets, which hooks.
+//! Loads the kernel programs and attaches them: which object, which offsets, which hooks. Or takes
+//! over what a former agent has left running ([`pins`]).
 //!
-//! Invariant: dropping a [`Probe`] detaches and unloads everything it loaded; nothing is pinned.
+//! Invariant: dropping a [`Probe`] detaches and unloads everything it loaded, unless it is pinned.
 //! A hook that cannot be attached is reported with its reason and does not stop the others; only a
 //! host on which no hook works is an error.
 
 mod attach;
 mod btf;
 mod capabilities;
+mod complexity;
 mod hooks;
 mod info;
 mod io_uring;
 mod log;
 mod object;
 mod objects;
+pub mod pins;
 mod policy;
+mod ring;
+mod snapshot;
 
 use std::{fs, io, sync::Arc};
 
@@ -21,23 +26,29 @@ use audit_common::{
     config::{CALL_ABI, Counters, Settings},
     limits::WATCHED_NAME_BYTES,
     offsets::{MISSING, Offsets, PATHS},
+    record::LAYOUT,
 };
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+    programs::ProgramInfo,
 };
+use sha2::{Digest as _, Sha256};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
+pub use complexity::{Complexity, complexity};
 #[cfg(test)]
 pub(crate) use hooks::OBJECT_KINDS;
-use hooks::{DISPATCHER, FREED, NAME_FREED, Point};
+use hooks::{DISPATCHER, FREED, LISTENER, NAME_FREED, OBJECTS, Point};
 pub(crate) use hooks::{HOOKS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
 use objects::Plan;
+use pins::{Directory, Making, PinError, Set};
+pub(crate) use ring::Ring;
 
-use crate::{Config, filter, policy::PolicyError};
+use crate::{Config, filter, policy::PolicyError, process::proc_fs, unsent::Told};
 
 /// Built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
@@ -58,6 +69,8 @@ pub enum ProbeError {
     NoHook(String),
     #[error("capture.watch_reads: {0}")]
     Watch(String),
+    #[error("capture.pin.directory: {0}")]
+    Pin(#[from] PinError),
     #[error(transparent)]
     Policy(#[from] PolicyError),
 }
@@ -66,21 +79,81 @@ pub enum ProbeError {
 const UNUSED_ENTRIES: u32 = 64;
 /// The lanes: process, network, file.
 pub(crate) const RINGS: usize = 3;
-pub(crate) type Ring = RingBuf<MapData>;
+const RING_NAMES: [&str; RINGS] = ["PROCESS_RING", "NETWORK_RING", "FILE_RING"];
 
-/// The loaded programs and their maps.
-pub struct Probe {
-    // Held for its links: dropping it detaches.
-    _ebpf: Ebpf,
-    // Held because the kernel empties a program array that nobody has open.
-    _dispatch: Dispatch,
-    hooks: Vec<HookStatus>,
+/// What the programs of one set write to.
+pub(crate) struct Lanes {
     pub(crate) rings: [Ring; RINGS],
     counters: PerCpuArray<MapData, KernelCounters>,
-    ignored: HashMap<MapData, u32, u8>,
+    /// Where it is pinned.
+    pub(crate) set: Option<Set>,
+}
+
+impl Lanes {
+    /// `keeps`: what is read stays in the rings until it is released.
+    fn new(rings: [Map; RINGS], counters: Map, keeps: bool) -> Result<Self, ProbeError> {
+        let ring = |map| Ring::new(map, keeps).map_err(|e| ProbeError::Load(format!("ring: {e}")));
+        let [process, network, file] = rings;
+        Ok(Self {
+            rings: [ring(process)?, ring(network)?, ring(file)?],
+            counters: typed("COUNTERS", counters)?,
+            set: None,
+        })
+    }
+
+    /// Of a set that is pinned.
+    fn pinned(set: Set) -> Result<Self, ProbeError> {
+        let open = |name: &str| open_map(&set.map(name));
+        let [process, network, file] = RING_NAMES;
+        let rings = [open(process)?, open(network)?, open(file)?];
+        let counters = open("COUNTERS")?;
+        let lanes = Self::new(rings, counters, true)?;
+        Ok(Self {
+            set: Some(set),
+            ..lanes
+        })
+    }
+
+    /// The counters of `class` on each CPU.
+    pub(crate) fn counters(&self, class: u8) -> io::Result<Vec<Counters>> {
+        let values = self
+            .counters
+            .get(&class.into(), 0)
+            .map_err(io::Error::other)?;
+        Ok(values.iter().map(|value| value.0).collect())
+    }
+
+    /// 0 for a set that is not pinned.
+    pub(crate) fn generation(&self) -> u32 {
+        self.set.as_ref().map_or(0, |set| set.generation)
+    }
+
+    /// Its records are as this agent understands them.
+    pub(crate) fn is_understood(&self) -> bool {
+        self.set.as_ref().is_none_or(|set| set.layout == LAYOUT)
+    }
+}
+
+/// The attached programs, and what they are told while they run.
+pub struct Probe {
+    /// Held for its links: dropping it detaches. None where the programs are a former agent's.
+    _ebpf: Option<Ebpf>,
+    /// Held because the kernel empties a program array that nobody has open, or pinned.
+    _dispatch: Option<Dispatch>,
+    hooks: Vec<HookStatus>,
+    ignored: HashMap<MapData, u32, u64>,
     log: Option<log::Log>,
     attached: Vec<Attached>,
+    pins: Option<Pins>,
+    /// Records of what was there before the programs.
+    before: Vec<u8>,
     pub(crate) rules: policy::Rules,
+}
+
+struct Pins {
+    directory: Directory,
+    live: Set,
+    keep_at_stop: bool,
 }
 
 /// [`Counters`], which aya may copy out of a map.
@@ -95,48 +168,87 @@ pub(crate) struct KernelCounters(pub(crate) Counters);
 // SAFETY: repr(transparent) over a struct of u64, which zerocopy has checked.
 unsafe impl aya::Pod for KernelCounters {}
 
-impl Probe {
-    pub fn load(config: &Config) -> Result<Self, ProbeError> {
+/// What the object is fitted to.
+struct Kernel {
+    types: btf::Types,
+    btf: Btf,
+    release: String,
+    offsets: Offsets,
+    missing: Vec<&'static str>,
+    uring: io_uring::Tracepoints,
+}
+
+impl Kernel {
+    fn running() -> Result<Self, ProbeError> {
         if let Some(missing) = capabilities::missing() {
             return Err(ProbeError::NotPermitted(missing));
         }
         let types = btf::Types::of_kernel()?;
         let (offsets, missing) = offsets(&types);
-        let copies = objects::copies_missing(&types, &offsets);
-        let mut plan = Plan {
-            rung: None,
-            refused: Vec::new(),
-            copies: copies.map_or(Ok(()), |reason| Err(reason.to_owned())),
-        };
-        for rung in [Rung::Trampoline, Rung::Kprobe] {
-            plan.rung = Some(rung);
-            let refused = match objects::missing(rung, &types) {
-                Some(reason) => reason,
-                None => match Self::load_with(config, &types, (&offsets, &missing), &mut plan) {
-                    Err(ProbeError::NoObjects(reason)) => reason,
-                    other => return other,
-                },
-            };
-            plan.refused.push((rung, refused));
-        }
-        plan.rung = None;
-        Self::load_with(config, &types, (&offsets, &missing), &mut plan)
+        Ok(Self {
+            btf: Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?,
+            release: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+            uring: io_uring::Tracepoints::of(&types),
+            offsets,
+            missing,
+            types,
+        })
     }
 
-    fn load_with(
+    fn is_preemptible(&self) -> bool {
+        object::is_preemptible(&self.release)
+    }
+
+    /// Why links of this kernel's kprobes cannot be pinned.
+    fn unpinnable(&self) -> Option<PinError> {
+        (objects::has_kprobes() && object::version(&self.release) < (5, 15)).then(|| {
+            PinError::Kernel("this kernel's kprobes end with the agent, before 5.15".to_owned())
+        })
+    }
+
+    fn plan(&self) -> Plan {
+        Plan::new(&self.types, &self.offsets)
+    }
+
+    fn settings(&self, config: &Config, plan: &Plan, generation: u32) -> Settings {
+        Settings {
+            generation,
+            ..settings(config, &self.types, &self.uring, plan)
+        }
+    }
+
+    /// What decides how a set of programs behaves: the object, and what is set in it. Filter rules and
+    /// budgets are not: any set takes new ones while it runs.
+    fn fingerprint(&self, config: &Config) -> String {
+        let mut hash = Sha256::new();
+        hash.update(OBJECT);
+        hash.update(self.offsets.as_bytes());
+        hash.update(self.settings(config, &self.plan(), 0).as_bytes());
+        let (rings, capture) = (&config.rings, &config.capture);
+        let configured = (rings, &capture.watch_reads, &capture.off_kinds);
+        hash.update(serde_json::to_vec(&configured).unwrap_or_default());
+        let digest = hash.finalize();
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// The object's maps, and its programs, of which none is loaded yet.
+    fn load(
+        &self,
+        plan: &Plan,
         config: &Config,
-        types: &btf::Types,
-        (offsets, missing): (&Offsets, &[&'static str]),
-        plan: &mut Plan,
-    ) -> Result<Self, ProbeError> {
-        let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
-        let uname = rustix::system::uname();
-        let preemptible = object::is_preemptible(&uname.release().to_string_lossy());
-        let uring = io_uring::Tracepoints::of(types);
-        let settings = settings(config, types, &uring, plan);
-        // Those of the LSM are, on every kernel.
-        let preempted = preemptible || plan.rung == Some(Rung::Trampoline);
-        let object = object::prepare(OBJECT, types, preempted);
+        settings: &Settings,
+        pins: Option<&Making>,
+        log: VerifierLogLevel,
+    ) -> Result<Ebpf, ProbeError> {
+        // Programs of the LSM are preempted on every kernel.
+        let preempted = self.is_preemptible() || plan.rung == Some(Rung::Trampoline);
+        let object = object::prepare(OBJECT, &self.types, preempted);
         let mut loader = EbpfLoader::new();
         // Some MiB with all their entries.
         if plan.rung.is_none() {
@@ -145,62 +257,259 @@ impl Probe {
         if plan.copies.is_err() {
             loader.map_max_entries("COPIES", UNUSED_ENTRIES);
         }
-        let mut ebpf = loader
-            .btf(Some(&kernel))
-            .override_global("OFFSETS", offsets.as_bytes(), true)
+        loader
+            .btf(Some(&self.btf))
+            .verifier_log_level(log)
+            .override_global("OFFSETS", self.offsets.as_bytes(), true)
             .override_global("SETTINGS", settings.as_bytes(), true)
             .map_max_entries("PROCESS_RING", config.rings.process_bytes)
             .map_max_entries("NETWORK_RING", config.rings.network_bytes)
-            .map_max_entries("FILE_RING", config.rings.file_bytes)
-            .load(&object)
-            .map_err(|error| load_error(&error))?;
+            .map_max_entries("FILE_RING", config.rings.file_bytes);
+        for (name, path) in pins.into_iter().flat_map(Making::shared) {
+            loader.map_pin_path(name, path);
+        }
+        loader.load(&object).map_err(|error| load_error(&error))
+    }
+}
+
+impl Probe {
+    /// The programs, and what they write to; in front of that what former sets have written, which
+    /// is to be read first.
+    pub(crate) fn load(config: &Config, told: &Told) -> Result<(Self, Vec<Lanes>), ProbeError> {
+        let kernel = Kernel::running()?;
+        let pins = &config.capture.pin;
+        if pins.directory.as_os_str().is_empty() {
+            let (probe, lanes) = Self::fresh(config, &kernel, None, told)?;
+            return Ok((probe, vec![lanes]));
+        }
+        let directory = match kernel.unpinnable() {
+            Some(error) => Err(error),
+            None => Directory::open(&pins.directory),
+        };
+        match directory {
+            Ok(directory) => Self::lasting(config, &kernel, directory, told),
+            Err(error) if error.is_of_host() => {
+                tracing::warn!(%error, "capture.pin.directory: capture ends with the agent");
+                let (probe, lanes) = Self::fresh(config, &kernel, None, told)?;
+                Ok((probe, vec![lanes]))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// With pins: takes over what fits, replaces what does not.
+    fn lasting(
+        config: &Config,
+        kernel: &Kernel,
+        directory: Directory,
+        told: &Told,
+    ) -> Result<(Self, Vec<Lanes>), ProbeError> {
+        let fingerprint = kernel.fingerprint(config);
+        let (mut sets, active) = (directory.sets()?, directory.active());
+        let fits = sets.iter().position(|set| {
+            Some(set.generation) == active
+                && !set.is_ended
+                && set.fingerprint == fingerprint
+                && set.layout == LAYOUT
+        });
+        let live = fits.map(|at| sets.remove(at));
+        let (mut probe, lanes) = match live {
+            Some(live) => {
+                // A former agent may have died in the middle of a switch to it.
+                directory.switch(&live)?;
+                tracing::info!(
+                    generation = live.generation,
+                    "took over the programs of a former agent"
+                );
+                Self::adopt(config, live, told)?
+            }
+            None => {
+                let newest = sets.last().map(|set| set.generation).max(active);
+                let making = directory.begin(newest.unwrap_or(0) + 1, &fingerprint)?;
+                let made = Self::fresh(config, kernel, Some(&making), told);
+                let (probe, mut lanes) = made.inspect_err(|_| directory.abandon(&making))?;
+                let live = directory.finish(&making)?;
+                directory.switch(&live)?;
+                tracing::info!(generation = live.generation, pins = %live.path.display(), "programs are pinned");
+                lanes.set = Some(live);
+                (probe, lanes)
+            }
+        };
+        let mut all = Vec::new();
+        for mut set in sets {
+            directory.end(&mut set)?;
+            all.push(Lanes::pinned(set)?);
+        }
+        if active.is_none() {
+            probe.look_around(config, kernel);
+        }
+        if let Some(live) = lanes.set.clone() {
+            probe.pins = Some(Pins {
+                directory,
+                live,
+                keep_at_stop: config.capture.pin.keep_at_stop,
+            });
+        }
+        all.push(lanes);
+        Ok((probe, all))
+    }
+
+    /// The programs of a former agent, which go on running.
+    fn adopt(config: &Config, set: Set, told: &Told) -> Result<(Self, Lanes), ProbeError> {
+        let failed = |error: &dyn std::error::Error| ProbeError::Load(chain(error));
+        let mut attached = Vec::new();
+        for (name, path) in set.programs().map_err(|error| failed(&error))? {
+            if may_be_skipped(&name) {
+                continue;
+            }
+            let info = ProgramInfo::from_pin(&path).map_err(|error| failed(&error))?;
+            attached.push(Attached {
+                name,
+                program: info.fd().map_err(|error| failed(&error))?,
+                skipped: 0,
+            });
+        }
+        let mut shared = |name: &str| open_map(&set.shared(name));
+        let ignored = typed("IGNORED", shared("IGNORED")?)?;
+        let rules = policy::Rules::open(&mut shared, Arc::new(config.policy()?), told)?;
+        let mut probe = Self {
+            _ebpf: None,
+            _dispatch: None,
+            hooks: Vec::new(),
+            ignored,
+            log: None,
+            attached,
+            pins: None,
+            before: Vec::new(),
+            rules,
+        };
+        probe.forget_ended();
+        let own = probe.ignore(std::process::id());
+        own.map_err(|error| failed(&error))?;
+        Ok((probe, Lanes::pinned(set)?))
+    }
+
+    /// Loads and attaches everything: with the best hooks that see objects here, or else without.
+    fn fresh(
+        config: &Config,
+        kernel: &Kernel,
+        pins: Option<&Making>,
+        told: &Told,
+    ) -> Result<(Self, Lanes), ProbeError> {
+        let mut plan = kernel.plan();
+        for rung in [Rung::Trampoline, Rung::Kprobe] {
+            plan.rung = Some(rung);
+            let refused = match objects::missing(rung, &kernel.types) {
+                Some(reason) => reason,
+                None => match Self::load_with(config, kernel, &mut plan, pins, told) {
+                    Err(ProbeError::NoObjects(reason)) => {
+                        if let Some(pins) = pins {
+                            pins.start_again()?;
+                        }
+                        reason
+                    }
+                    other => return other,
+                },
+            };
+            plan.refused.push((rung, refused));
+        }
+        plan.rung = None;
+        Self::load_with(config, kernel, &mut plan, pins, told)
+    }
+
+    fn load_with(
+        config: &Config,
+        kernel: &Kernel,
+        plan: &mut Plan,
+        pins: Option<&Making>,
+        told: &Told,
+    ) -> Result<(Self, Lanes), ProbeError> {
+        let generation = pins.map_or(0, |pins| pins.generation);
+        let settings = kernel.settings(config, plan, generation);
+        let mut ebpf = kernel.load(plan, config, &settings, pins, VerifierLogLevel::default())?;
         // Before any program is attached: they keep the map only while it has a file descriptor.
         let log = log::Log::of(&mut ebpf);
         watch_names(&mut ebpf, config)?;
-        // Before anything is attached, so that our own start is not in the record.
-        let mut ignored: HashMap<_, u32, u8> = take(&mut ebpf, "IGNORED")?;
-        let own = ignored.insert(std::process::id(), 1, 0);
-        own.map_err(|error| ProbeError::Load(error.to_string()))?;
-        let rings = rings(&mut ebpf)?;
-        let counters = take(&mut ebpf, "COUNTERS")?;
-        let rules = policy::Rules::new(&mut ebpf, Arc::new(config.policy()?))?;
+        if let Some(pins) = pins {
+            pin_maps(&ebpf, pins)?;
+        }
+        let mut map = |name: &str| take(&mut ebpf, name);
+        let rings = [
+            map(RING_NAMES[0])?,
+            map(RING_NAMES[1])?,
+            map(RING_NAMES[2])?,
+        ];
+        let lanes = Lanes::new(rings, map("COUNTERS")?, pins.is_some())?;
         let mut dispatch = Dispatch {
-            programs: take(&mut ebpf, "PROGRAMS")?,
-            probe_programs: take(&mut ebpf, "PROBE_PROGRAMS")?,
-            shapes: take(&mut ebpf, "SHAPES")?,
+            programs: typed("PROGRAMS", map("PROGRAMS")?)?,
+            probe_programs: typed("PROBE_PROGRAMS", map("PROBE_PROGRAMS")?)?,
+            shapes: typed("SHAPES", map("SHAPES")?)?,
         };
+        let mut probe = Self {
+            _ebpf: None,
+            _dispatch: None,
+            hooks: Vec::new(),
+            ignored: typed("IGNORED", map("IGNORED")?)?,
+            log,
+            attached: Vec::new(),
+            pins: None,
+            before: Vec::new(),
+            rules: policy::Rules::open(&mut map, Arc::new(config.policy()?), told)?,
+        };
+        // Before anything is attached, so that our own start is not in the record.
+        let own = probe.ignore(std::process::id());
+        own.map_err(|error| ProbeError::Load(error.to_string()))?;
+        probe.attach(config, kernel, plan, pins, (&mut ebpf, &mut dispatch))?;
+        guard_maps(&mut ebpf)?;
+        probe._ebpf = Some(ebpf);
+        probe._dispatch = Some(dispatch);
+        if pins.is_none() {
+            probe.look_around(config, kernel);
+        }
+        Ok((probe, lanes))
+    }
+
+    /// Attaches every hook that is wanted and can be had.
+    fn attach(
+        &mut self,
+        config: &Config,
+        kernel: &Kernel,
+        plan: &mut Plan,
+        pins: Option<&Making>,
+        (ebpf, dispatch): (&mut Ebpf, &mut Dispatch),
+    ) -> Result<(), ProbeError> {
+        let preemptible = kernel.is_preemptible();
         let mut attacher = Attacher {
-            ebpf: &mut ebpf,
-            dispatch: &mut dispatch,
-            kernel: &kernel,
-            missing,
-            uring: &uring,
-            frees_unseen: frees_unseen(types, preemptible),
+            ebpf: &mut *ebpf,
+            dispatch,
+            kernel: &kernel.btf,
+            missing: &kernel.missing,
+            uring: &kernel.uring,
+            frees_unseen: frees_unseen(&kernel.types, preemptible),
             sees_freed: false,
+            pins,
             attached: Vec::new(),
         };
         if let Some(rung) = plan.rung {
-            objects::attach_all(attacher.ebpf, &kernel, rung).map_err(ProbeError::NoObjects)?;
+            let attached = objects::attach_all(attacher.ebpf, &kernel.btf, rung, pins);
+            attached.map_err(ProbeError::NoObjects)?;
         }
-        let mut hooks = attacher.attach_all(config, preemptible);
-        let (attached, sees_freed) = (attacher.attached, attacher.sees_freed);
+        self.hooks = attacher.attach_all(config, preemptible);
+        let sees_freed = attacher.sees_freed;
+        self.attached = attacher.attached;
         if plan.copies.is_ok() && !sees_freed {
-            plan.copies = attach(&mut ebpf, NAME_FREED, &kernel).map(drop);
+            plan.copies = attach(ebpf, NAME_FREED, &kernel.btf, pins).map(drop);
         }
-        plan.tell(&mut hooks);
-        guard_maps(&mut ebpf)?;
-        any_attached(&hooks)?;
-        Ok(Self {
-            _ebpf: ebpf,
-            attached,
-            _dispatch: dispatch,
-            hooks,
-            rings,
-            counters,
-            ignored,
-            log,
-            rules,
-        })
+        plan.tell(&mut self.hooks);
+        any_attached(&self.hooks)
+    }
+
+    /// Takes in what was there before the programs, which are attached by now.
+    fn look_around(&mut self, config: &Config, kernel: &Kernel) {
+        let Some(ebpf) = &mut self._ebpf else { return };
+        let (status, before) = snapshot::take(ebpf, config, &kernel.btf, &kernel.missing);
+        self.hooks.push(status);
+        self.before = before;
     }
 
     pub fn hooks(&self) -> &[HookStatus] {
@@ -209,16 +518,51 @@ impl Probe {
 
     /// Leaves the process `pid` out of the record from now on.
     pub fn ignore(&mut self, pid: u32) -> io::Result<()> {
-        self.ignored.insert(pid, 1, 0).map_err(io::Error::other)
+        let began = proc_fs::start_ticks(pid)?;
+        self.ignored.insert(pid, began, 0).map_err(io::Error::other)
+    }
+
+    /// Makes room in the map of ignored processes, which outlives them.
+    fn forget_ended(&mut self) {
+        let listed: Vec<(u32, u64)> = self.ignored.iter().flatten().collect();
+        for (pid, began) in listed {
+            if proc_fs::start_ticks(pid).ok() != Some(began) {
+                // An entry that stays says nothing of another process.
+                let _ = self.ignored.remove(&pid);
+            }
+        }
+    }
+
+    /// Records of what was there before; once.
+    pub(crate) fn take_before(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.before)
+    }
+
+    /// A former set was read to its end, and what it held is safe.
+    pub(crate) fn forget(&self, lanes: &Lanes) {
+        if let (Some(pins), Some(set)) = (&self.pins, &lanes.set)
+            && let Err(error) = pins.directory.forget(set)
+        {
+            tracing::warn!(%error, "capture.pin.directory: a set that was read to its end stays");
+        }
+    }
+
+    /// The agent is to end: unless capture goes on without it, nothing is recorded any more.
+    pub(crate) fn stop(&mut self) {
+        if let Some(pins) = self.pins.as_mut().filter(|pins| !pins.keep_at_stop)
+            && let Err(error) = pins.directory.end(&mut pins.live)
+        {
+            tracing::warn!(%error, "capture.pin.directory: programs may go on; audit-agent --unpin removes them");
+        }
     }
 
     /// Tells for each program how often the kernel has skipped it since the last time.
-    pub(crate) fn skipped(&mut self, mut tell: impl FnMut(&'static str, u64)) {
+    pub(crate) fn skipped(&mut self, mut tell: impl FnMut(&str, u64)) {
         for attached in &mut self.attached {
             // A kernel before 5.12 does not count it.
             let now = info::of(&attached.program).map_or(0, |info| info.skipped);
             if now > attached.skipped {
-                tell(attached.name, now - attached.skipped);
+                tell(&attached.name, now - attached.skipped);
                 attached.skipped = now;
             }
         }
@@ -231,13 +575,28 @@ impl Probe {
         }
     }
 
-    /// The counters of `class` on each CPU.
-    pub(crate) fn counters(&self, class: u8) -> io::Result<Vec<Counters>> {
-        let values = self
-            .counters
-            .get(&class.into(), 0)
-            .map_err(io::Error::other)?;
-        Ok(values.iter().map(|value| value.0).collect())
+    /// For each program how often it had been skipped, when that was last told.
+    pub(crate) fn skips(&self) -> impl Iterator<Item = (&str, u64)> {
+        let attached = self.attached.iter();
+        attached.map(|attached| (attached.name.as_str(), attached.skipped))
+    }
+
+    /// Goes on from what a former agent had told.
+    pub(crate) fn told_skips(&mut self, told: impl Fn(&str) -> u64) {
+        for attached in &mut self.attached {
+            attached.skipped = told(&attached.name);
+        }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let Some(pins) = &self.pins else { return };
+        if pins.live.is_ended
+            && let Err(error) = pins.directory.clear()
+        {
+            tracing::warn!(%error, "capture.pin.directory: not removed");
+        }
     }
 }
 
@@ -250,9 +609,46 @@ fn any_attached(hooks: &[HookStatus]) -> Result<(), ProbeError> {
     Err(ProbeError::NoHook(reason))
 }
 
-/// What each hook would get on this kernel: loads and attaches everything, and lets go again.
+/// Programs of which nothing is lost where they are skipped: those that see objects and texts, for then
+/// a record says that they saw nothing; one that does nothing; and one that is skipped where an
+/// interrupt frees something, which is no open file.
+fn may_be_skipped(program: &str) -> bool {
+    let objects = OBJECTS
+        .iter()
+        .flat_map(|(_, of_lsm, of_kprobe)| [*of_lsm, *of_kprobe]);
+    let others = [FREED, NAME_FREED, LISTENER].map(|point| point.program);
+    objects.chain(others).any(|name| name == program)
+}
+
+/// Removes everything that an agent has pinned; false when there was nothing.
+pub fn unpin(config: &Config) -> Result<bool, ProbeError> {
+    let path = &config.capture.pin.directory;
+    if !path.exists() {
+        return Ok(false);
+    }
+    Directory::open(path)?.clear()?;
+    Ok(true)
+}
+
+/// What each hook would get on this kernel: loads and attaches everything, and lets go again. Leaves
+/// alone what is pinned.
 pub fn check(config: &Config) -> Result<Vec<HookStatus>, ProbeError> {
-    Probe::load(config).map(|probe| probe.hooks)
+    let (mut probe, _) = Probe::fresh(config, &Kernel::running()?, None, &Told::default())?;
+    Ok(std::mem::take(&mut probe.hooks))
+}
+
+/// Does capture go on while no agent runs? `None` when it is not asked for.
+pub fn outlives(config: &Config) -> Option<Result<(), ProbeError>> {
+    let path = &config.capture.pin.directory;
+    if path.as_os_str().is_empty() {
+        return None;
+    }
+    let unpinnable = Kernel::running().map(|kernel| kernel.unpinnable());
+    Some(match unpinnable {
+        Err(error) => Err(error),
+        Ok(Some(error)) => Err(error.into()),
+        Ok(None) => pins::usable(path).map_err(ProbeError::from),
+    })
 }
 
 /// Attaches programs that do nothing at the same places: the least that watching there can cost.
@@ -286,28 +682,39 @@ impl EmptyProbe {
                 _ => "empty_state",
             };
             let point = Point { program, ..*point };
-            attach(&mut ebpf, point, &kernel).map_err(ProbeError::Load)?;
+            attach(&mut ebpf, point, &kernel, None).map_err(ProbeError::Load)?;
         }
         Ok(Self { _ebpf: ebpf })
     }
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProbeError>
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, ProbeError> {
+    ebpf.take_map(name)
+        .ok_or_else(|| ProbeError::Load(format!("the object has no map {name}")))
+}
+
+fn typed<T>(name: &str, map: Map) -> Result<T, ProbeError>
 where
-    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+    T: TryFrom<Map, Error = MapError>,
 {
-    let map = ebpf
-        .take_map(name)
-        .ok_or_else(|| ProbeError::Load(format!("the object has no map {name}")))?;
     T::try_from(map).map_err(|error| ProbeError::Load(format!("map {name}: {error}")))
 }
 
-fn rings(ebpf: &mut Ebpf) -> Result<[Ring; RINGS], ProbeError> {
-    Ok([
-        take(ebpf, "PROCESS_RING")?,
-        take(ebpf, "NETWORK_RING")?,
-        take(ebpf, "FILE_RING")?,
-    ])
+/// A map that is pinned.
+fn open_map(path: &std::path::Path) -> Result<Map, ProbeError> {
+    let map = MapData::from_pin(path).and_then(Map::from_map_data);
+    map.map_err(|error| ProbeError::Load(format!("{}: {}", path.display(), chain(&error))))
+}
+
+/// All of them, so that whoever takes over finds what it needs; shared ones have been pinned when
+/// they were made.
+fn pin_maps(ebpf: &Ebpf, pins: &Making) -> Result<(), ProbeError> {
+    for (name, map) in ebpf.maps() {
+        let Some(path) = pins.map(name) else { continue };
+        map.pin(&path)
+            .map_err(|error| ProbeError::Load(format!("{}: {}", path.display(), chain(&error))))?;
+    }
+    Ok(())
 }
 
 /// An eighth of the smallest ring: the reader is called in time, and seldom.
@@ -412,7 +819,7 @@ fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
 /// Tells the programs which maps are ours: all that this process has open.
 fn guard_maps(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
     let failed = |error: &dyn std::error::Error| ProbeError::Load(format!("map OWN_MAPS: {error}"));
-    let mut own: HashMap<_, u32, u8> = take(ebpf, "OWN_MAPS")?;
+    let mut own: HashMap<_, u32, u8> = typed("OWN_MAPS", take(ebpf, "OWN_MAPS")?)?;
     for entry in fs::read_dir("/proc/self/fdinfo").map_err(|error| failed(&error))? {
         let path = entry.map_err(|error| failed(&error))?.path();
         // The one that lists this folder is gone already.

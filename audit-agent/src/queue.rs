@@ -31,6 +31,8 @@ struct Inner {
     bytes: usize,
     last_pushed: i64,
     closed: bool,
+    /// Of the room, what others use.
+    reserved: usize,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl Queue {
         let bytes = batch.encoded_len();
         let mut inner = self.lock();
         let mut waited = false;
-        while !inner.batches.is_empty() && inner.bytes + bytes > self.max_bytes {
+        while !inner.batches.is_empty() && inner.bytes + inner.reserved + bytes > self.max_bytes {
             if give_up() {
                 return Err(Box::new(batch));
             }
@@ -85,6 +87,33 @@ impl Queue {
         drop(inner);
         self.changed.notify_waiters();
         Ok(waited)
+    }
+
+    /// A queue that holds these and will get no more: what a former run has left.
+    pub fn left_over(batches: Vec<Batch>) -> Self {
+        let queue = Self::new(usize::MAX);
+        for batch in batches {
+            // There is room for all.
+            let _ = queue.push(batch, || true);
+        }
+        queue.close();
+        queue
+    }
+
+    /// Leaves room for so many bytes that wait elsewhere.
+    pub fn reserve(&self, bytes: usize) {
+        self.lock().reserved = bytes;
+        self.room.notify_all();
+    }
+
+    /// Every batch that is not acknowledged.
+    pub fn waiting(&self) -> Vec<Batch> {
+        let inner = self.lock();
+        inner
+            .batches
+            .iter()
+            .map(|waiting| waiting.batch.clone())
+            .collect()
     }
 
     /// No more batches will come.

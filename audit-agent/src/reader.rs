@@ -7,16 +7,23 @@
 //!   round cannot reach what was taken of it before: a ring's worth of another cannot pile up here.
 //! * Loss: a (cpu, class) counts without gaps, so a gap is a loss, and so is what the kernel has
 //!   counted and no ring delivers while [`OVERDUE`] passes.
+//! * Restart: where capture outlives the agent ([`crate::probe`]), room in a ring is given back when
+//!   what was taken of it is in sealed batches that outlive it too ([`crate::unsent`]). Sets of
+//!   programs that were replaced are read to their end, one after the other, before the live one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io, mem,
     os::fd::AsFd as _,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use audit_common::{class, config::Counters, record::Header};
+use audit_proto::v1::Batch;
 use rustix::{
     event::{Timespec, epoll},
     time::{ClockId, clock_gettime},
@@ -24,10 +31,12 @@ use rustix::{
 use zerocopy::FromBytes as _;
 
 use crate::{
-    Config,
+    AgentError, Config,
+    identity::boot_id,
     policy::Policy,
-    probe::{HookStatus, Probe, ProbeError, RINGS, Ring},
+    probe::{HookStatus, Lanes, Probe, ProbeError, RINGS, Ring},
     source::{LeftOut, Loss, Round, Skip, Source},
+    unsent::{Keeper, Left, Mark, SetState, State, Told, Unsent},
 };
 
 /// A program takes microseconds from taking the time to the ring; an interrupt may come between.
@@ -40,18 +49,81 @@ const OVERDUE: Duration = Duration::from_millis(250);
 /// that a round's copies stay small. Some 1,500 records: enough to make the visit worth it.
 const ROUND_BYTES: usize = 512 << 10;
 
+const RING_FULL: Cause = Cause {
+    cause: "the ring was full",
+    place: "ring",
+};
+const OTHER_LAYOUT: Cause = Cause {
+    cause: "written by the programs of a version that this one does not understand",
+    place: "decode",
+};
+
 /// The agent's source on a live host.
 pub struct Reader {
     probe: Probe,
     epoll: rustix::fd::OwnedFd,
+    /// Oldest first; the last is live, those before it are detached.
+    feeds: VecDeque<Feed>,
+    /// Read to the end, and kept until what they held is safe.
+    ended: Vec<Feed>,
+    keeping: Option<Keeping>,
+    /// What the live set had counted when this agent began, or when a former one last told it.
+    baseline: [Counters; class::ALL.len()],
+    /// The same, when this agent last told it.
+    told: [Counters; class::ALL.len()],
+}
+
+/// Sees to it that what was taken outlives this process.
+struct Keeping {
+    boot_id: String,
+    left_over: Vec<Batch>,
+    /// Until the sealing thread has it.
+    keeper: Option<Keeper>,
+    /// Number of the last mark that it kept.
+    kept: Arc<AtomicU64>,
+    last: u64,
+    marked: VecDeque<Marked>,
+}
+
+/// Of one set, up to where its rings are free when a mark is kept.
+struct Progress {
+    generation: u32,
+    positions: [u64; RINGS],
+    /// The whole set is read.
+    ended: bool,
+}
+
+struct Marked {
+    number: u64,
+    sets: Vec<Progress>,
+}
+
+/// What one set of programs delivers.
+struct Feed {
+    lanes: Lanes,
     /// Taken and too young to leave.
     held: Round,
-    lanes: [Lane; RINGS],
+    tracks: [Lane; RINGS],
     streams: [Stream; class::ALL.len()],
     /// What the kernel had counted at some moment, to be compared when it is overdue.
-    claim: Option<(Instant, [Vec<Counters>; class::ALL.len()])>,
+    claim: Option<(Instant, Counted)>,
     /// A ring still had records when the last round ended: its records from here on were not seen.
     unfinished_ns: Option<u64>,
+    /// Where each draining ended, while something of it has not left.
+    taken: VecDeque<Taken>,
+    /// Up to where everything has left.
+    handed: [u64; RINGS],
+    /// A former agent read here, and nobody knows how far it got.
+    blind: bool,
+    blind_untold: bool,
+}
+
+type Counted = [Vec<Counters>; class::ALL.len()];
+
+struct Taken {
+    /// Of the youngest record so far.
+    newest_ns: u64,
+    positions: [u64; RINGS],
 }
 
 /// What is known of one ring.
@@ -67,39 +139,102 @@ struct Stream {
     last: Vec<u64>,
 }
 
+#[derive(Clone, Copy)]
+struct Cause {
+    cause: &'static str,
+    place: &'static str,
+}
+
 impl Reader {
-    pub fn open(config: &Config) -> Result<Self, ProbeError> {
-        Self::new(Probe::load(config)?).map_err(|error| ProbeError::Load(error.to_string()))
+    pub fn open(config: &Config) -> Result<Self, AgentError> {
+        let mut keeping = None;
+        let mut left = Left::default();
+        if !config.capture.pin.directory.as_os_str().is_empty() {
+            let (unsent, found) = Unsent::open(&config.state_dir)?;
+            left = found;
+            let (keeper, kept) = Keeper::new(unsent);
+            let boot_id = boot_id()?;
+            left.state.take_if(|state| state.boot_id != boot_id);
+            keeping = Some(Keeping {
+                boot_id,
+                left_over: mem::take(&mut left.batches),
+                keeper: Some(keeper),
+                kept,
+                last: 0,
+                marked: VecDeque::new(),
+            });
+        }
+        let state = left.state.unwrap_or_default();
+        let (probe, lanes) = Probe::load(config, &state.told)?;
+        // Not where the host has no place for pins.
+        let pinned = lanes.iter().any(|lanes| lanes.set.is_some());
+        let keeping = keeping.filter(|_| pinned);
+        let opened = Self::new(probe, lanes, keeping, &state);
+        Ok(opened.map_err(|error| ProbeError::Load(error.to_string()))?)
     }
 
-    fn new(probe: Probe) -> io::Result<Self> {
+    fn new(
+        mut probe: Probe,
+        lanes: Vec<Lanes>,
+        keeping: Option<Keeping>,
+        state: &State,
+    ) -> io::Result<Self> {
+        let before = probe.take_before();
+        let known = |lanes: &Lanes| {
+            let mut sets = state.sets.iter();
+            sets.find(|set| set.generation == lanes.generation())
+        };
+        let former = lanes.last().and_then(known);
+        if let Some(set) = former {
+            probe.told_skips(|name| set.skipped.get(name).copied().unwrap_or(0));
+        }
+        let mut feeds: VecDeque<Feed> = VecDeque::new();
+        for lanes in lanes {
+            let known = known(&lanes).cloned();
+            feeds.push_back(Feed::new(lanes, known));
+        }
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (at, ring) in (0..).zip(&probe.rings) {
-            // Edge-triggered: only the kernel's call ends a rest, not the first record.
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-            epoll::add(&epoll, ring.as_fd(), epoll::EventData::new_u64(at), flags)?;
+        let mut baseline = [Counters::default(); class::ALL.len()];
+        if let Some(live) = feeds.back_mut() {
+            for (at, ring) in (0..).zip(&live.lanes.rings) {
+                // Edge-triggered: only the kernel's call ends a rest, not the first record.
+                let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                epoll::add(&epoll, ring.as_fd(), epoll::EventData::new_u64(at), flags)?;
+            }
+            live.recall(&before);
+            baseline = live.totals();
+            for (totals, stream) in baseline.iter_mut().zip(&live.streams) {
+                // What waits in the rings is this agent's to see.
+                totals.sequence = stream.last.iter().sum();
+            }
+            let left_out = former.iter().flat_map(|set| &set.left_out);
+            for (totals, [filtered, shed]) in baseline.iter_mut().zip(left_out) {
+                (totals.filtered, totals.shed) = (*filtered, *shed);
+            }
         }
         Ok(Self {
             probe,
             epoll,
-            held: Round::default(),
-            lanes: [Lane::default(); RINGS],
-            streams: Default::default(),
-            claim: None,
-            unfinished_ns: None,
+            feeds,
+            ended: Vec::new(),
+            keeping,
+            told: baseline,
+            baseline,
         })
     }
 
+    /// Empty when the programs are a former agent's.
     pub fn hooks(&self) -> &[HookStatus] {
         self.probe.hooks()
     }
 
     fn rest(&self, timeout: Duration) -> io::Result<()> {
-        if self.unfinished_ns.is_some() || timeout.is_zero() {
+        let busy = |feed: &Feed| feed.unfinished_ns.is_some();
+        if self.feeds.len() > 1 || self.feeds.front().is_some_and(busy) || timeout.is_zero() {
             return Ok(());
         }
         let timeout = Timespec::try_from(timeout.min(REST)).map_err(io::Error::other)?;
-        let mut events = Vec::with_capacity(self.probe.rings.len());
+        let mut events = Vec::with_capacity(RINGS);
         epoll::wait(
             &self.epoll,
             rustix::buffer::spare_capacity(&mut events),
@@ -108,23 +243,154 @@ impl Reader {
         Ok(())
     }
 
+    /// One visit to the set that is being read.
+    fn visit(&mut self, round: &mut Round) -> io::Result<()> {
+        let is_live = self.feeds.len() == 1;
+        let Some(feed) = self.feeds.front_mut() else {
+            return Ok(());
+        };
+        if is_live || feed.lanes.is_understood() {
+            feed.drain(round);
+        }
+        if mem::take(&mut feed.blind_untold) {
+            round.push_unknown(
+                "nothing says how far a former agent had got: events may be missing, or told twice",
+            );
+        }
+        if is_live {
+            feed.overdue(round)?;
+            self.probe.skipped(|hook, runs| {
+                round.push_skip(Skip {
+                    hook: hook.to_owned(),
+                    runs,
+                })
+            });
+        } else if feed.is_read() {
+            feed.finish(round)?;
+            self.ended.extend(self.feeds.pop_front());
+        }
+        Ok(())
+    }
+
+    /// Gives back what is safe by now.
+    fn release(&mut self) {
+        let Some(keeping) = &mut self.keeping else {
+            return;
+        };
+        let kept = keeping.kept.load(Ordering::Acquire);
+        while keeping
+            .marked
+            .front()
+            .is_some_and(|marked| marked.number <= kept)
+            && let Some(marked) = keeping.marked.pop_front()
+        {
+            for set in marked.sets {
+                let is_it = |feed: &Feed| feed.lanes.generation() == set.generation;
+                if let Some(feed) = self.feeds.iter().find(|feed| is_it(feed)) {
+                    feed.release(set.positions);
+                }
+                if set.ended {
+                    for feed in self.ended.extract_if(.., |feed| is_it(feed)) {
+                        self.probe.forget(&feed.lanes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Up to where everything was handed out.
+    fn state(&self, boot_id: &str) -> State {
+        let skipped = self.probe.skips();
+        let skipped = skipped
+            .map(|(name, runs)| (name.to_owned(), runs))
+            .collect();
+        let feeds = self.ended.iter().chain(&self.feeds);
+        let mut sets: Vec<SetState> = feeds.map(Feed::state).collect();
+        if let Some(live) = sets.last_mut() {
+            live.skipped = skipped;
+            let left_out = self.told.iter();
+            live.left_out = left_out.map(|of| [of.filtered, of.shed]).collect();
+        }
+        State {
+            boot_id: boot_id.to_owned(),
+            sets,
+            told: Told {
+                rules: self.probe.rules.told(),
+            },
+        }
+    }
+}
+
+impl Feed {
+    fn new(lanes: Lanes, known: Option<SetState>) -> Self {
+        let was_read = lanes.rings.iter().any(Ring::was_read);
+        let blind = known.is_none() && was_read;
+        let mut streams: [Stream; class::ALL.len()] = Default::default();
+        for (stream, last) in streams.iter_mut().zip(known.unwrap_or_default().numbers) {
+            stream.last = last;
+        }
+        Self {
+            handed: lanes.rings.each_ref().map(Ring::position),
+            lanes,
+            held: Round::default(),
+            tracks: [Lane::default(); RINGS],
+            streams,
+            claim: None,
+            unfinished_ns: None,
+            taken: VecDeque::new(),
+            blind,
+            blind_untold: blind,
+        }
+    }
+
+    /// Takes in records that came another way: one after the other, without numbers.
+    fn recall(&mut self, mut records: &[u8]) {
+        while let Ok((header, _)) = Header::read_from_prefix(records) {
+            let Some((record, rest)) = records.split_at_checked(header.size as usize) else {
+                return;
+            };
+            if record.is_empty() {
+                return;
+            }
+            self.held.push(header.time_ns, record);
+            records = rest;
+        }
+    }
+
     fn drain(&mut self, round: &mut Round) {
         let settled = boot_ns().saturating_sub(SETTLED_NS);
         let before = self.unfinished_ns.take();
         // What was held back comes first; the empty round will hold back what is too young now.
         round.clear();
         mem::swap(round, &mut self.held);
-        for (ring, lane) in self.probe.rings.iter_mut().zip(&mut self.lanes) {
-            if !lane.is_ahead(before) && take(ring, lane, &mut self.streams, round) {
+        for (ring, lane) in self.lanes.rings.iter_mut().zip(&mut self.tracks) {
+            if !lane.is_ahead(before) && take(ring, lane, &mut self.streams, self.blind, round) {
                 continue;
             }
             // The rest of this ring is younger; nothing younger may leave yet.
             let unseen = self.unfinished_ns.unwrap_or(lane.newest_ns);
             self.unfinished_ns = Some(unseen.min(lane.newest_ns));
         }
+        self.taken.push_back(Taken {
+            newest_ns: self
+                .tracks
+                .iter()
+                .map(|lane| lane.newest_ns)
+                .max()
+                .unwrap_or(0),
+            positions: self.lanes.rings.each_ref().map(Ring::position),
+        });
         let horizon = self.unfinished_ns.map_or(settled, |ns| ns.min(settled));
         round.sort();
         round.hold_back(horizon, &mut self.held);
+        while self
+            .taken
+            .front()
+            .is_some_and(|taken| taken.newest_ns <= horizon)
+            && let Some(taken) = self.taken.pop_front()
+        {
+            self.handed = taken.positions;
+        }
     }
 
     /// Numbers that the kernel gave out long ago and that no ring delivered.
@@ -134,39 +400,126 @@ impl Reader {
             if now.duration_since(*since) < OVERDUE || self.unfinished_ns.is_some() {
                 return Ok(());
             }
-            for ((class, stream), counters) in
-                class::ALL.into_iter().zip(&mut self.streams).zip(counted)
-            {
-                for (cpu, counters) in (0..).zip(counters) {
-                    stream.reach(class, cpu, counters.sequence + 1, round);
+            let counted = counted.clone();
+            self.reach_all(&counted, RING_FULL, round);
+        }
+        self.claim = Some((now, self.counted()?));
+        Ok(())
+    }
+
+    /// A set that nobody writes to any more has nothing left to take.
+    fn is_read(&self) -> bool {
+        let empty = self.lanes.rings.iter().all(Ring::is_empty);
+        !self.lanes.is_understood() || empty && self.held.is_empty()
+    }
+
+    /// What it had counted and not delivered will not come.
+    fn finish(&mut self, round: &mut Round) -> io::Result<()> {
+        let cause = if self.lanes.is_understood() {
+            RING_FULL
+        } else {
+            OTHER_LAYOUT
+        };
+        let counted = self.counted()?;
+        self.reach_all(&counted, cause, round);
+        self.handed = self.lanes.rings.each_ref().map(Ring::position);
+        Ok(())
+    }
+
+    fn reach_all(&mut self, counted: &Counted, cause: Cause, round: &mut Round) {
+        let streams = class::ALL.into_iter().zip(&mut self.streams);
+        for ((class, stream), counters) in streams.zip(counted) {
+            for (cpu, counters) in (0..).zip(counters) {
+                if self.blind && stream.of(cpu) == 0 {
+                    stream.set(cpu, counters.sequence);
                 }
+                stream.reach(class, cpu, counters.sequence + 1, cause, round);
             }
         }
-        let mut counted: [Vec<Counters>; class::ALL.len()] = Default::default();
+    }
+
+    fn counted(&self) -> io::Result<Counted> {
+        let mut counted = Counted::default();
         for (class, counted) in class::ALL.into_iter().zip(&mut counted) {
-            *counted = self.probe.counters(class)?;
+            *counted = self.lanes.counters(class)?;
         }
-        self.claim = Some((now, counted));
-        self.probe
-            .skipped(|hook, runs| round.push_skip(Skip { hook, runs }));
-        Ok(())
+        Ok(counted)
+    }
+
+    /// Over all CPUs; a counter that cannot be read is left out of the heartbeat's totals.
+    fn totals(&self) -> [Counters; class::ALL.len()] {
+        class::ALL.map(|class| {
+            let mut total = Counters::default();
+            for one in self.lanes.counters(class).unwrap_or_default() {
+                total.sequence += one.sequence;
+                total.ring_full += one.ring_full;
+                total.filtered += one.filtered;
+                total.shed += one.shed;
+                total.pending_full += one.pending_full;
+            }
+            total
+        })
+    }
+
+    fn state(&self) -> SetState {
+        let mut numbers: Vec<Vec<u64>> = self
+            .streams
+            .iter()
+            .map(|stream| stream.last.clone())
+            .collect();
+        // In order of time, and so of numbers: what comes first lowers it most.
+        for record in self.held.records() {
+            let Ok((header, _)) = Header::read_from_prefix(record) else {
+                continue;
+            };
+            let at = class::ALL.iter().position(|class| *class == header.class);
+            let last = at.and_then(|at| numbers.get_mut(at)?.get_mut(header.cpu as usize));
+            if let (Some(last), Some(before)) = (last, header.sequence.checked_sub(1)) {
+                *last = before.min(*last);
+            }
+        }
+        SetState {
+            generation: self.lanes.generation(),
+            numbers,
+            ..SetState::default()
+        }
+    }
+
+    fn progress(&self, ended: bool) -> Progress {
+        Progress {
+            generation: self.lanes.generation(),
+            positions: self.handed,
+            ended,
+        }
+    }
+
+    fn release(&self, positions: [u64; RINGS]) {
+        for (ring, position) in self.lanes.rings.iter().zip(positions) {
+            ring.release(position);
+        }
     }
 }
 
 /// Moves a ring's records, at most [`ROUND_BYTES`] and one; false when more are there.
-fn take(ring: &mut Ring, lane: &mut Lane, streams: &mut [Stream], fresh: &mut Round) -> bool {
+fn take(
+    ring: &mut Ring,
+    lane: &mut Lane,
+    streams: &mut [Stream],
+    blind: bool,
+    fresh: &mut Round,
+) -> bool {
     let start = fresh.bytes();
     while let Some(record) = ring.next() {
         // What is no header is passed on, for decode to count.
-        let header = Header::read_from_prefix(&record)
+        let header = Header::read_from_prefix(record)
             .ok()
             .map(|(header, _)| header);
         let time_ns = header.map_or(0, |header| header.time_ns);
-        if let Some(header) = header {
-            account(streams, &header, fresh);
-        }
         lane.newest_ns = lane.newest_ns.max(time_ns);
-        fresh.push(time_ns, &record);
+        if header.is_some_and(|header| !account(streams, &header, blind, fresh)) {
+            continue;
+        }
+        fresh.push(time_ns, record);
         if fresh.bytes() - start > ROUND_BYTES {
             return false;
         }
@@ -181,27 +534,40 @@ impl Lane {
     }
 }
 
-fn account(streams: &mut [Stream], header: &Header, round: &mut Round) {
+/// False for a record that was handed out before.
+fn account(streams: &mut [Stream], header: &Header, blind: bool, round: &mut Round) -> bool {
     let at = class::ALL.iter().position(|class| *class == header.class);
     let Some(stream) = at.and_then(|at| streams.get_mut(at)) else {
-        return;
+        return true;
     };
-    stream.reach(header.class, header.cpu, header.sequence, round);
+    let last = stream.of(header.cpu);
+    if header.sequence <= last {
+        return false;
+    }
+    if !blind || last > 0 {
+        stream.reach(header.class, header.cpu, header.sequence, RING_FULL, round);
+    }
     stream.set(header.cpu, header.sequence);
+    true
 }
 
 impl Stream {
+    fn of(&self, cpu: u32) -> u64 {
+        self.last.get(cpu as usize).copied().unwrap_or(0)
+    }
+
     /// Everything before `sequence` should have come; reports what did not.
-    fn reach(&mut self, class: u8, cpu: u32, sequence: u64, round: &mut Round) {
-        let last = self.last.get(cpu as usize).copied().unwrap_or(0);
+    fn reach(&mut self, class: u8, cpu: u32, sequence: u64, cause: Cause, round: &mut Round) {
+        let last = self.of(cpu);
         if sequence > last + 1 {
+            let Cause { cause, place } = cause;
             round.push_loss(Loss {
                 class,
                 cpu,
                 first_sequence: last + 1,
                 last_sequence: sequence - 1,
-                cause: "the ring was full",
-                place: "ring",
+                cause,
+                place,
             });
             self.set(cpu, sequence - 1);
         }
@@ -223,28 +589,26 @@ impl Source for Reader {
         let until = Instant::now() + timeout;
         loop {
             self.rest(until.saturating_duration_since(Instant::now()))?;
-            self.drain(round);
+            self.release();
+            self.visit(round)?;
             self.probe.forward_log();
-            self.overdue(round)?;
             if !round.is_empty() || Instant::now() >= until {
                 return Ok(());
             }
         }
     }
 
-    fn counters(&self) -> [Counters; 4] {
-        class::ALL.map(|class| {
-            let mut total = Counters::default();
-            // A counter that cannot be read is left out of the heartbeat's totals.
-            for one in self.probe.counters(class).unwrap_or_default() {
-                total.sequence += one.sequence;
-                total.ring_full += one.ring_full;
-                total.filtered += one.filtered;
-                total.shed += one.shed;
-                total.pending_full += one.pending_full;
-            }
-            total
-        })
+    fn counters(&mut self) -> [Counters; 4] {
+        let mut totals = self.feeds.back().map_or(self.baseline, Feed::totals);
+        self.told = totals;
+        for (total, before) in totals.iter_mut().zip(&self.baseline) {
+            total.sequence = total.sequence.saturating_sub(before.sequence);
+            total.ring_full = total.ring_full.saturating_sub(before.ring_full);
+            total.filtered = total.filtered.saturating_sub(before.filtered);
+            total.shed = total.shed.saturating_sub(before.shed);
+            total.pending_full = total.pending_full.saturating_sub(before.pending_full);
+        }
+        totals
     }
 
     fn ignore(&mut self, pid: u32) -> io::Result<()> {
@@ -266,6 +630,31 @@ impl Source for Reader {
 
     fn hidden(&mut self) -> BTreeMap<String, u64> {
         self.probe.rules.hidden()
+    }
+
+    fn left_over(&mut self) -> Vec<Batch> {
+        let keeping = self.keeping.as_mut();
+        keeping.map_or_else(Vec::new, |keeping| mem::take(&mut keeping.left_over))
+    }
+
+    fn keeper(&mut self) -> Option<Keeper> {
+        self.keeping.as_mut()?.keeper.take()
+    }
+
+    fn mark(&mut self) -> Option<Mark> {
+        let state = self.state(&self.keeping.as_ref()?.boot_id);
+        let ended = self.ended.iter().map(|feed| feed.progress(true));
+        let going = self.feeds.iter().map(|feed| feed.progress(false));
+        let sets = ended.chain(going).collect();
+        let keeping = self.keeping.as_mut()?;
+        keeping.last += 1;
+        let number = keeping.last;
+        keeping.marked.push_back(Marked { number, sets });
+        Some(Mark { number, state })
+    }
+
+    fn stop(&mut self) {
+        self.probe.stop();
     }
 }
 
@@ -291,12 +680,12 @@ mod tests {
         let mut stream = Stream::default();
         let mut round = Round::default();
         for sequence in [1, 2, 5, 6, 10] {
-            stream.reach(class::FILE, 3, sequence, &mut round);
+            stream.reach(class::FILE, 3, sequence, RING_FULL, &mut round);
             stream.set(3, sequence);
         }
         // The kernel has counted to 12, and nothing more came.
-        stream.reach(class::FILE, 3, 13, &mut round);
-        stream.reach(class::FILE, 3, 13, &mut round);
+        stream.reach(class::FILE, 3, 13, RING_FULL, &mut round);
+        stream.reach(class::FILE, 3, 13, RING_FULL, &mut round);
         let lost: Vec<_> = round
             .losses()
             .iter()

@@ -113,7 +113,7 @@ impl Source for Replay {
         Ok(())
     }
 
-    fn counters(&self) -> [Counters; 4] {
+    fn counters(&mut self) -> [Counters; 4] {
         self.counters
     }
 

@@ -2,7 +2,7 @@
 //! queue: hashing and compressing take as long as everything before them.
 //!
 //! Invariants: batches are sealed in the order in which they were passed; the reader is at most one
-//! batch ahead; memory goes round: what a batch was collected in is given back when it is sealed.
+//! batch ahead; where batches outlive the agent, they are kept before they are sent; memory goes round: what a batch was collected in is given back when it is sealed.
 
 use std::{
     sync::{
@@ -20,6 +20,7 @@ use crate::{
     counters::{self, Counters},
     identity::Identity,
     queue::Queue,
+    unsent::Keeper,
 };
 
 /// Batches between the two threads: one, so that neither waits for the other to begin. More would
@@ -42,6 +43,8 @@ pub struct Sealing {
     sealer: Sealer,
     /// What an empty batch may keep for the next.
     kept_bytes: usize,
+    /// Sealed, and not kept yet.
+    sealed: Vec<Batch>,
     abandoned: u64,
     parts: Parts,
 }
@@ -50,6 +53,9 @@ pub struct Sealing {
 pub struct Parts {
     pub queue: Arc<Queue>,
     pub counters: Arc<Counters>,
+    /// Of former runs.
+    pub former: Vec<Arc<Queue>>,
+    pub keeper: Option<Keeper>,
     /// Asked while the queue is full.
     pub give_up: Box<dyn Fn() -> bool + Send>,
 }
@@ -69,6 +75,7 @@ pub fn handover(identity: &Identity, batch_bytes: usize, parts: Parts) -> (Hando
         spare: empty,
         sealer: Sealer::new(host_id, boot_id, run),
         kept_bytes: batch_bytes,
+        sealed: Vec::new(),
         abandoned: 0,
         parts,
     };
@@ -92,16 +99,35 @@ impl Sealing {
             mut frames,
             first_time,
             last_time,
+            mark,
         }) = self.filled.recv()
         {
-            let batch = self.sealer.seal(&frames, first_time, last_time);
+            if !frames.is_empty() {
+                let batch = self.sealer.seal(&frames, first_time, last_time);
+                self.sealed.push(batch);
+            }
             // One huge event must not keep its memory for ever.
             frames.clear(self.kept_bytes);
             // Refused when there is one to spare already.
             let _ = self.spare.try_send(frames);
+            if let Some(keeper) = &mut self.parts.keeper {
+                let Some(mark) = mark else {
+                    continue;
+                };
+                let queues = self.parts.former.iter().chain([&self.parts.queue]);
+                let waiting = || queues.clone().flat_map(|queue| queue.waiting()).collect();
+                keeper.keep(&mark, &self.sealed, &waiting);
+            }
+            self.send();
+        }
+        self.send();
+        self.abandoned
+    }
+
+    fn send(&mut self) {
+        for batch in std::mem::take(&mut self.sealed) {
             self.enqueue(batch);
         }
-        self.abandoned
     }
 
     fn enqueue(&mut self, batch: Batch) {

@@ -6,6 +6,9 @@
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use audit_common::config::Counters;
+use audit_proto::v1::Batch;
+
+use crate::unsent::{Keeper, Mark};
 
 use crate::policy::Policy;
 
@@ -16,6 +19,7 @@ pub struct Round {
     index: Vec<Entry>,
     losses: Vec<Loss>,
     skips: Vec<Skip>,
+    unknown: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +44,7 @@ pub struct Loss {
 /// Runs of a kernel program that the kernel left out, before anything was counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skip {
-    pub hook: &'static str,
+    pub hook: String,
     pub runs: u64,
 }
 
@@ -59,12 +63,24 @@ impl Round {
         &self.skips
     }
 
+    /// Why an unknown number of records may be missing.
+    pub fn unknown(&self) -> Option<&'static str> {
+        self.unknown
+    }
+
+    pub fn push_unknown(&mut self, cause: &'static str) {
+        self.unknown = Some(cause);
+    }
+
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty() && self.losses.is_empty() && self.skips.is_empty()
+        self.index.is_empty()
+            && self.losses.is_empty()
+            && self.skips.is_empty()
+            && self.unknown.is_none()
     }
 
     /// Bytes of records held; the source bounds it.
@@ -78,6 +94,7 @@ impl Round {
         self.index.clear();
         self.losses.clear();
         self.skips.clear();
+        self.unknown = None;
     }
 
     pub fn push(&mut self, time_ns: u64, record: &[u8]) {
@@ -141,7 +158,7 @@ pub trait Source: Send {
     /// within `timeout`.
     fn next(&mut self, timeout: Duration, round: &mut Round) -> io::Result<()>;
     /// Kernel counters since the start, one per class in the order of [`audit_common::class::ALL`].
-    fn counters(&self) -> [Counters; 4];
+    fn counters(&mut self) -> [Counters; 4];
     /// Leaves a process out of the record from now on.
     fn ignore(&mut self, pid: u32) -> io::Result<()>;
     /// Rules and budgets for all that follows, in force within two calls of [`Self::left_out`].
@@ -154,6 +171,26 @@ pub trait Source: Send {
     fn hidden(&mut self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
+
+    /// Batches that a former agent had sealed, of which nobody knows whether they were delivered;
+    /// once.
+    fn left_over(&mut self) -> Vec<Batch> {
+        Vec::new()
+    }
+
+    /// Makes sealed batches outlive this process; once. `None` where nothing does.
+    fn keeper(&mut self) -> Option<Keeper> {
+        None
+    }
+
+    /// Everything that was handed out so far is told by the events so far. What was handed out since
+    /// the last mark that was kept is handed out again to the next agent.
+    fn mark(&mut self) -> Option<Mark> {
+        None
+    }
+
+    /// This process is to end; what is there by now is still read.
+    fn stop(&mut self) {}
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
@@ -161,7 +198,7 @@ impl<S: Source + ?Sized> Source for Box<S> {
         (**self).next(timeout, round)
     }
 
-    fn counters(&self) -> [Counters; 4] {
+    fn counters(&mut self) -> [Counters; 4] {
         (**self).counters()
     }
 

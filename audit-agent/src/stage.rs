@@ -70,12 +70,17 @@ impl Stage {
         }
         for skip in round.skips() {
             tracing::warn!(
-                hook = skip.hook,
+                hook = %skip.hook,
                 runs = skip.runs,
                 "the kernel skipped a program"
             );
             counters::add(&self.parts.counters.lost, skip.runs);
             let mut event = own::skipped(&self.parts.clock, skip);
+            self.emit(&mut event, now);
+        }
+        if let Some(cause) = round.unknown() {
+            tracing::warn!(cause, "records may be missing");
+            let mut event = own::unknown(&self.parts.clock, cause);
             self.emit(&mut event, now);
         }
         let mut records = 0;
@@ -92,6 +97,11 @@ impl Stage {
             self.emit(&mut event, now);
         }
         self.arguments.next_round();
+    }
+
+    /// Every record so far is an event by now.
+    pub fn is_settled(&self) -> bool {
+        self.arguments.is_empty()
     }
 
     /// Ends waiting for arguments that will not come.

@@ -80,6 +80,7 @@ pub async fn run(args: &Doctor, target: &Target, terminal: &Terminal) -> Result<
     let config = probe::agent_config(args.config.as_deref(), &[])?;
     let mut checks = host_checks();
     checks.push(rings(&config));
+    checks.push(restart(&config));
     checks.push(collector(target).await);
     // Hooks are tried for real, so nothing is tried where it cannot work.
     let fatal = checks.iter().find(|c| c.verdict == Verdict::CannotRun);
@@ -233,6 +234,34 @@ fn rings(config: &audit_agent::Config) -> Check {
             Verdict::CannotRun,
             e.to_string(),
             "correct the agent's configuration",
+        ),
+    }
+}
+
+/// What happens to capture while no agent runs.
+fn restart(config: &audit_agent::Config) -> Check {
+    let stop = if config.capture.pin.keep_at_stop {
+        "a kill and an orderly stop"
+    } else {
+        "a kill"
+    };
+    match audit_agent::probe::outlives(config) {
+        None => Check::fine(
+            "restart",
+            "capture ends with the agent: capture.pin.directory is not set",
+        ),
+        Some(Ok(())) => Check::fine(
+            "restart",
+            format!(
+                "capture outlives {stop} of the agent, in {}",
+                config.capture.pin.directory.display()
+            ),
+        ),
+        Some(Err(error)) => Check::bad(
+            "restart",
+            Verdict::Degraded,
+            error.to_string(),
+            "capture ends with the agent until then",
         ),
     }
 }

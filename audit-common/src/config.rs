@@ -38,6 +38,30 @@ pub struct Settings {
     pub uring_accepts_many: u32,
     /// The kernel's own copies of the texts of path calls are seen.
     pub copies: u32,
+    /// The set that these programs are of; see [`gate`].
+    pub generation: u32,
+}
+
+/// Ticks in which /proc tells when a process began: 100 a second, on every architecture of ours.
+pub const TICK_NS: u64 = 10_000_000;
+
+/// The one value of the map `GATE`: which set of programs records.
+pub mod gate {
+    /// Sets that are attached at the same time agree on each event.
+    const SWITCHING: u64 = 1 << 32;
+
+    pub const fn steady(generation: u32) -> u64 {
+        generation as u64
+    }
+
+    pub const fn switching(generation: u32) -> u64 {
+        generation as u64 | SWITCHING
+    }
+
+    /// The set that records.
+    pub const fn active(gate: u64) -> u32 {
+        gate as u32
+    }
 }
 
 /// Numbers of calls that the agent replaces before it loads the programs; no kernel has helpers with

@@ -14,6 +14,9 @@ pub const BANKS: u32 = 2;
 /// Indexes of the map `CURRENT`.
 pub const GENERATION: u32 = 0;
 pub const SHED_BANK: u32 = 1;
+/// The last generation that was given out, in force or not: for the next agent, where the maps outlive
+/// one.
+pub const LAST_GENERATION: u32 = 2;
 /// Set in [`crate::record::Header::generation`] when the rules that remain know the path.
 pub const PATH_KNOWN: u32 = 1 << 31;
 

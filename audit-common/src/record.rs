@@ -79,6 +79,11 @@ pub mod form {
 /// In place of a result: what was asked for is known, how it ended is not.
 pub const NO_RESULT: i64 = i64::MIN;
 
+/// Raised when a record, or what programs keep in maps that outlive them, gets another meaning. An
+/// agent does not decode the records of programs with another layout, and its programs do not take
+/// over their maps.
+pub const LAYOUT: u32 = 2;
+
 /// Which kind of hook wrote the record.
 pub mod via {
     pub const BTF_TRACEPOINT: u8 = 1;
@@ -88,6 +93,8 @@ pub mod via {
     /// A request of io_uring.
     pub const IO_URING: u8 = 4;
     pub const RAW_TRACEPOINT: u8 = 5;
+    /// It was so when the agent began.
+    pub const SNAPSHOT: u8 = 6;
 
     pub const fn name(via: u8) -> Option<&'static str> {
         Some(match via {
@@ -96,6 +103,7 @@ pub mod via {
             KPROBE => "kprobe",
             IO_URING => "io_uring",
             RAW_TRACEPOINT => "raw_tp",
+            SNAPSHOT => "snapshot",
             _ => return None,
         })
     }
@@ -360,15 +368,23 @@ pub struct Bpf {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
     pub socket: Socket,
-    /// When it was connected or accepted.
+    /// When it was connected or accepted; 0 when that was before the agent began.
     pub begin_ns: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub segments_sent: u32,
     pub segments_received: u32,
     pub retransmits: u32,
+    /// [`flow_direction`]
+    pub direction: u32,
+}
+
+pub mod flow_direction {
+    pub const OUT: u32 = 0;
     /// It was accepted here.
-    pub incoming: u32,
+    pub const IN: u32 = 1;
+    /// It was there before the agent began.
+    pub const UNKNOWN: u32 = 2;
 }
 
 /// [`crate::kind::DNS`]: a datagram, or a piece of a TCP stream. Section: DNS, its beginning.

@@ -8,6 +8,7 @@ use audit_common::{
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
+    gate::Place,
     kernel, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer, kernel_section},
@@ -17,7 +18,7 @@ use crate::{
 /// `cgroup_mkdir(cgroup, path)`
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Cgroup, || {
         try_cgroup(argument(&ctx, 0), argument(&ctx, 1));
     })
 }
@@ -52,7 +53,7 @@ fn id(cgroup: u64) -> u64 {
 /// interrupts off: no other program of this class is interrupted.
 #[btf_tracepoint(function = "cgroup_notify_populated")]
 pub fn container(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Container, || {
         try_populated(argument(&ctx, 0), argument(&ctx, 1), argument(&ctx, 2));
     })
 }

@@ -6,8 +6,8 @@
 //!
 //! read and write are every file's, so for DNS their programs only ask whether the process has
 //! connected this descriptor to port 53 (Go's resolver and glibc's streams do so). Not seen: io_uring;
-//! and read or write on a socket that was connected by another process, under another number (dup),
-//! or before the agent began. The same programs count for [`written`].
+//! and read or write on a socket that was connected by another process, or under another number
+//! (dup), since the agent began. The same programs count for [`written`].
 
 use audit_common::{
     class, kind, limits,
@@ -406,7 +406,12 @@ static CONNECTIONS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(limits::D
 
 #[inline(always)]
 fn connection(fd: u64) -> u64 {
-    u64::from(task::current_pid()) << 32 | u64::from(fd as u32)
+    connection_of(task::current_pid(), fd)
+}
+
+#[inline(always)]
+fn connection_of(pid: u32, fd: u64) -> u64 {
+    u64::from(pid) << 32 | u64::from(fd as u32)
 }
 
 /// The current process connects `fd`.
@@ -414,6 +419,14 @@ fn connection(fd: u64) -> u64 {
 pub fn connected(fd: u64, port: u16) {
     if port == PORT {
         let _ = CONNECTIONS.insert(connection(fd), 1, 0);
+    }
+}
+
+/// A process has had `fd` connected before we came.
+#[inline(always)]
+pub fn was_connected(pid: u32, fd: u64, port: u16) {
+    if port == PORT {
+        let _ = CONNECTIONS.insert(connection_of(pid, fd), 1, 0);
     }
 }
 

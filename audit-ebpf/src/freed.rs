@@ -15,7 +15,9 @@ use aya_ebpf::{
 use audit_common::record::via;
 
 use crate::{
-    copies, kernel, preemption,
+    copies,
+    gate::{self, Place},
+    kernel, preemption,
     settings::{self, offset},
     written,
 };
@@ -48,10 +50,10 @@ pub fn freed(ctx: RawTracePointContext) -> i32 {
     let (object, cache) = arguments(&ctx);
     match what(cache) {
         Some(What::Name) if settings::copies() => {
-            copies::keep(object);
+            keep_name(object);
         }
         Some(What::File) => {
-            preemption::without(|| {
+            preemption::at(Place::LastClose, || {
                 written::closed(object, via::RAW_TRACEPOINT, false);
             });
         }
@@ -65,9 +67,16 @@ pub fn freed(ctx: RawTracePointContext) -> i32 {
 pub fn name_freed(ctx: RawTracePointContext) -> i32 {
     let (object, cache) = arguments(&ctx);
     if what(cache) == Some(What::Name) {
-        copies::keep(object);
+        keep_name(object);
     }
     0
+}
+
+#[inline(always)]
+fn keep_name(object: u64) {
+    if gate::is_open(Place::Copy, object as u32) {
+        copies::keep(object);
+    }
 }
 
 #[inline(always)]

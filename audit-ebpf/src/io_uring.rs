@@ -28,6 +28,7 @@ use aya_ebpf::{
 
 use crate::{
     file,
+    gate::Place,
     inode::file_object,
     kernel, path,
     path::Path,
@@ -141,7 +142,7 @@ impl Request {
 /// `io_uring_submit_sqe(ring, request, ...)`.
 #[btf_tracepoint(function = "io_uring_submit_req")]
 pub fn uring_submit(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::UringSubmit, || {
         try_submit(argument(&ctx, setting!(uring_submit_request)));
     })
 }

@@ -6,7 +6,8 @@
 //! [`syscall`] leads a returning system call to its program; [`objects`] and [`copies`] keep for it what
 //! the kernel really used; [`freed`] is where two of these come by. Shared by them: [`record`] builds a record and sends it, [`task`] says who is
 //! acting, [`path`] walks dentries and mounts, [`inode`] describes files, [`kernel`] reads kernel memory,
-//! [`settings`] is what the agent decided, [`policy`] what it leaves out.
+//! [`settings`] is what the agent decided, [`policy`] what it leaves out, [`gate`] which of two sets of
+//! programs records. [`snapshot`] tells what was there before.
 //!
 //! Invariants: a sequence number is taken before the ring is tried; nothing is written to a ring
 //! but whole records; every loop has a bound from `audit_common::limits`.
@@ -22,6 +23,7 @@ mod dns;
 mod empty;
 mod file;
 mod freed;
+mod gate;
 mod inode;
 mod io_uring;
 mod kernel;
@@ -34,6 +36,7 @@ mod preemption;
 mod process;
 mod record;
 mod settings;
+mod snapshot;
 mod syscall;
 mod system;
 mod task;

@@ -6,7 +6,7 @@
 
 use audit_common::{
     class, kind, limits,
-    record::{Flow, Header, Socket, section, socket_flags},
+    record::{Flow, Header, Socket, flow_direction, section, socket_flags},
 };
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
@@ -16,7 +16,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    dns, file, kernel, policy, preemption,
+    dns, file,
+    gate::Place,
+    kernel, policy, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Origin, Writer, count_filtered, count_pending_full},
     settings::offset,
@@ -27,18 +29,19 @@ use crate::{
 /// A socket with its owner: a connect that returned before it was decided, or a connection.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Owned {
-    who: Header,
-    inode: u64,
-    begin_ns: u64,
-    incoming: u64,
+pub struct Owned {
+    pub who: Header,
+    pub inode: u64,
+    pub begin_ns: u64,
+    /// [`flow_direction`]
+    pub direction: u64,
 }
 
 #[map]
 static PENDING: HashMap<u64, Owned> = HashMap::with_max_entries(limits::PENDING_CONNECTS, 0);
 /// TCP connections of which the end will be told.
 #[map]
-static FLOWS: HashMap<u64, Owned> = HashMap::with_max_entries(limits::FLOWS, 0);
+pub static FLOWS: HashMap<u64, Owned> = HashMap::with_max_entries(limits::FLOWS, 0);
 /// Room for an [`Owned`], which the stack has not: for programs of the network and the flow class.
 #[map]
 static OWNED: PerCpuArray<Owned> = PerCpuArray::with_max_entries(2, 0);
@@ -51,9 +54,9 @@ const SOCK_DGRAM: u16 = 2;
 const SOCK_RAW: u16 = 3;
 /// Number of the flag (enum sock_flags).
 pub const SOCK_DONE: u64 = 1;
-const TCP_ESTABLISHED: u64 = 1;
-const TCP_SYN_SENT: u64 = 2;
-const TCP_CLOSE: u64 = 7;
+pub const TCP_ESTABLISHED: u64 = 1;
+pub const TCP_SYN_SENT: u64 = 2;
+pub const TCP_CLOSE: u64 = 7;
 const EINPROGRESS: i64 = -115;
 const ECANCELED: i64 = -125;
 
@@ -197,7 +200,7 @@ pub fn connected(writer: Writer, payload: &Socket, of: &Of) {
     if result == EINPROGRESS {
         expect_outcome(who, of);
     } else if result == 0 && protocol == IPPROTO_TCP {
-        follow_flow(who, of, false);
+        follow_flow(who, of, flow_direction::OUT);
     }
 }
 
@@ -208,13 +211,13 @@ pub fn accepted(writer: Writer, payload: &Socket, of: &Of) {
     let protocol = payload.protocol;
     writer.send();
     if protocol == IPPROTO_TCP {
-        follow_flow(who, of, true);
+        follow_flow(who, of, flow_direction::IN);
     }
 }
 
 /// Who owns the socket, as of now, in this CPU's room for it.
 #[inline(always)]
-fn owned(who: &Header, of: &Of, incoming: bool) -> Option<&'static mut Owned> {
+fn owned(who: &Header, of: &Of, direction: u32) -> Option<&'static mut Owned> {
     let owned = OWNED.get_ptr_mut(0)?;
     // SAFETY: a per-CPU map value that the network class alone uses.
     let owned = unsafe { &mut *owned };
@@ -223,13 +226,13 @@ fn owned(who: &Header, of: &Of, incoming: bool) -> Option<&'static mut Owned> {
     owned.inode = of.inode;
     // SAFETY: no arguments.
     owned.begin_ns = unsafe { bpf_ktime_get_boot_ns() };
-    owned.incoming = incoming.into();
+    owned.direction = direction.into();
     Some(owned)
 }
 
 #[inline(always)]
-fn follow_flow(who: &Header, of: &Of, incoming: bool) -> Option<()> {
-    let owned = owned(who, of, incoming)?;
+fn follow_flow(who: &Header, of: &Of, direction: u32) -> Option<()> {
+    let owned = owned(who, of, direction)?;
     if FLOWS.insert(of.sock, &*owned, 0).is_err() {
         count_pending_full(class::NETWORK);
     }
@@ -241,7 +244,7 @@ fn follow_flow(who: &Header, of: &Of, incoming: bool) -> Option<()> {
 #[inline(always)]
 fn expect_outcome(who: &Header, of: &Of) -> Option<()> {
     let via = who.via;
-    let owned = owned(who, of, false)?;
+    let owned = owned(who, of, flow_direction::OUT)?;
     if PENDING.insert(of.sock, &*owned, 0).is_err() {
         count_pending_full(class::NETWORK);
         return None;
@@ -274,7 +277,7 @@ fn outcome(class: u8, via: u8, sock: u64, state: u64, owned: &Owned) -> Option<(
 /// `inet_sock_set_state(sk, oldstate, newstate)`, often in an interrupt.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Socket, || {
         let (old, new) = (argument(&ctx, 1) as u32, argument(&ctx, 2) as u32);
         let (sock, new) = (argument(&ctx, 0), u64::from(new));
         if u64::from(old) == TCP_SYN_SENT {
@@ -316,7 +319,7 @@ fn try_closed(sock: u64) -> Option<()> {
         payload.socket.local_port = u16::from_be(kernel::read(sock, offset!(inet_sport)));
     }
     payload.begin_ns = owned.begin_ns;
-    payload.incoming = owned.incoming as u32;
+    payload.direction = owned.direction as u32;
     let sent: u64 = kernel::read(sock, offset!(tcp_bytes_sent));
     let again: u64 = kernel::read(sock, offset!(tcp_bytes_retransmitted));
     payload.bytes_sent = sent - again;

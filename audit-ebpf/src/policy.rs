@@ -37,9 +37,9 @@ use crate::{
     task,
 };
 
-/// The generation in force, and the bank of `SHED` in use.
+/// The generation in force, the bank of `SHED` in use, and the last generation.
 #[map]
-static CURRENT: Array<u32> = Array::with_max_entries(2, 0);
+static CURRENT: Array<u32> = Array::with_max_entries(3, 0);
 #[map]
 static POLICIES: Array<Policy> = Array::with_max_entries(BANKS, 0);
 /// Rules that the kind satisfies, whether they name it or none; at bank * FILTER_KINDS + kind.

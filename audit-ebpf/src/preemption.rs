@@ -10,6 +10,18 @@ use core::arch::asm;
 
 use audit_common::config::{PREEMPTION_OFF, PREEMPTION_ON};
 
+use crate::gate::{self, Place};
+
+/// Runs `body` with preemption off, if it is for this set of programs to record at `place`.
+#[inline(always)]
+pub fn at(place: Place, body: impl FnOnce()) -> i32 {
+    without(|| {
+        if gate::is_open(place, 0) {
+            body();
+        }
+    })
+}
+
 /// Runs `body` with preemption off.
 #[inline(always)]
 pub fn without(body: impl FnOnce()) -> i32 {

@@ -14,6 +14,7 @@ use aya_ebpf::{
 use crate::{
     copies::{self, FIRST},
     file,
+    gate::{self, Place},
     inode::file_object,
     kernel::{self, Struct},
     path::{self, Path},
@@ -34,7 +35,7 @@ pub fn argument(ctx: &BtfTracePointContext, n: usize) -> u64 {
 /// `sched_process_exec(task, old_pid, bprm)`: the new program is in place, nothing of it has run.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Exec, || {
         try_exec(BTF_TRACEPOINT, argument(&ctx, 2));
     })
 }
@@ -242,14 +243,16 @@ pub extern "C" fn gather(index: u32) -> u32 {
 /// `finalize_exec(bprm)`, a little earlier: everything that the record tells is in place.
 #[kprobe]
 pub fn exec_kprobe(ctx: ProbeContext) -> u32 {
-    try_exec(via::KPROBE, ctx.arg(0).unwrap_or(0));
+    if gate::is_open(Place::Exec, 0) {
+        try_exec(via::KPROBE, ctx.arg(0).unwrap_or(0));
+    }
     0
 }
 
 /// `sched_process_fork(parent, child)`
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fork(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Fork, || {
         try_fork(BTF_TRACEPOINT, argument(&ctx, 1));
     })
 }
@@ -276,21 +279,25 @@ fn try_fork(via: u8, child: u64) -> Option<()> {
 /// `wake_up_new_task(child)`, right after it.
 #[kprobe]
 pub fn fork_kprobe(ctx: ProbeContext) -> u32 {
-    try_fork(via::KPROBE, ctx.arg(0).unwrap_or(0));
+    if gate::is_open(Place::Fork, 0) {
+        try_fork(via::KPROBE, ctx.arg(0).unwrap_or(0));
+    }
     0
 }
 
 /// `taskstats_exit(task)`, a little earlier.
 #[kprobe]
 pub fn exit_kprobe(_: ProbeContext) -> u32 {
-    try_exit(via::KPROBE);
+    if gate::is_open(Place::Exit, 0) {
+        try_exit(via::KPROBE);
+    }
     0
 }
 
 /// `sched_process_exit(task)`, in the context of the task that ends.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn exit(_: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Exit, || {
         try_exit(BTF_TRACEPOINT);
     })
 }

@@ -1,7 +1,14 @@
 //! What the agent decided before load: field offsets, settings, and processes to leave out.
 
-use audit_common::{call::ARGUMENTS, config::Settings, limits, offsets::Offsets};
+use audit_common::{
+    call::ARGUMENTS,
+    config::{Settings, TICK_NS},
+    limits,
+    offsets::Offsets,
+};
 use aya_ebpf::{macros::map, maps::HashMap};
+
+use crate::task;
 
 // Read through volatile loads: the agent replaces their bytes in the object, so the compiler must
 // not use the values it sees here. The verifier knows the replaced values as constants.
@@ -25,14 +32,16 @@ static SETTINGS: Settings = Settings {
     uring_has_data: 0,
     uring_accepts_many: 0,
     copies: 0,
+    generation: 0,
 };
 
 // SAFETY: all fields are u32, for which zero is a value.
 const ZERO_OFFSETS: Offsets = unsafe { core::mem::zeroed() };
 
-/// Threads' process ids whose events are not reported: the agent, the collector.
+/// Processes whose events are not reported: the agent, the collector. When each began, in ticks of
+/// [`TICK_NS`], because the map may outlive a process, and its number be given out again.
 #[map]
-static IGNORED: HashMap<u32, u8> = HashMap::with_max_entries(limits::IGNORED_PROCESSES, 0);
+static IGNORED: HashMap<u32, u64> = HashMap::with_max_entries(limits::IGNORED_PROCESSES, 0);
 
 /// Ids of our own maps: who else writes to them is reported.
 #[map]
@@ -119,8 +128,14 @@ pub fn own_map(id: u32) -> bool {
     unsafe { OWN_MAPS.get(id).is_some() }
 }
 
-#[inline(always)]
-pub fn ignored(pid: u32) -> bool {
-    // SAFETY: only the presence of the key is used.
-    unsafe { IGNORED.get(pid).is_some() }
+/// Is the current process one of ours? A global function, as [`crate::path::climb_steps`]: inlined, it
+/// costs its callers registers, which old verifiers then find unwritten on the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ignored() -> u32 {
+    // SAFETY: a number that is written whole.
+    match unsafe { IGNORED.get(task::current_pid()) } {
+        Some(began) => (task::current_start_ns() / TICK_NS == *began).into(),
+        None => 0,
+    }
 }

@@ -44,14 +44,18 @@ macro_rules! at_exit {
         pub fn $tracepoint(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
             $crate::preemption::without(|| {
                 let $call = $crate::syscall::Call::of_tracepoint(&ctx);
-                $body
+                if $crate::gate::is_open($crate::gate::Place::Call, $call.slot) {
+                    $body
+                }
             })
         }
 
         #[aya_ebpf::macros::kprobe]
         pub fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
             let $call = $crate::syscall::Call::of_kprobe(&ctx);
-            $body;
+            if $crate::gate::is_open($crate::gate::Place::Call, $call.slot) {
+                $body
+            }
             0
         }
     };

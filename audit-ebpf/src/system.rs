@@ -7,7 +7,9 @@ use audit_common::{
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use crate::{
-    file, kernel, preemption,
+    file,
+    gate::Place,
+    kernel, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Writer},
     settings::{self, offset},
@@ -18,7 +20,7 @@ use crate::{
 /// `signal_generate(signal, info, task, group, result)`
 #[btf_tracepoint(function = "signal_generate")]
 pub fn signal(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::Signal, || {
         try_signal(&ctx);
     })
 }

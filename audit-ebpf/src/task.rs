@@ -23,6 +23,15 @@ pub fn current_pid() -> u32 {
     (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
 }
 
+/// When the current process (its group leader) began.
+#[inline(always)]
+pub fn current_start_ns() -> u64 {
+    with_task!(|task| {
+        let leader = task.pointer(offset!(task_group_leader));
+        leader.field(offset!(task_start_boottime))
+    })
+}
+
 /// Fills what names the process in the header of `class`, with its credentials of this moment. A global
 /// function, as [`crate::path::climb_steps`]: every program has it.
 #[unsafe(no_mangle)]
@@ -42,6 +51,16 @@ pub extern "C" fn fill_actor(class: u32) -> u32 {
     }
     with_task!(|task| fill_from(header, task));
     0
+}
+
+/// The same, of another task. Its cgroup stays unknown: the agent looks it up.
+#[inline(always)]
+pub fn fill_of(header: &mut Header, task: u64) {
+    header.pid = kernel::read(task, offset!(task_tgid));
+    header.tid = kernel::read(task, offset!(task_pid));
+    header.cgroup_id = 0;
+    header.comm = kernel::read(task, offset!(task_comm));
+    fill_from(header, Struct::<false>::at(task));
 }
 
 #[inline(always)]

@@ -25,6 +25,7 @@ use aya_ebpf::{
 
 use crate::{
     file::{self, FMODE_CREATED, FMODE_WRITE},
+    gate::{self, Place},
     inode::file_object,
     kernel::{self, Block},
     path::{self, Path},
@@ -132,7 +133,10 @@ at_exit!(exit_moved, exit_moved_kprobe: |call| {
 /// `locks_remove_file(file)`
 #[kprobe]
 pub fn close_write_kprobe(ctx: ProbeContext) -> u32 {
-    closed(ctx.arg(0).unwrap_or(0), via::KPROBE, true);
+    let file = ctx.arg(0).unwrap_or(0);
+    if gate::is_open(Place::LastClose, file as u32) {
+        closed(file, via::KPROBE, true);
+    }
     0
 }
 

@@ -163,6 +163,11 @@ impl Stack {
         daemon::signal(pid, libc::SIGHUP)
     }
 
+    /// What the next agent is started with, in place of [`Options::agent`].
+    pub fn agent_options(&mut self, options: Vec<String>) {
+        self.options.agent = options;
+    }
+
     pub fn collector_pid(&self) -> Option<u32> {
         self.collector.as_ref().map(Daemon::pid)
     }

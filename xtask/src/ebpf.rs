@@ -1,4 +1,5 @@
-//! `cargo xtask ebpf`: the kernel programs, built as `cargo build` builds them, and their sizes.
+//! `cargo xtask ebpf`: the kernel programs, built as `cargo build` builds them, and their sizes; with
+//! --stats, what [`crate::verifier`] makes of them.
 
 use std::{
     fs,
@@ -9,12 +10,35 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{cargo, setup, steps::Progress};
+use crate::{cargo, setup, steps::Progress, verifier};
 
 /// What audit-agent/build.rs calls its product.
 const OBJECT: &str = "audit-ebpf";
 
-pub fn run() -> Result<ExitCode> {
+/// Build the kernel programs and show their sizes, or how much a kernel's verifier has to check
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  cargo xtask ebpf                  build, and list the programs by size
+  cargo xtask ebpf --stats          what this kernel's verifier goes through for each; root
+  cargo xtask ebpf --stats 5.10 7   the same of other kernels, in QEMU
+  cargo xtask ebpf --stats all      of all that `cargo xtask vm` tests; writes docs/verifier.md
+
+With --stats nothing is built: run `cargo build --workspace --bins` yourself. It fails where a program
+takes more than half of what the verifier goes through at most.")]
+pub struct Args {
+    /// Ask the verifier
+    #[arg(long)]
+    stats: bool,
+    /// Kernels as `cargo xtask vm` takes them, or `all`; none: this one
+    #[arg(value_name = "KERNEL", requires = "stats")]
+    kernels: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.stats {
+        return verifier::run(&args.kernels);
+    }
     let mut progress = Progress::new(2);
     progress.step("toolchain for the kernel programs");
     setup::building()?;

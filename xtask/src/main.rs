@@ -11,6 +11,7 @@ mod setup;
 mod steps;
 mod test;
 mod up;
+mod verifier;
 mod vm;
 
 use std::process::ExitCode;
@@ -35,8 +36,8 @@ enum Command {
     Events,
     /// Write a new kind of event into every place that knows kinds
     NewEvent(new_event::Args),
-    /// Build the kernel programs and show their sizes
-    Ebpf,
+    /// Build the kernel programs and show their sizes, or how much a kernel's verifier has to check
+    Ebpf(ebpf::Args),
     /// Every check there is: format, lints, docs, tests, live tests, benches, deployment files
     Test(test::Args),
     /// Measure this host: overhead, loss, detect, ingest
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Events => events::run(),
         Command::NewEvent(args) => new_event::run(&args),
-        Command::Ebpf => ebpf::run(),
+        Command::Ebpf(args) => ebpf::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Vm(args) => vm::run(&args),

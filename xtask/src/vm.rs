@@ -23,6 +23,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Parser as _;
 
 use crate::cargo;
 use apt::Apt;
@@ -127,6 +128,35 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(test) => run_tests(&host, &chosen, &test, args),
         None => run_command(&host, &chosen, words, args),
     }
+}
+
+/// What a command writes on each of these kernels (none: those tested by default), by series.
+pub fn outputs(kernels: &[String], command: &[&str]) -> Result<Vec<(String, String)>> {
+    let words = kernels.iter().map(String::as_str).chain(["--"]);
+    let words = words.chain(command.iter().copied());
+    let args = Line::try_parse_from(["vm"].into_iter().chain(words))?.args;
+    let (lock, directory) = directory()?;
+    let known = self::kernels(&directory, &mirror(None)?, &args.flavour)?;
+    let asked = asked(&args).into_iter();
+    let chosen: Vec<Kernel> = asked.map(|asked| known.get(asked)).collect::<Result<_>>()?;
+    drop(lock);
+    ensure!(
+        run(&args)? == ExitCode::SUCCESS,
+        "not on every kernel; what went wrong is above"
+    );
+    let read = |kernel: &Kernel| {
+        let series = kernel.release.series();
+        let text = fs::read(directory.join("logs").join(format!("{series}.output")))?;
+        Ok((series, String::from_utf8_lossy(&text).replace('\r', "")))
+    };
+    chosen.iter().map(read).collect()
+}
+
+/// The arguments as a program of their own.
+#[derive(Debug, clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: Args,
 }
 
 /// Why the quick form cannot run here, after an attempt to get all that it needs.

@@ -62,7 +62,18 @@ pub const GENERAL: &[(&str, &str)] = &[
         "Losses",
         "Each class has its own numbers and its own ring (flow shares that of network). What did not \
          fit is told by a `lost` event with the missing numbers; what the kernel skipped before it \
-         had a number, by one with the place `hook` and the most that it can be.",
+         had a number, by one with the place `hook` and the most that it can be. A `lost` event \
+         with the place `agent` has no number: an agent was killed, and nothing says how far it had \
+         got.",
+    ),
+    (
+        "Before the agent",
+        "When it begins, the agent looks at every process's open files, once. Listening TCP sockets \
+         are told as `listen` with `via` = `snapshot`, established connections when they end. What \
+         calls do with older descriptors and sockets is told as with any, because it is read from \
+         the kernel's object. With `capture.pin.directory` capture goes on while no agent runs: \
+         events wait in the rings, nothing is told twice, and there is no such look at the next \
+         start.",
     ),
     (
         "Columns",
@@ -152,10 +163,13 @@ fn of_socket(kind: u16) -> &'static [&'static str] {
         ],
         kind::ACCEPT => &["Only when a connection was accepted, of IPv4 and IPv6."],
         kind::BIND => &["IPv4 and IPv6 sockets only."],
-        kind::LISTEN => &["IPv4 and IPv6 sockets only."],
+        kind::LISTEN => &[
+            "IPv4 and IPv6 sockets only.",
+            "With `via` = `snapshot`: a TCP socket that listened when the agent began, once for each process that has it open; `result_value` and `socket_backlog` are absent, `time` is that of the look.",
+        ],
         kind::CLOSE_FLOW => &[
-            "TCP connections whose connect or accept was seen, at most 16,384 at a time; of others the end is not told.",
-            "The process is the one that connected or accepted.",
+            "TCP connections whose connect or accept was seen, or that were there when the agent began, at most 16,384 at a time; of others the end is not told.",
+            "The process is the one that connected or accepted. Of a connection that is older than the agent it is the first that had it open, and `socket_direction` and `flow_duration_ns` are absent.",
         ],
         kind::DATAGRAM => &[
             "The first datagram of a process to an address, port and protocol in each minute, of IPv4 and IPv6, when it was sent; a connected socket is told by connect. The last 16,384 peers are remembered.",

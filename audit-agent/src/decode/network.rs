@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use audit_common::record::{self, Record, section, socket_flags};
+use audit_common::record::{self, Record, flow_direction, section, socket_flags};
 use audit_proto::{
     text::escape,
     v1::{Endpoint, Event, Flow, Socket, TargetProcess},
@@ -74,8 +74,13 @@ pub(super) fn special(record: &Record<'_>, event: &mut Event) -> Option<()> {
 
 pub(super) fn close_flow(record: &Record<'_>, event: &mut Event) -> Option<()> {
     let flow: record::Flow = record.payload()?;
-    let direction = if flow.incoming != 0 { "in" } else { "out" };
+    let direction = match flow.direction {
+        flow_direction::OUT => "out",
+        flow_direction::IN => "in",
+        _ => "",
+    };
     event.socket = Some(describe(&flow.socket, direction));
+    let known = flow.begin_ns != 0;
     let duration = record.header.time_ns.saturating_sub(flow.begin_ns);
     event.flow = Some(Flow {
         bytes_sent: Some(flow.bytes_sent as i64),
@@ -83,7 +88,7 @@ pub(super) fn close_flow(record: &Record<'_>, event: &mut Event) -> Option<()> {
         segments_sent: Some(flow.segments_sent.into()),
         segments_received: Some(flow.segments_received.into()),
         retransmits: Some(flow.retransmits.into()),
-        duration_ns: Some(duration as i64),
+        duration_ns: known.then_some(duration as i64),
     });
     Some(())
 }

@@ -407,7 +407,7 @@ impl Source for Scripted {
         Ok(())
     }
 
-    fn counters(&self) -> [KernelCounters; 4] {
+    fn counters(&mut self) -> [KernelCounters; 4] {
         Default::default()
     }
 
@@ -467,7 +467,7 @@ impl Source for Ruled {
         self.replay.next(timeout, round)
     }
 
-    fn counters(&self) -> [KernelCounters; 4] {
+    fn counters(&mut self) -> [KernelCounters; 4] {
         self.replay.counters()
     }
 
@@ -556,7 +556,7 @@ async fn a_failing_source_ends_the_agent_after_delivering() {
         fn next(&mut self, _: Duration, _: &mut Round) -> io::Result<()> {
             Err(io::Error::other("ring gone"))
         }
-        fn counters(&self) -> [KernelCounters; 4] {
+        fn counters(&mut self) -> [KernelCounters; 4] {
             Default::default()
         }
         fn ignore(&mut self, _: u32) -> io::Result<()> {

@@ -9,7 +9,7 @@ use audit_common::{call::Shape, kind};
 use aya::{
     Btf, Ebpf,
     maps::{Array, MapData, ProgramArray},
-    programs::{KProbe, Program, ProgramError, ProgramFd},
+    programs::{KProbe, Program, ProgramError, ProgramFd, links::FdLink},
 };
 
 use super::{
@@ -19,12 +19,13 @@ use super::{
         Rung,
     },
     io_uring,
+    pins::Making,
 };
 use crate::Config;
 
 /// A program at a tracepoint, and how often the kernel had skipped it when we last looked.
 pub(super) struct Attached {
-    pub name: &'static str,
+    pub name: String,
     pub program: ProgramFd,
     pub skipped: u64,
 }
@@ -57,6 +58,8 @@ pub(super) struct Attacher<'a> {
     pub uring: &'a io_uring::Tracepoints,
     /// Why this kernel's way to free open files is not one to watch.
     pub frees_unseen: Option<&'static str>,
+    /// Where links and programs are pinned, if they are.
+    pub pins: Option<&'a Making>,
     /// It is watched.
     pub sees_freed: bool,
     pub attached: Vec<Attached>,
@@ -100,7 +103,7 @@ impl Attacher<'_> {
         if rung == Rung::Kprobe {
             self.attach(PROBE_DISPATCHER)?;
             // Whether it is skipped does not matter: it does nothing.
-            return attach(self.ebpf, LISTENER, self.kernel).map(mem::drop);
+            return attach(self.ebpf, LISTENER, self.kernel, self.pins).map(mem::drop);
         }
         self.attach(DISPATCHER)
     }
@@ -214,7 +217,7 @@ impl Attacher<'_> {
         if let (true, Some(reason)) = (is_freed, self.frees_unseen) {
             return Err(format!("{}: {reason}", point.place.name()));
         }
-        let program = attach(self.ebpf, point, self.kernel)?;
+        let program = attach(self.ebpf, point, self.kernel, self.pins)?;
         if is_freed {
             self.sees_freed = true;
             // What is skipped there was freed by an interrupt of the program, and so no open file.
@@ -227,7 +230,7 @@ impl Attacher<'_> {
             .all(|known| known.name != point.program)
         {
             self.attached.push(Attached {
-                name: point.program,
+                name: point.program.to_owned(),
                 program,
                 skipped: 0,
             });
@@ -256,7 +259,12 @@ fn status(hook: &Hook) -> HookStatus {
 }
 
 /// Loads a program for that place, unless it is loaded already, for it may serve many calls.
-fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<ProgramFd, String> {
+pub(super) fn load(
+    ebpf: &mut Ebpf,
+    name: &str,
+    place: Place,
+    kernel: &Btf,
+) -> Result<ProgramFd, String> {
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| format!("the object has no program {name}"))?;
@@ -267,6 +275,7 @@ fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<Progr
         (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
         (Program::Lsm(program), Place::Lsm(hook)) => program.load(hook, kernel),
         (Program::RawTracePoint(program), Place::RawTracepoint(_)) => program.load(),
+        (Program::Iter(program), Place::Iterator(over)) => program.load(over, kernel),
         _ => return Err(format!("{name} is not for {place:?}")),
     };
     let loaded = match loaded {
@@ -280,22 +289,55 @@ fn load(ebpf: &mut Ebpf, name: &str, place: Place, kernel: &Btf) -> Result<Progr
         .map_err(|error| format!("{name}: {}", chain(&error)))
 }
 
-pub(super) fn attach(ebpf: &mut Ebpf, point: Point, kernel: &Btf) -> Result<ProgramFd, String> {
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    point: Point,
+    kernel: &Btf,
+    pins: Option<&Making>,
+) -> Result<ProgramFd, String> {
     let fd = load(ebpf, point.program, point.place, kernel)?;
-    let attached = match (ebpf.program_mut(point.program), point.place) {
+    let named = |reason: String| format!("{}: {reason}", point.program);
+    // The link by itself, if it is to be pinned.
+    macro_rules! link {
+        ($program:ident, $attached:expr) => {{
+            let link = $attached.map_err(|error| named(chain(&error)))?;
+            let Some(_) = pins else { return Ok(fd) };
+            $program.take_link(link).map_err(|error| chain(&error))
+        }};
+    }
+    let link: Result<FdLink, String> = match (ebpf.program_mut(point.program), point.place) {
         (Some(Program::BtfTracePoint(program)), Place::Tracepoint(_)) => {
-            program.attach().map(mem::drop)
+            link!(program, program.attach()).map(FdLink::from)
+        }
+        (Some(Program::Lsm(program)), Place::Lsm(_)) => {
+            link!(program, program.attach()).map(FdLink::from)
+        }
+        (Some(Program::RawTracePoint(program)), Place::RawTracepoint(name)) => {
+            link!(program, program.attach(name)).map(FdLink::from)
         }
         (Some(Program::KProbe(program)), Place::Kprobe(function)) => {
             let program: &mut KProbe = program;
-            program.attach(function, 0).map(mem::drop)
+            let link = link!(program, program.attach(function, 0));
+            link.and_then(|link| FdLink::try_from(link).map_err(|error| chain(&error)))
         }
-        (Some(Program::Lsm(program)), Place::Lsm(_)) => program.attach().map(mem::drop),
-        (Some(Program::RawTracePoint(program)), Place::RawTracepoint(name)) => {
-            program.attach(name).map(mem::drop)
-        }
-        _ => Err(ProgramError::NotLoaded),
+        _ => Err(chain(&ProgramError::NotLoaded)),
     };
-    attached.map_err(|error| format!("{}: {}", point.program, chain(&error)))?;
+    let link = link.map_err(named)?;
+    if let Some(pins) = pins {
+        pin(ebpf, point, link, pins).map_err(named)?;
+    }
     Ok(fd)
+}
+
+/// From here on the program is attached as long as its link is in the directory.
+fn pin(ebpf: &mut Ebpf, point: Point, link: FdLink, pins: &Making) -> Result<(), String> {
+    let path = pins.program(point.program);
+    // One program may be at several places.
+    if let Some(program) = ebpf.program_mut(point.program).filter(|_| !path.exists()) {
+        program.pin(&path).map_err(|error| chain(&error))?;
+    }
+    let path = pins.link(point.program, point.place.name());
+    link.pin(&path)
+        .map(mem::drop)
+        .map_err(|error| chain(&error))
 }

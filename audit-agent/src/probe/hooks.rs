@@ -20,6 +20,8 @@ pub enum Rung {
     Trampoline,
     Kprobe,
     Tracepoint,
+    /// Runs once, over what is there.
+    Iterator,
 }
 
 impl fmt::Display for Rung {
@@ -28,6 +30,7 @@ impl fmt::Display for Rung {
             Self::Trampoline => "fentry/LSM",
             Self::Kprobe => "kprobe",
             Self::Tracepoint => "tracepoint",
+            Self::Iterator => "iterator",
         })
     }
 }
@@ -49,6 +52,8 @@ pub enum Place {
     Lsm(&'static str),
     /// A tracepoint, without its types.
     RawTracepoint(&'static str),
+    /// Objects of a kind.
+    Iterator(&'static str),
 }
 
 impl Place {
@@ -57,7 +62,8 @@ impl Place {
             Self::Tracepoint(name)
             | Self::Kprobe(name)
             | Self::Lsm(name)
-            | Self::RawTracepoint(name) => name,
+            | Self::RawTracepoint(name)
+            | Self::Iterator(name) => name,
         }
     }
 }
@@ -95,6 +101,8 @@ const DESCRIPTORS: &[&str] = &["files_struct", "fdtable", "file"];
 const SOCKETS: &[&str] = &["inode", "socket", "sock"];
 const FILES: &[&[&str]] = &[PATHS, DESCRIPTORS];
 const SOCKET_CALLS: &[&[&str]] = &[DESCRIPTORS, SOCKETS];
+/// Of the iterator that tells what was there before the agent.
+pub const SNAPSHOT_NEEDS: &[&[&str]] = &[CORE, DESCRIPTORS, SOCKETS];
 
 /// What attaches to typed tracepoints.
 const fn points(

@@ -17,11 +17,15 @@ const NOTHING: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
 
 /// Are programs at tracepoints preempted here? `release` is that of uname.
 pub fn is_preemptible(release: &str) -> bool {
+    version(release) >= (6, 19)
+}
+
+/// The first two numbers of a release.
+pub fn version(release: &str) -> (u32, u32) {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse().unwrap_or(0_u32));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= (6, 19)
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// `object` with its placeholders replaced.

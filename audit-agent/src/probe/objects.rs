@@ -11,12 +11,13 @@ use audit_common::{
     offsets::{MISSING, Offsets},
     record::SEEN_BYTES,
 };
-use aya::{Btf, Ebpf, maps::HashMap};
+use aya::{Btf, Ebpf, maps::PerCpuArray};
 
 use super::{
     attach::attach,
     btf::{Argument, Types},
     hooks::{FREED, HOOKS, HookStatus, OBJECT_KINDS, OBJECTS, Place, Point, Rung},
+    pins::Making,
 };
 
 /// What is to be tried, and why nothing better.
@@ -28,6 +29,16 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Before anything was tried.
+    pub fn new(types: &Types, offsets: &Offsets) -> Self {
+        let copies = copies_missing(types, offsets);
+        Self {
+            rung: None,
+            refused: Vec::new(),
+            copies: copies.map_or(Ok(()), |reason| Err(reason.to_owned())),
+        }
+    }
+
     /// Tells hooks how their objects and texts are seen.
     pub fn tell(&self, hooks: &mut [HookStatus]) {
         let reasons = self.refused.iter();
@@ -52,7 +63,7 @@ pub(super) fn missing(rung: Rung, types: &Types) -> Option<String> {
     if rung == Rung::Trampoline {
         return without_lsm(types);
     }
-    if !Path::new("/sys/bus/event_source/devices/kprobe").exists() {
+    if !has_kprobes() {
         return Some("this kernel has no kprobes".to_owned());
     }
     let mut missing = OBJECTS
@@ -60,6 +71,10 @@ pub(super) fn missing(rung: Rung, types: &Types) -> Option<String> {
         .filter(|(function, _, _)| !types.has_function(function));
     let (function, _, _) = missing.next()?;
     Some(format!("this kernel has no function {function}"))
+}
+
+pub(super) fn has_kprobes() -> bool {
+    Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 
 fn without_lsm(types: &Types) -> Option<String> {
@@ -87,7 +102,12 @@ const NOT_ASKED: &str =
     "the kernel does not ask BPF programs (no `bpf` in the boot parameter lsm= or CONFIG_LSM)";
 
 /// Attaches all of the rung's programs, and lets them prove that they see something.
-pub(super) fn attach_all(ebpf: &mut Ebpf, kernel: &Btf, rung: Rung) -> Result<(), String> {
+pub(super) fn attach_all(
+    ebpf: &mut Ebpf,
+    kernel: &Btf,
+    rung: Rung,
+    pins: Option<&Making>,
+) -> Result<(), String> {
     for (function, of_lsm, of_kprobe) in OBJECTS {
         let point = match rung {
             Rung::Trampoline => Point {
@@ -100,7 +120,7 @@ pub(super) fn attach_all(ebpf: &mut Ebpf, kernel: &Btf, rung: Rung) -> Result<()
             },
         };
         // Where one is skipped nothing is lost: `path_source` says that it saw nothing.
-        attach(ebpf, point, kernel)?;
+        attach(ebpf, point, kernel, pins)?;
     }
     if sees(ebpf)? {
         Ok(())
@@ -109,19 +129,20 @@ pub(super) fn attach_all(ebpf: &mut Ebpf, kernel: &Btf, rung: Rung) -> Result<()
     }
 }
 
-/// Opens a file for writing, which the hook of opens keeps until the end of the call, where no program
-/// is yet to take it.
+/// Opens a file for writing, and looks whether the hook of opens has put together what it saw: in room
+/// that no other set of programs has.
 fn sees(ebpf: &Ebpf) -> Result<bool, String> {
-    let map = ebpf.map("SEEN").ok_or("the object has no map SEEN")?;
-    let seen: HashMap<_, u64, [u8; SEEN_BYTES]> =
-        HashMap::try_from(map).map_err(|error| format!("map SEEN: {error}"))?;
+    let map = ebpf.map("ROOM").ok_or("the object has no map ROOM")?;
+    let failed = |error| format!("map ROOM: {error}");
+    let room: PerCpuArray<_, [u8; SEEN_BYTES]> = PerCpuArray::try_from(map).map_err(failed)?;
     let opened = OpenOptions::new().write(true).open("/dev/null");
     opened.map_err(|error| format!("/dev/null: {error}"))?;
-    Ok(seen.keys().next().is_some())
+    let seen = room.get(&0, 0).map_err(failed)?;
+    Ok(seen.iter().flatten().any(|byte| *byte != 0))
 }
 
 /// Why the texts that the kernel has copied cannot be seen.
-pub(super) fn copies_missing(types: &Types, offsets: &Offsets) -> Option<&'static str> {
+fn copies_missing(types: &Types, offsets: &Offsets) -> Option<&'static str> {
     let cache = Argument::Pointer("kmem_cache".to_owned());
     let arguments = types.tracepoint(FREED.place.name()).unwrap_or_default();
     if arguments.get(2) != Some(&cache) {

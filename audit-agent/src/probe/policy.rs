@@ -4,10 +4,13 @@
 //! switched to, when every program that began before has long ended. So a change detaches nothing,
 //! loses nothing, and is one write of one number. A rule's counts are taken over before its bank is
 //! written again, and shed counts are read from the bank that is not in use, so none is lost.
+//!
+//! Where capture outlives the agent so do these maps, with what is in force and what was counted. The
+//! next agent takes a look at both banks, and goes on as if it had written them.
 
 use std::{
     collections::BTreeMap,
-    mem,
+    iter, mem,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,22 +21,24 @@ use audit_common::{
     class,
     limits::FILTER_KINDS,
     policy::{
-        BANKS, BudgetKey, CgroupKey, GENERATION, PATH_KNOWN, PathPrefix, Policy as Masks,
-        ProgramKey, SHED_BANK, Shed, UserPrefix, hidden_index,
+        BANKS, BudgetKey, CgroupKey, GENERATION, LAST_GENERATION, PATH_KNOWN, PathPrefix,
+        Policy as Masks, ProgramKey, SHED_BANK, Shed, UserPrefix, hidden_index,
     },
 };
-use aya::{
-    Ebpf,
-    maps::{
-        Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
-        lpm_trie::Key,
-    },
+use aya::maps::{
+    Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+    lpm_trie::Key,
 };
 
-use super::{ProbeError, take};
+use super::{ProbeError, typed};
 use crate::{
-    policy::{Policy, places, places::Places, tables::Tables},
+    policy::{
+        Policy, places,
+        places::Places,
+        tables::{Tables, UserBlock},
+    },
     source::ShedCount,
+    unsent::Told,
 };
 
 /// Programs run for some microseconds, a second at the very most where a host stands still.
@@ -85,21 +90,14 @@ struct Maps {
 }
 
 impl Rules {
-    /// Takes the maps, and writes the first set: before anything is attached.
-    pub(super) fn new(ebpf: &mut Ebpf, policy: Arc<Policy>) -> Result<Self, ProbeError> {
-        let maps = Maps {
-            current: take(ebpf, "CURRENT")?,
-            policies: take(ebpf, "POLICIES")?,
-            kinds: take(ebpf, "KIND_RULES")?,
-            calls: take(ebpf, "CALL_RULES")?,
-            users: take(ebpf, "USER_RULES")?,
-            cgroups: take(ebpf, "CGROUP_RULES")?,
-            programs: take(ebpf, "PROGRAM_RULES")?,
-            prefixes: take(ebpf, "PATH_RULES")?,
-            hidden: take(ebpf, "HIDDEN_BY")?,
-            shed: take(ebpf, "SHED")?,
-            shed_rest: take(ebpf, "SHED_REST")?,
-        };
+    /// Takes the maps, and writes the first set: before anything is attached, or in place of what a
+    /// former agent has left in them, of which `told` are the counts that it has told.
+    pub(super) fn open(
+        map: &mut dyn FnMut(&str) -> Result<Map, ProbeError>,
+        policy: Arc<Policy>,
+        told: &Told,
+    ) -> Result<Self, ProbeError> {
+        let maps = Maps::open(map)?;
         let mut rules = Self {
             maps,
             wanted: policy,
@@ -114,8 +112,34 @@ impl Rules {
             hierarchy: places::hierarchy(),
         };
         let failed = |error| ProbeError::Load(format!("capture.filters: {error}"));
+        rules.inherit(told).map_err(failed)?;
         rules.write_if_changed().map_err(failed)?;
         Ok(rules)
+    }
+
+    /// Takes up what is in the maps.
+    fn inherit(&mut self, told: &Told) -> Result<(), MapError> {
+        self.generation = self.maps.current.get(&LAST_GENERATION, 0)?;
+        if self.generation == 0 {
+            return Ok(());
+        }
+        let told = told.rules.iter().cloned().chain(iter::repeat(Vec::new()));
+        for ((bank, room), rules) in (0..).zip(&mut self.banks).zip(told) {
+            let tables = self.maps.tables(bank)?;
+            *room = Bank { tables, rules };
+        }
+        // What is there is told, whoever had the budget.
+        self.has_budgets = true;
+        self.shed_bank = self.maps.current.get(&SHED_BANK, 0)?;
+        for (class, before) in class::ALL.into_iter().zip(&mut self.shed_rest) {
+            *before = sum(&self.maps.shed_rest.get(&class.into(), 0)?);
+        }
+        Ok(())
+    }
+
+    /// By bank, the rules in the order of their bits, with what has been told of each.
+    pub(crate) fn told(&self) -> Vec<Vec<(String, u64)>> {
+        self.banks.iter().map(|bank| bank.rules.clone()).collect()
     }
 
     /// What shall be in force from the next [`Self::refresh`] on.
@@ -140,7 +164,7 @@ impl Rules {
     }
 
     fn write_if_changed(&mut self) -> Result<(), MapError> {
-        if self.written.is_none() && self.wanted.is_empty() {
+        if self.generation == 0 && self.wanted.is_empty() {
             self.written = Some((Arc::clone(&self.wanted), Places::default()));
             return Ok(());
         }
@@ -186,6 +210,7 @@ impl Rules {
         }
         let mut budgets = self.wanted.budgets.iter();
         self.has_budgets |= budgets.any(|budget| budget.interval_ns != 0);
+        self.maps.current.set(LAST_GENERATION, generation, 0)?;
         let in_force = if self.wanted.is_empty() {
             0
         } else {
@@ -267,6 +292,70 @@ fn sum(values: &PerCpuValues<TwoWords>) -> Shed {
 }
 
 impl Maps {
+    fn open(map: &mut dyn FnMut(&str) -> Result<Map, ProbeError>) -> Result<Self, ProbeError> {
+        macro_rules! open {
+            ($name:literal) => {
+                typed($name, map($name)?)?
+            };
+        }
+        Ok(Self {
+            current: open!("CURRENT"),
+            policies: open!("POLICIES"),
+            kinds: open!("KIND_RULES"),
+            calls: open!("CALL_RULES"),
+            users: open!("USER_RULES"),
+            cgroups: open!("CGROUP_RULES"),
+            programs: open!("PROGRAM_RULES"),
+            prefixes: open!("PATH_RULES"),
+            hidden: open!("HIDDEN_BY"),
+            shed: open!("SHED"),
+            shed_rest: open!("SHED_REST"),
+        })
+    }
+
+    /// What is in a bank, as far as it must be known to put something else there: not which rules a
+    /// key leads to.
+    fn tables(&self, bank: u32) -> Result<Tables, MapError> {
+        let mut tables = Tables {
+            kinds: values(&self.kinds, bank * FILTER_KINDS, FILTER_KINDS)?,
+            calls: values(&self.calls, bank * SLOTS, SLOTS)?,
+            ..Tables::default()
+        };
+        for key in self.users.keys() {
+            let key = key?;
+            let [of, a, b, c, d] = key.data();
+            if u32::from(of) == bank {
+                tables.users.push(UserBlock {
+                    first: u32::from_be_bytes([a, b, c, d]),
+                    bits: key.prefix_len().saturating_sub(8),
+                    rules: 0,
+                });
+            }
+        }
+        for key in self.cgroups.keys() {
+            let key: CgroupKey = zerocopy::transmute!(key?);
+            if key.bank == u64::from(bank) {
+                tables.cgroups.insert(key.id, 0);
+            }
+        }
+        for key in self.programs.keys() {
+            let key: ProgramKey = zerocopy::transmute!(key?);
+            if key.bank == bank {
+                tables.programs.insert((key.device, key.inode), 0);
+            }
+        }
+        for key in self.prefixes.keys() {
+            let key = key?;
+            let bytes = (key.prefix_len() / 8) as usize;
+            if let [of, prefix @ ..] = &key.data()[..bytes]
+                && u32::from(*of) == bank
+            {
+                tables.prefixes.insert(prefix.to_vec(), 0);
+            }
+        }
+        Ok(tables)
+    }
+
     fn clear(&mut self, bank: u32, old: &Tables) -> Result<(), MapError> {
         for block in &old.users {
             self.users
@@ -347,6 +436,10 @@ fn set_changed(
         }
     }
     Ok(())
+}
+
+fn values(map: &Array<MapData, u64>, first: u32, count: u32) -> Result<Vec<u64>, MapError> {
+    (first..first + count).map(|at| map.get(&at, 0)).collect()
 }
 
 fn words(masks: &Masks) -> [u64; MASK_WORDS] {

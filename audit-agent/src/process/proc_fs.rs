@@ -49,6 +49,13 @@ fn tick_ns() -> u64 {
     1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)
 }
 
+/// When a process began, in ticks since boot.
+pub fn start_ticks(pid: u32) -> io::Result<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    let (_, ticks) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(ticks)
+}
+
 /// Every process that can be read; one that ends meanwhile is left out.
 pub fn processes() -> io::Result<impl Iterator<Item = Seed>> {
     let entries = fs::read_dir("/proc")?;

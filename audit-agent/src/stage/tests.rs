@@ -68,6 +68,8 @@ fn bench() -> Bench {
     let parts = seal::Parts {
         queue: Arc::clone(&queue),
         counters: Arc::clone(&counters),
+        former: Vec::new(),
+        keeper: None,
         give_up: Box::new(|| false),
     };
     let (handover, sealing) = seal::handover(&identity, batch.bytes, parts);

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     file,
+    gate::Place,
     inode::file_object,
     kernel::{self, Block},
     network::{self, Peer},
@@ -28,7 +29,7 @@ use crate::{
 /// fields.
 #[btf_tracepoint(function = "io_uring_complete")]
 pub fn uring_complete(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::UringComplete, || {
         let (ring, request) = (argument(&ctx, 0), argument(&ctx, 1));
         if request != 0 {
             uring_finish(request);
@@ -51,7 +52,7 @@ pub fn uring_complete(ctx: BtfTracePointContext) -> i32 {
 /// the ring is done with; or of one that accepts many.
 #[btf_tracepoint(function = "io_uring_cqe_overflow")]
 pub fn uring_overflow(ctx: BtfTracePointContext) -> i32 {
-    preemption::without(|| {
+    preemption::at(Place::UringOverflow, || {
         /// The completion is one of several (`IORING_CQE_F_MORE`).
         const MORE: u32 = 2;
         let (ring, user_data) = (argument(&ctx, 0), argument(&ctx, 1));
