@@ -286,7 +286,7 @@ impl Reader {
         {
             for set in marked.sets {
                 let is_it = |feed: &Feed| feed.lanes.generation() == set.generation;
-                if let Some(feed) = self.feeds.iter().find(|feed| is_it(feed)) {
+                if let Some(feed) = self.feeds.iter_mut().find(|feed| is_it(feed)) {
                     feed.release(set.positions);
                 }
                 if set.ended {
@@ -493,8 +493,8 @@ impl Feed {
         }
     }
 
-    fn release(&self, positions: [u64; RINGS]) {
-        for (ring, position) in self.lanes.rings.iter().zip(positions) {
+    fn release(&mut self, positions: [u64; RINGS]) {
+        for (ring, position) in self.lanes.rings.iter_mut().zip(positions) {
             ring.release(position);
         }
     }

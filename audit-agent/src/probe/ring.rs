@@ -2,7 +2,8 @@
 //! shared with the kernel, up to which the kernel may write again.
 //!
 //! Where records must survive this process, the second follows only when [`Ring::release`] says so;
-//! else with every record. Layout: kernel/bpf/ringbuf.c; the consumer's page, the producer's, then
+//! else after some records. Not after each: both sides' positions are in memory that the other side
+//! reads for each record that it writes, and every change costs it a cache miss. Layout: kernel/bpf/ringbuf.c; the consumer's page, the producer's, then
 //! the data twice in a row, so that no record is in two pieces.
 
 use std::{
@@ -18,6 +19,9 @@ use aya::maps::{Map, MapData};
 const HEAD_BYTES: usize = 8;
 const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
+/// So often in a ring's length is room given back: what the kernel believes taken is never more than
+/// that above what is.
+const RELEASES: u64 = 64;
 
 pub(crate) struct Ring {
     map: MapData,
@@ -27,6 +31,10 @@ pub(crate) struct Ring {
     page: usize,
     /// Behind the last record read.
     read: u64,
+    /// Behind the last record that was there when we last looked.
+    seen: u64,
+    /// Up to which the kernel may write again.
+    released: u64,
     /// What the kernel may overwrite follows only at a release.
     keeps: bool,
 }
@@ -50,18 +58,26 @@ impl Ring {
             bytes,
             page,
             read,
+            seen: read,
+            released: read,
             keeps,
         })
     }
 
     /// The next record, unless there is none that is whole.
     pub(crate) fn next(&mut self) -> Option<&[u8]> {
-        if !self.keeps {
+        if !self.keeps && self.read - self.released >= self.bytes as u64 / RELEASES {
             self.release(self.read);
         }
         loop {
-            if self.read == self.produced() {
-                return None;
+            if self.read == self.seen {
+                if !self.keeps {
+                    self.release(self.read);
+                }
+                self.seen = self.produced();
+                if self.read == self.seen {
+                    return None;
+                }
             }
             let at = self.page + (self.read as usize & (self.bytes - 1));
             let head = self.producer.word(at).load(Ordering::Acquire);
@@ -92,7 +108,11 @@ impl Ring {
     }
 
     /// Gives what lies before `position` back to the kernel.
-    pub(crate) fn release(&self, position: u64) {
+    pub(crate) fn release(&mut self, position: u64) {
+        if position == self.released {
+            return;
+        }
+        self.released = position;
         self.consumer.position().store(position, Ordering::Release);
     }
 
