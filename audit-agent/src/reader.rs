@@ -263,7 +263,7 @@ impl Reader {
                 round.push_skip(Skip {
                     hook: hook.to_owned(),
                     runs,
-                })
+                });
             });
         } else if feed.is_read() {
             feed.finish(round)?;

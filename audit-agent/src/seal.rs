@@ -2,7 +2,8 @@
 //! queue: hashing and compressing take as long as everything before them.
 //!
 //! Invariants: batches are sealed in the order in which they were passed; the reader is at most one
-//! batch ahead; where batches outlive the agent, they are kept before they are sent; memory goes round: what a batch was collected in is given back when it is sealed.
+//! batch ahead; where batches outlive the agent, they are kept before they are sent; memory goes round:
+//! what a batch was collected in is given back when it is sealed.
 
 use std::{
     sync::{

@@ -71,8 +71,8 @@ fn head() -> String {
     format!(
         "# What the verifier checks\n\n\
          Written by `cargo xtask ebpf --stats all`: instructions that each kernel's verifier goes through\n\
-         for each program, of at most 1,000,000. The command fails where a program takes more than a\n\
-         {HEADROOM}th of that. \"-\": this kernel has no place for the program, or refuses it; docs/kernels.md\n\
+         for each program, of at most 1,000,000. The command fails where a program takes more than\n\
+         1/{HEADROOM} of that. \"-\": this kernel has no place for the program, or refuses it; docs/kernels.md\n\
          says which hooks that leaves.\n\n"
     )
 }

@@ -242,10 +242,10 @@ fn points(kind: u16) -> (Vec<String>, Vec<String>) {
     let (mut points, mut probes) = (Vec::new(), Vec::new());
     for point in hooks.flat_map(|hook| hook.points.iter().chain(hook.probes)) {
         let (list, name) = match point.place {
-            Place::Tracepoint(name) => (&mut points, format!("`{name}`")),
-            Place::Kprobe(name) | Place::Lsm(name) | Place::RawTracepoint(name) => {
-                (&mut probes, format!("`{name}`"))
+            Place::Tracepoint(name) | Place::RawTracepoint(name) | Place::Iterator(name) => {
+                (&mut points, format!("`{name}`"))
             }
+            Place::Kprobe(name) | Place::Lsm(name) => (&mut probes, format!("`{name}`")),
         };
         if !list.contains(&name) {
             list.push(name);

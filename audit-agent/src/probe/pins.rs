@@ -143,7 +143,7 @@ impl Directory {
             path: path.to_owned(),
             _lock: lock,
         };
-        directory.remove(&path.join(NEW))?;
+        remove(&path.join(NEW))?;
         Ok(directory)
     }
 
@@ -189,7 +189,7 @@ impl Directory {
 
     /// What could not be made is not left attached.
     pub fn abandon(&self, making: &Making) {
-        if let Err(error) = self.remove(&making.path) {
+        if let Err(error) = remove(&making.path) {
             tracing::warn!(%error, "capture.pin.directory");
         }
     }
@@ -240,7 +240,7 @@ impl Directory {
             fs::rename(&set.path, &ended).map_err(|e| self.failed(e))?;
             set.path = ended;
         }
-        self.remove(&set.path.join("links"))?;
+        remove(&set.path.join("links"))?;
         std::thread::sleep(GRACE);
         Ok(())
     }
@@ -248,9 +248,9 @@ impl Directory {
     /// Removes a set, with what it holds that was not read; the last of a layout takes with it what
     /// its like share.
     pub fn forget(&self, set: &Set) -> Result<(), PinError> {
-        self.remove(&set.path)?;
+        remove(&set.path)?;
         if set.layout != LAYOUT && self.sets()?.iter().all(|other| other.layout != set.layout) {
-            self.remove(&self.path.join(shared(set.layout)))?;
+            remove(&self.path.join(shared(set.layout)))?;
         }
         Ok(())
     }
@@ -260,13 +260,13 @@ impl Directory {
         let sets = self.sets()?;
         // What attaches first, whatever else fails.
         for set in &sets {
-            self.remove(&set.path.join("links"))?;
+            remove(&set.path.join("links"))?;
         }
         for set in &sets {
-            self.remove(&set.path)?;
-            self.remove(&set.path.with_file_name(shared(set.layout)))?;
+            remove(&set.path)?;
+            remove(&set.path.with_file_name(shared(set.layout)))?;
         }
-        self.remove(&self.path.join(shared(LAYOUT)))?;
+        remove(&self.path.join(shared(LAYOUT)))?;
         for name in COMMON {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -283,15 +283,15 @@ impl Directory {
         }
     }
 
-    fn remove(&self, path: &Path) -> Result<(), PinError> {
-        match fs::remove_dir_all(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, error)),
-            _ => Ok(()),
-        }
-    }
-
     fn failed(&self, error: io::Error) -> PinError {
         failed(&self.path, error)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), PinError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, error)),
+        _ => Ok(()),
     }
 }
 
