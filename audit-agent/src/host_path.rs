@@ -8,8 +8,10 @@
 //!
 //! Invariants: never a guess: a table counts for an event only where no change of the namespace's
 //! mounts is known between the two, and for a file whose device the kernel told only where it says
-//! the same device; what the host cannot reach, or what is not known, has no host path. Nothing is
-//! read for an event whose table is there. Processes of the host's namespace cost a comparison.
+//! the same device. Just after it was read, when events of changes before that may still be to come, a
+//! look must find the file there too. What the host cannot reach, or what is not known, has no host
+//! path. Nothing is read for an event whose table is there. Processes of the host's namespace cost a
+//! comparison.
 
 mod history;
 mod mounts;
@@ -32,6 +34,7 @@ use zerocopy::FromBytes as _;
 use crate::{calls, clock::boot_time_ns, source::Round};
 use history::History;
 use mounts::{Mounts, Place};
+use reading::Witness;
 
 /// Of one mount table: some 3,000 mounts. One that is larger is not kept, and its namespace's files
 /// have no host path.
@@ -61,6 +64,8 @@ pub struct HostPaths {
     changes: Vec<Change>,
     /// When it began.
     now_ns: u64,
+    /// The time of its last record: every change before it is known.
+    settled_ns: u64,
     counters: Counters,
 }
 
@@ -104,6 +109,8 @@ struct Table {
     /// It was read between these.
     begun_ns: u64,
     ended_ns: u64,
+    /// The latest reading that said the same.
+    checked_ns: u64,
 }
 
 impl HostPaths {
@@ -118,6 +125,7 @@ impl HostPaths {
             bytes: 0,
             changes: Vec::new(),
             now_ns: 0,
+            settled_ns: 0,
             counters: Counters::default(),
         }
     }
@@ -146,7 +154,8 @@ impl HostPaths {
             }
         }
         host.refresh();
-        self.now_ns = u64::try_from(boot_time_ns()).unwrap_or(0);
+        self.settled_ns = round.last_ns().unwrap_or(self.settled_ns);
+        self.now_ns = now_ns();
     }
 
     /// Whether [`Self::complete`] may find something for this event.
@@ -201,6 +210,12 @@ impl HostPaths {
             _ => None,
         };
         let place = self.place(header, namespace, &bytes, device)?;
+        let table = self.namespaces.get(&namespace)?.table.as_ref()?;
+        if table.ended_ns > self.settled_ns {
+            let inode = device.and(file.inode);
+            let sees = witness(header, namespace)?.sees(&bytes, inode);
+            sees.ok().filter(|sees| *sees)?;
+        }
         let found = self.host.as_mut()?.find(&place, header.time_ns)?;
         Some(escape(&found).into_owned())
     }
@@ -216,7 +231,7 @@ impl HostPaths {
         let fits = |place: &Place| device.is_none_or(|device| device == i64::from(place.device));
         let now_ns = self.now_ns;
         let table = self.table(header, namespace)?;
-        let age_ns = now_ns.saturating_sub(table.ended_ns);
+        let age_ns = now_ns.saturating_sub(table.checked_ns);
         let place = table.mounts.place(path)?;
         if fits(&place) {
             return Some(place);
@@ -235,7 +250,7 @@ impl HostPaths {
         let known = self.namespaces.get(&namespace);
         let table = known.and_then(|known| known.table.as_ref());
         let fits = table.is_some_and(|table| {
-            let is_old = table.ended_ns + AGE_NS < self.now_ns;
+            let is_old = table.checked_ns + AGE_NS < self.now_ns;
             !is_old && self.holds(namespace, table, time_ns)
         });
         // One that is read now is of after the changes that come after the event.
@@ -267,32 +282,43 @@ impl HostPaths {
         if !known.tried.again(self.now_ns, header.tid) {
             return;
         }
-        let begun_ns = u64::try_from(boot_time_ns()).unwrap_or(0);
-        let readers = [header.tid, header.pid, header.parent_pid];
-        let read = readers.into_iter().find_map(|pid| {
-            let read = reading::of_process(pid, namespace, TABLE_BYTES);
-            read.inspect_err(|error| tracing::debug!(pid, %error, "no mount table"))
-                .ok()
-                .flatten()
-        });
-        let Some(mounts) = read else { return };
-        self.counters.reads += 1;
-        let table = Table {
-            mounts,
-            begun_ns,
-            ended_ns: u64::try_from(boot_time_ns()).unwrap_or(0),
+        let Some(witness) = witness(header, namespace) else {
+            return;
         };
-        self.keep(namespace, table);
+        let begun_ns = now_ns();
+        match witness.table(TABLE_BYTES) {
+            Ok(mounts) => {
+                self.counters.reads += 1;
+                let ended_ns = now_ns();
+                let table = Table {
+                    mounts,
+                    begun_ns,
+                    ended_ns,
+                    checked_ns: ended_ns,
+                };
+                self.keep(namespace, table);
+            }
+            Err(error) => tracing::debug!(namespace, %error, "no mount table"),
+        }
     }
 
     fn keep(&mut self, namespace: u32, table: Table) {
+        let known = self.namespaces.get(&namespace);
+        let old = known.and_then(|known| known.table.as_ref());
+        let stays = old.is_some_and(|old| {
+            old.mounts.is_same(&table.mounts) && self.holds(namespace, old, table.begun_ns)
+        });
         let bytes = table.mounts.bytes();
-        if self.bytes + bytes > TABLES_BYTES {
+        if !stays && self.bytes + bytes > TABLES_BYTES {
             self.empty();
         }
-        self.bytes += bytes;
         let known = self.namespaces.entry(namespace).or_default();
+        if let Some(old) = known.table.as_mut().filter(|_| stays) {
+            old.checked_ns = table.checked_ns;
+            return;
+        }
         let old = known.table.replace(table);
+        self.bytes += bytes;
         self.bytes -= old.map_or(0, |old| old.mounts.bytes());
     }
 
@@ -300,6 +326,15 @@ impl HostPaths {
         self.namespaces.clear();
         self.bytes = 0;
     }
+}
+
+/// The event's thread, its process or its parent.
+fn witness(header: &Header, namespace: u32) -> Option<Witness> {
+    Witness::of(namespace, [header.tid, header.pid, header.parent_pid])
+}
+
+fn now_ns() -> u64 {
+    u64::try_from(boot_time_ns()).unwrap_or(0)
 }
 
 impl Tried {

@@ -53,8 +53,9 @@ pub const GENERAL: &[(&str, &str)] = &[
          host shows the file: a tmpfs or an overlay that is mounted only inside. The host is what \
          process 1 sees: an agent in a container needs the host's processes (`hostPID`), else its own \
          container is the host to it. Mount tables (`/proc/PID/mountinfo`) are read after mounts \
-         have changed, not for each event: it is absent, and never guessed, where every process of \
-         a namespace had ended before that, where mounts changed between event and reading, where the \
+         have changed, not for each event; in the first hundredths of a second after that the agent \
+         looks whether the file is there. It is absent, and never guessed, where every process of \
+         a namespace had ended before that or the file was gone, where mounts changed between event and reading, where the \
          file's device is not the table's, where the path is `lexical` or cut, or a table is larger \
          than 640 KiB (some 3,000 mounts). Of several paths that by the mount which shows most of the \
          file system is told. Where `mount` is off or hidden by a filter, changes may go unnoticed for \

@@ -1,8 +1,8 @@
 //! Which mount table did the host have at some moment? The one in force and the one before it, with
 //! the times at which they are known to have held.
 //!
-//! Invariant: in between, where nobody knows which of the two it was, both are answered, and what
-//! they say must be the same.
+//! The kernel says that the table has changed, some time after it did; events of mount calls say
+//! when. A change that no event tells counts from when it was noticed.
 
 use std::io;
 
@@ -27,8 +27,6 @@ pub struct History {
     table: HostTable,
     current: Version,
     previous: Option<Version>,
-    /// The current one does not hold any more.
-    changed: bool,
     next_read_ns: u64,
     changes: Vec<u64>,
     pub reads: u64,
@@ -40,6 +38,8 @@ struct Version {
     /// It was the host's from here to there at least.
     begun_ns: u64,
     held_ns: u64,
+    /// When it was noticed that it is not any more.
+    noticed_ns: Option<u64>,
 }
 
 impl History {
@@ -50,7 +50,6 @@ impl History {
             table,
             current,
             previous: None,
-            changed: false,
             next_read_ns: 0,
             changes: Vec::new(),
             reads: 1,
@@ -63,16 +62,16 @@ impl History {
 
     /// Asks whether the table has changed.
     pub fn refresh(&mut self) {
-        if self.changed {
+        if self.current.noticed_ns.is_some() {
             return;
         }
         let now_ns = now_ns();
         match self.table.has_changed() {
             Ok(false) => self.current.held_ns = now_ns,
-            Ok(true) => self.changed = true,
+            Ok(true) => self.current.noticed_ns = Some(now_ns),
             Err(error) => {
                 tracing::debug!(%error, "the host's mount table cannot be watched");
-                self.changed = true;
+                self.current.noticed_ns = Some(now_ns);
             }
         }
     }
@@ -88,6 +87,10 @@ impl History {
         self.changes.push(time_ns);
     }
 
+    #[cfg(test)]
+    pub fn set(&mut self, mounts: Mounts) {
+        self.current.mounts = mounts;
+    }
     /// Where the host's path leads now.
     #[cfg(test)]
     pub fn place(&self, path: &[u8]) -> Option<Place> {
@@ -96,38 +99,40 @@ impl History {
 
     /// The host's path of `place` as it was then; `None` where it had none or that is not known.
     pub fn find(&mut self, place: &Place, time_ns: u64) -> Option<Vec<u8>> {
-        if self.changed && time_ns > self.current.held_ns {
+        if time_ns >= self.end_of(&self.current) {
             self.read_again();
         }
-        let (one, other) = self.at(time_ns)?;
-        let path = one.find(place)?;
-        let same = other.is_none_or(|other| other.find(place).as_ref() == Some(&path));
-        same.then_some(path)
+        self.at(time_ns)?.find(place)
     }
 
-    /// The table of that moment; or both between which it was.
-    fn at(&self, time_ns: u64) -> Option<(&Mounts, Option<&Mounts>)> {
+    /// When a table stopped to hold, as far as it is known.
+    fn end_of(&self, version: &Version) -> u64 {
+        let Some(noticed_ns) = version.noticed_ns else {
+            return u64::MAX;
+        };
+        let mut later = self.changes.iter();
+        let first = later.find(|change| **change > version.held_ns);
+        first.map_or(noticed_ns, |first| noticed_ns.min(*first))
+    }
+
+    /// The table of that moment.
+    fn at(&self, time_ns: u64) -> Option<&Mounts> {
         let current = &self.current;
-        if time_ns >= current.begun_ns {
-            let holds = !self.changed || time_ns <= current.held_ns;
-            return holds.then_some((&current.mounts, None));
+        if let Some(previous) = &self.previous
+            && time_ns < self.end_of(previous)
+        {
+            return (time_ns >= previous.begun_ns).then_some(&previous.mounts);
         }
-        let previous = self.previous.as_ref()?;
-        if time_ns < previous.begun_ns {
-            return None;
-        }
-        let between = |change: &&u64| (previous.held_ns..current.begun_ns).contains(*change);
-        let known = self.changes.iter().filter(between);
-        let (first, last) = (known.clone().min(), known.max());
-        Some(
-            if time_ns <= previous.held_ns || first.is_some_and(|first| time_ns < *first) {
-                (&previous.mounts, None)
-            } else if last.is_some_and(|last| time_ns >= *last) {
-                (&current.mounts, None)
-            } else {
-                (&previous.mounts, Some(&current.mounts))
-            },
-        )
+        let began = match &self.previous {
+            // After the last change before it was read.
+            Some(previous) => {
+                let known = self.changes.iter().rev();
+                let last = known.copied().find(|change| *change < current.begun_ns);
+                last.unwrap_or(0).max(self.end_of(previous))
+            }
+            None => current.begun_ns,
+        };
+        (time_ns >= began && time_ns < self.end_of(current)).then_some(&current.mounts)
     }
 
     fn read_again(&mut self) {
@@ -139,7 +144,6 @@ impl History {
         match read(&mut self.table) {
             Ok(version) => {
                 self.previous = Some(std::mem::replace(&mut self.current, version));
-                self.changed = false;
                 let ended_ns = now_ns();
                 self.next_read_ns = ended_ns + REST * (ended_ns - begun_ns);
             }
@@ -167,6 +171,7 @@ fn read(table: &mut HostTable) -> io::Result<Version> {
                 mounts,
                 begun_ns,
                 held_ns,
+                noticed_ns: None,
             });
         }
     }
@@ -178,76 +183,74 @@ mod tests {
     use super::*;
 
     /// A host whose root is on this device.
-    fn version(device: u32, begun_ns: u64, held_ns: u64) -> Version {
+    fn version(device: u32, [begun_ns, held_ns, noticed_ns]: [u64; 3]) -> Version {
         let text = format!("20 1 0:{device} / / rw - ext4 x rw\n");
         Version {
             mounts: Mounts::read(text.as_bytes(), 1 << 20).expect("a table"),
             begun_ns,
             held_ns,
+            noticed_ns: Some(noticed_ns),
         }
     }
 
-    /// Two tables that held from 10 to 20 and from 30 to 40, of these devices.
-    fn history(devices: [u32; 2]) -> History {
-        let [first, second] = devices;
-        History {
+    /// Device 1 from 10 to 20, which was noticed to have changed at 25; device 2 from 30 to 40, 45.
+    fn history(changes: &[u64]) -> History {
+        let mut history = History {
             table: HostTable::open().expect("/proc"),
-            current: version(second, 30, 40),
-            previous: Some(version(first, 10, 20)),
-            changed: true,
+            current: version(2, [30, 40, 45]),
+            previous: Some(version(1, [10, 20, 25])),
             next_read_ns: u64::MAX,
             changes: Vec::new(),
             reads: 0,
-        }
+        };
+        changes.iter().for_each(|change| history.learn(*change));
+        history
     }
 
-    /// Whether a file of this device is found then.
-    fn finds(history: &mut History, device: u32, time_ns: u64) -> bool {
-        let path = b"/f".to_vec();
-        history.find(&Place { device, path }, time_ns).is_some()
-    }
-
-    #[test]
-    fn a_table_counts_while_it_is_known_to_have_held() {
-        let mut history = history([1, 2]);
-        let answers = [
-            (9, [false, false]),
-            (10, [true, false]),
-            (20, [true, false]),
-            (25, [false, false]),
-            (30, [false, true]),
-            (40, [false, true]),
-            (41, [false, false]),
-        ];
-        for (time_ns, found) in answers {
-            let both = [1, 2].map(|device| finds(&mut history, device, time_ns));
-            assert_eq!(both, found, "at {time_ns}");
-        }
+    /// Which device the host's root is found on then.
+    fn found(history: &mut History, time_ns: u64) -> Option<u32> {
+        let mut devices = [1, 2].into_iter().filter(|device| {
+            let (device, path) = (*device, b"/f".to_vec());
+            history.find(&Place { device, path }, time_ns).is_some()
+        });
+        let found = devices.next();
+        assert_eq!(devices.next(), None, "both");
+        found
     }
 
     #[test]
-    fn between_two_tables_changes_tell_or_both_must_agree() {
-        let mut same = history([1, 1]);
-        assert!(finds(&mut same, 1, 25));
-        let mut told = history([1, 2]);
-        told.learn(24);
-        told.learn(26);
-        for (time_ns, found) in [
-            (23, [true, false]),
-            (24, [false, false]),
-            (25, [false, false]),
-            (26, [false, true]),
-            (29, [false, true]),
+    fn a_change_that_no_event_tells_counts_from_when_it_was_noticed() {
+        let mut history = history(&[]);
+        for (time_ns, device) in [
+            (9, None),
+            (10, Some(1)),
+            (24, Some(1)),
+            (25, Some(2)),
+            (44, Some(2)),
+            (45, None),
         ] {
-            let both = [1, 2].map(|device| finds(&mut told, device, time_ns));
-            assert_eq!(both, found, "at {time_ns}");
+            assert_eq!(found(&mut history, time_ns), device, "at {time_ns}");
+        }
+    }
+
+    #[test]
+    fn events_tell_when_it_changed() {
+        let mut history = history(&[22, 27, 42]);
+        for (time_ns, device) in [
+            (21, Some(1)),
+            (22, None),
+            (26, None),
+            (27, Some(2)),
+            (41, Some(2)),
+            (42, None),
+        ] {
+            assert_eq!(found(&mut history, time_ns), device, "at {time_ns}");
         }
     }
 
     #[test]
     fn many_changes_keep_the_first_and_the_last() {
-        let mut history = history([1, 2]);
-        history.learn(15);
+        let mut history = history(&[15]);
         for time_ns in 21..21 + 2 * CHANGES as u64 {
             history.learn(time_ns);
         }
@@ -265,6 +268,6 @@ mod tests {
         let place = history.current.mounts.place(b"/").expect("a root");
         assert_eq!(history.find(&place, now).as_deref(), Some(&b"/"[..]));
         assert_eq!(history.find(&place, 0), None, "before the agent");
-        assert!(history.changed || history.reads == 1);
+        assert!(history.current.noticed_ns.is_some() || history.reads == 1);
     }
 }

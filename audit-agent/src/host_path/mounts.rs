@@ -26,7 +26,7 @@ pub struct Mounts {
     by_device: Vec<u32>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Mount {
     id: u32,
     parent: u32,
@@ -76,6 +76,11 @@ impl Mounts {
         table.mounts.shrink_to_fit();
         table.look();
         Ok(table)
+    }
+
+    /// Both say the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.mounts == other.mounts && self.text == other.text
     }
 
     /// What it takes in memory.

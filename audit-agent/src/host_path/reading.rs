@@ -4,13 +4,13 @@
 use std::{
     fs::File,
     io::{self, BufReader, Seek as _},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::Path,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{AtFlags, Mode, OFlags, open, openat, readlinkat, statat},
+    fs::{AtFlags, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, readlinkat, statat},
 };
 
 use super::mounts::Mounts;
@@ -72,25 +72,66 @@ fn namespace_of_first() -> io::Result<u32> {
     })
 }
 
-/// The table of `namespace`, by one of its processes; `None` if this is none, or none whose root is
-/// that of the namespace.
-pub fn of_process(pid: u32, namespace: u32, limit_bytes: usize) -> io::Result<Option<Mounts>> {
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let process = open(format!("/proc/{pid}"), directory, Mode::empty())?;
-    let is_there = || -> io::Result<bool> {
-        let found = statat(&process, "ns/mnt", AtFlags::empty())?;
-        let root = readlinkat(&process, "root", Vec::new())?;
-        Ok(found.st_ino == u64::from(namespace) && root.as_bytes() == b"/")
-    };
-    if !is_there()? {
-        return Ok(None);
-    }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let table = openat(process.as_fd(), "mountinfo", flags, Mode::empty())?;
-    let mounts = Mounts::read(lines(&File::from(table)), limit_bytes)?;
-    // It can have gone elsewhere before the table was opened.
-    Ok(is_there()?.then_some(mounts))
+/// A process by which a mount namespace can be seen: it is in it, and its root is the namespace's.
+pub struct Witness {
+    process: OwnedFd,
+    namespace: u32,
 }
+
+impl Witness {
+    /// The first of these processes (or threads) that is one.
+    pub fn of(namespace: u32, pids: impl IntoIterator<Item = u32>) -> Option<Self> {
+        pids.into_iter().find_map(|pid| {
+            let process = open(format!("/proc/{pid}"), DIRECTORY, Mode::empty()).ok()?;
+            let witness = Self { process, namespace };
+            witness.is_one().unwrap_or(false).then_some(witness)
+        })
+    }
+
+    fn is_one(&self) -> io::Result<bool> {
+        let found = statat(&self.process, "ns/mnt", AtFlags::empty())?;
+        let root = readlinkat(&self.process, "root", Vec::new())?;
+        Ok(found.st_ino == u64::from(self.namespace) && root.as_bytes() == b"/")
+    }
+
+    /// The mount table of its namespace.
+    pub fn table(&self, limit_bytes: usize) -> io::Result<Mounts> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let table = openat(&self.process, "mountinfo", flags, Mode::empty())?;
+        let mounts = Mounts::read(lines(&File::from(table)), limit_bytes)?;
+        // It can have gone elsewhere before the table was opened.
+        match self.is_one()? {
+            true => Ok(mounts),
+            false => Err(io::Error::other("the process has left the namespace")),
+        }
+    }
+
+    /// Whether `path` leads to the file with this inode; or, where that is not known, whether its
+    /// directory is there.
+    pub fn sees(&self, path: &[u8], inode: Option<i64>) -> io::Result<bool> {
+        let root = openat(&self.process, "root", DIRECTORY, Mode::empty())?;
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let look = |path: &[u8], flags: OFlags| {
+            let found = openat2(
+                &root,
+                path,
+                OFlags::PATH | OFlags::CLOEXEC | flags,
+                Mode::empty(),
+                within,
+            )?;
+            fstat(found)
+        };
+        match inode {
+            Some(inode) => Ok(look(path, OFlags::NOFOLLOW)?.st_ino == inode as u64),
+            None => {
+                let slash = path.iter().rposition(|byte| *byte == b'/');
+                look(&path[..slash.map_or(0, |at| at + 1)], OFlags::DIRECTORY).map(|_| true)
+            }
+        }
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]
 mod tests {
@@ -107,13 +148,18 @@ mod tests {
         if own == u64::from(table.namespace) {
             let place = mounts.place(b"/proc/self").expect("a place");
             assert_eq!(mounts.find(&place).as_deref(), Some(&b"/proc/self"[..]));
-            let found = of_process(std::process::id(), table.namespace, 1 << 20);
-            let found = found.expect("own table").expect("of that namespace");
+            let witness = Witness::of(table.namespace, [5_000_000, std::process::id()]);
+            let witness = witness.expect("this process");
+            let found = witness.table(1 << 20).expect("own table");
             assert_eq!(found.place(b"/proc/self"), Some(place));
+            let inode = std::fs::metadata("/proc").expect("/proc").ino() as i64;
+            assert!(witness.sees(b"/proc", Some(inode)).expect("/proc"));
+            assert!(!witness.sees(b"/proc", Some(inode + 1)).expect("/proc"));
+            assert!(witness.sees(b"/proc/never", None).expect("/proc"));
+            assert!(witness.sees(b"/proc/never/there", None).is_err());
         }
-        let elsewhere = of_process(std::process::id(), 1, 1 << 20).expect("own table");
-        assert!(elsewhere.is_none());
-        assert!(of_process(5_000_000, table.namespace, 1 << 20).is_err());
+        assert!(Witness::of(1, [std::process::id()]).is_none());
+        assert!(Witness::of(table.namespace, [5_000_000]).is_none());
         assert!(table.read(100).is_err(), "no room");
     }
 }

@@ -5,10 +5,6 @@ use zerocopy::IntoBytes as _;
 
 const NAMESPACE: u32 = 77;
 
-fn now_ns() -> u64 {
-    u64::try_from(boot_time_ns()).expect("after boot")
-}
-
 /// The agent of this host, and a namespace whose root is the host's /usr.
 fn paths() -> HostPaths {
     let mut paths = HostPaths::of_host();
@@ -25,8 +21,9 @@ fn paths() -> HostPaths {
         mounts: Mounts::read(text.as_bytes(), TABLE_BYTES).expect("a table"),
         begun_ns,
         ended_ns: now_ns(),
+        checked_ns: now_ns(),
     };
-    paths.now_ns = table.ended_ns;
+    (paths.now_ns, paths.settled_ns) = (table.ended_ns, table.ended_ns);
     paths.keep(NAMESPACE, table);
     paths
 }
@@ -169,6 +166,47 @@ fn a_table_of_after_a_change_does_not_tell_of_before() {
 }
 
 #[test]
+fn a_table_whose_reading_is_not_settled_needs_a_look() {
+    let (mut paths, header) = (paths(), header(kind::OPEN));
+    let settled = std::mem::take(&mut paths.settled_ns);
+    // Nobody is there to look.
+    assert_eq!(host_path(&mut paths, &header, "", file("/x")), "");
+    paths.settled_ns = settled;
+    assert_eq!(host_path(&mut paths, &header, "", file("/x")), "/usr/x");
+}
+
+#[test]
+fn a_table_that_is_read_again_and_says_the_same_stays() {
+    let mut paths = paths();
+    let again = |paths: &HostPaths, point: &str| Table {
+        mounts: Mounts::read(format!("20 1 0:1 / {point} rw\n").as_bytes(), TABLE_BYTES)
+            .expect("a table"),
+        begun_ns: paths.now_ns + 1,
+        ended_ns: paths.now_ns + 2,
+        checked_ns: paths.now_ns + 2,
+    };
+    let table = |paths: &HostPaths| {
+        let table = paths.namespaces[&NAMESPACE].table.as_ref().expect("table");
+        (table.ended_ns, table.checked_ns)
+    };
+    let first = again(&paths, "/");
+    let ended = first.ended_ns;
+    paths.keep(NAMESPACE, first);
+    paths.now_ns += 10;
+    let same = again(&paths, "/");
+    paths.keep(NAMESPACE, same);
+    assert_eq!(table(&paths), (ended, ended + 10));
+    let other = again(&paths, "/a");
+    paths.keep(NAMESPACE, other);
+    assert_eq!(table(&paths), (ended + 10, ended + 10));
+    let bytes = paths.namespaces[&NAMESPACE]
+        .table
+        .as_ref()
+        .map(|table| table.mounts.bytes());
+    assert_eq!(Some(paths.bytes), bytes);
+}
+
+#[test]
 fn changes_are_mounts_that_succeeded_and_namespaces_that_began() {
     let host = 5;
     let of = |sample: &sample::Sample| {
@@ -220,6 +258,7 @@ fn tables_have_a_bound() {
             mounts: Mounts::read(many.as_bytes(), TABLE_BYTES).expect("a table"),
             begun_ns: 1,
             ended_ns: 2,
+            checked_ns: 2,
         };
         paths.keep(namespace, table);
         let tables = paths.namespaces.values();
@@ -256,4 +295,96 @@ fn the_root_is_that_of_a_walk_or_a_lookup_or_as_it_is() {
     let gone = Record::parse(&bytes).expect("well formed");
     assert_eq!(root(&gone, None, || true, &event).as_deref(), Some(""));
     assert_eq!(root(&gone, None, || false, &event), None);
+}
+
+#[test]
+fn tmp_cost() {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").expect("x");
+    let mut extra = text.clone();
+    let base = 100_000;
+    for i in 0..1000 {
+        let overlay = 27;
+        extra.push_str(&format!("{} {overlay} 0:{} / /run/containerd/io.containerd.runtime.v2.task/k8s.io/{:064x}/rootfs rw - overlay overlay rw\n", base + i, 100 + i, i));
+    }
+    let mut host = HostPaths::of_host();
+    let mounts = Mounts::read(extra.as_bytes(), TABLE_BYTES).expect("a table");
+    eprintln!("host table {} bytes", mounts.bytes());
+    host.host.as_mut().expect("host").set(mounts);
+    let mut container = String::from("1 0 0:500 / / rw - overlay overlay rw\n");
+    for i in 0..30 {
+        container.push_str(&format!(
+            "{} 1 0:{} / /proc/sys/mount-{i} rw - x x rw\n",
+            i + 2,
+            3000 + i
+        ));
+    }
+    let mounts = Mounts::read(container.as_bytes(), TABLE_BYTES).expect("a table");
+    eprintln!("container table {} bytes", mounts.bytes());
+    let now = now_ns();
+    (host.now_ns, host.settled_ns) = (now, now);
+    host.keep(
+        NAMESPACE,
+        Table {
+            mounts,
+            begun_ns: now,
+            ended_ns: now,
+            checked_ns: now,
+        },
+    );
+    let header = header(kind::OPEN);
+    let mut event = Event {
+        file: Some(file("/var/lib/app/data/current/file.txt")),
+        ..Event::default()
+    };
+    event.process.get_or_insert_default().mount_namespace = Some(NAMESPACE.into());
+    let begun = std::time::Instant::now();
+    for _ in 0..1_000_000 {
+        if std::hint::black_box(&host).concerns(&event) {
+            host.complete(&header, "", &mut event);
+        }
+    }
+    eprintln!(
+        "container file: {:?} per 1000; {}",
+        begun.elapsed() / 1000,
+        event.file.as_ref().unwrap().host_path
+    );
+    let at = i64::from(host.host.as_ref().unwrap().namespace());
+    event.process.get_or_insert_default().mount_namespace = Some(at);
+    let begun = std::time::Instant::now();
+    let mut n = 0;
+    for _ in 0..10_000_000 {
+        n += u32::from(std::hint::black_box(&host).concerns(std::hint::black_box(&event)));
+    }
+    eprintln!("host file: {:?} per 1e7 {n}", begun.elapsed());
+    let begun = std::time::Instant::now();
+    for _ in 0..100 {
+        Mounts::read(extra.as_bytes(), TABLE_BYTES).expect("x");
+    }
+    eprintln!("parse 1000 mounts: {:?}", begun.elapsed() / 100);
+    let mut round = Round::default();
+    for _ in 0..1000 {
+        round.push(1, &sample::record(kind::OPEN).bytes());
+    }
+    let begun = std::time::Instant::now();
+    for _ in 0..1000 {
+        host.look_ahead(&round);
+    }
+    eprintln!(
+        "look ahead at 1000 records and poll: {:?}",
+        begun.elapsed() / 1000
+    );
+    let begun = std::time::Instant::now();
+    for _ in 0..1000 {
+        host.look_ahead(&Round::default());
+    }
+    eprintln!("poll: {:?}", begun.elapsed() / 1000);
+    let begun = std::time::Instant::now();
+    for _ in 0..100 {
+        assert!(
+            reading::of_process(std::process::id(), at as u32, TABLE_BYTES)
+                .unwrap()
+                .is_some()
+        );
+    }
+    eprintln!("read own table: {:?}", begun.elapsed() / 100);
 }

@@ -14,8 +14,9 @@ use rustix::fs::CWD;
 
 use super::{Expectation, Workload, ours, quoted, system};
 
-/// The agent reads mount tables some hundredths of a second after the event that needs them, by a
-/// process that is there: as long as the shortest life of which these tests promise something.
+/// The agent reads mount tables some hundredths of a second after the mounts have changed, and looks
+/// paths up as late, by a process that is there: as long as the shortest life of which these tests
+/// promise something.
 const LIFE: Duration = Duration::from_secs(1);
 
 /// What the host calls it, if it can.
@@ -50,6 +51,7 @@ pub fn mounts(work: &mut Workload) -> Result<()> {
     system::bind_mount(&plain, &odd)?;
     system::mount_tmpfs(&memory)?;
     fs::create_dir_all(memory.join("below"))?;
+    std::thread::sleep(LIFE);
     let namespace = namespace("mnt")?;
     for (what, path, on_host) in [
         ("through a bind mount", seen.join("made"), Some(&original)),
@@ -154,11 +156,12 @@ pub fn container_inside(work: &mut Workload) -> Result<()> {
     fs::create_dir_all("/etc/jail")?;
     fs::create_dir("/tmp")?;
     system::mount_tmpfs(Path::new("/tmp"))?;
+    std::thread::sleep(LIFE);
     fs::write("/etc/inside", "x")?;
     fs::write("/tmp/inside", "x")?;
     rustix::fs::renameat(CWD, "etc/inside", CWD, "/moved")?;
     fs::remove_file("/moved")?;
-    // By then the agent has the table; below another root it cannot be read.
+    // What is looked up is so before the root is another.
     std::thread::sleep(LIFE);
     rustix::process::chroot("/etc/jail")?;
     fs::write("/jailed", "x")?;
