@@ -413,7 +413,7 @@ pub fn of_agent() -> [(&'static str, &'static str, BTreeSet<usize>); 5] {
                 own::skipped(
                     &clock,
                     &Skip {
-                        hook: "exec",
+                        hook: "exec".to_owned(),
                         runs: 1,
                     },
                 ),

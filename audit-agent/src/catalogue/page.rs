@@ -249,6 +249,8 @@ fn points(kind: u16) -> (Vec<String>, Vec<String>) {
             Place::Kprobe(name) | Place::Lsm(name) | Place::RawTracepoint(name) => {
                 (&mut probes, format!("`{name}`"))
             }
+            // Of what was there before, which no kind tells.
+            Place::Iterator(_) => continue,
         };
         if !list.contains(&name) {
             list.push(name);

@@ -125,7 +125,9 @@ impl Witness {
             Some(inode) => Ok(look(path, OFlags::NOFOLLOW)?.st_ino == inode as u64),
             None => {
                 let slash = path.iter().rposition(|byte| *byte == b'/');
-                look(&path[..slash.map_or(0, |at| at + 1)], OFlags::DIRECTORY).map(|_| true)
+                let directory = &path[..slash.map_or(0, |at| at + 1)];
+                look(directory, OFlags::DIRECTORY)?;
+                Ok(true)
             }
         }
     }
