@@ -87,10 +87,6 @@ impl History {
         self.changes.push(time_ns);
     }
 
-    #[cfg(test)]
-    pub fn set(&mut self, mounts: Mounts) {
-        self.current.mounts = mounts;
-    }
     /// Where the host's path leads now.
     #[cfg(test)]
     pub fn place(&self, path: &[u8]) -> Option<Place> {
