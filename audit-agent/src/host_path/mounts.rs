@@ -271,7 +271,7 @@ fn join(directory: &[u8], rest: &[u8]) -> Vec<u8> {
 
 /// A directory comes before what is in it, and that before every other name.
 fn by_component(a: &[u8], b: &[u8]) -> Ordering {
-    let common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let common = common(a, b);
     let next = |path: &[u8]| match path.get(common) {
         // The root ends with a slash of its own.
         None => 0,
@@ -279,6 +279,14 @@ fn by_component(a: &[u8], b: &[u8]) -> Ordering {
         Some(byte) => 2 + u16::from(*byte),
     };
     next(a).cmp(&next(b))
+}
+
+/// How many bytes they have in common at the beginning; mountpoints of containers have many.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    let ((many, _), (others, _)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let chunks = many.iter().zip(others).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[16 * chunks..], &b[16 * chunks..]);
+    16 * chunks + a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 fn number(digits: &[u8]) -> Option<u32> {

@@ -165,6 +165,12 @@ pub fn container_inside(work: &mut Workload) -> Result<()> {
     std::thread::sleep(LIFE);
     rustix::process::chroot("/etc/jail")?;
     fs::write("/jailed", "x")?;
+    inside_is_told(work, &host);
+    Ok(())
+}
+
+/// Of what [`container_inside`] did below the host's directory.
+fn inside_is_told(work: &mut Workload, host: &Path) {
     let of = |name: &str| quoted(host.join(name));
     let (us, namespace) = (ours(), "process_mount_namespace is not null");
     for (what, condition) in [
@@ -213,7 +219,6 @@ pub fn container_inside(work: &mut Workload) -> Result<()> {
     ] {
         work.once(what, format!("{condition} and {us} and {namespace}"));
     }
-    Ok(())
 }
 
 /// The number of this thread's namespace.
