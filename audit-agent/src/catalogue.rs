@@ -17,7 +17,9 @@ const WRITE: &str = "HOSTAUDIT_WRITE_EVENTS";
 #[test]
 fn the_page_about_events_is_what_the_tables_say() {
     let Some(page) = page::page() else {
-        eprintln!("SKIPPED: in a chroot nothing is looked up, and the columns are not all known");
+        eprintln!(
+            "SKIPPED: in a chroot, or with other mounts than process 1, the columns are not all known"
+        );
         return;
     };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/events.md");

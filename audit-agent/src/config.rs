@@ -177,7 +177,7 @@ impl Default for ProcessTable {
     fn default() -> Self {
         Self {
             max_entries: 65_536,
-            max_bytes: 22 << 20,
+            max_bytes: 19 << 20,
         }
     }
 }

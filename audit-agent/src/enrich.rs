@@ -1,5 +1,6 @@
 //! What does the host know about an event that its record does not say? Programs, parents, names of
-//! users, containers, where given paths lead, and the names of the peers of sockets.
+//! users, containers, where given paths lead and how the host calls them, and the names of the peers
+//! of sockets.
 //!
 //! Invariant: what is not known is left absent; nothing here drops an event.
 
@@ -16,8 +17,10 @@ use crate::{
     container::{Containers, Unknown},
     decode::{self, Captured, Form, text::number},
     dns::Names,
+    host_path::{self, HostPaths},
     process::{self, Ended, Key, Rights, Table},
     resolve::Resolver,
+    source::Round,
     users::{self, Users},
 };
 
@@ -27,6 +30,7 @@ pub struct Enricher {
     pub containers: Containers,
     users: Users,
     resolver: Resolver,
+    host_paths: HostPaths,
     names: Names,
     /// Our own.
     pid_namespace: Option<u32>,
@@ -56,14 +60,16 @@ impl Enricher {
             containers,
             users,
             resolver: Resolver::new(),
+            host_paths: HostPaths::of_host(),
             names: Names::default(),
             pid_namespace: own_pid_namespace(),
         }
     }
 
     /// Once per round.
-    pub fn refresh(&mut self, now: Instant) {
+    pub fn refresh(&mut self, round: &Round, now: Instant) {
         self.users.refresh(now);
+        self.host_paths.look_ahead(round);
     }
 
     /// Completes a decoded event, and lets the process table learn from it. `told` is what the
@@ -95,9 +101,14 @@ impl Enricher {
             let settled = self.describe(header, event, now);
             *told = (settled && !own).then(|| self.stamp(header));
         }
-        if Resolver::concerns(record) {
-            let at_top = self.table.is_at_top(Key::of(header));
-            self.resolver.finish(record, at_top, event);
+        let at_top = || self.table.is_at_top(Key::of(header));
+        let looked_up = Resolver::concerns(record)
+            .then(|| self.resolver.finish(record, at_top(), event))
+            .flatten();
+        if self.host_paths.concerns(event)
+            && let Some(root) = host_path::root(record, looked_up.as_deref(), at_top, event)
+        {
+            self.host_paths.complete(header, &root, event);
         }
         Verdict::Event
     }
@@ -142,6 +153,10 @@ impl Enricher {
                 told
             }
         }
+    }
+
+    pub fn host_paths(&self) -> host_path::Counters {
+        self.host_paths.counters()
     }
 
     pub fn names(&self) -> &Names {
@@ -388,7 +403,7 @@ mod tests {
         let table = Table::new("0123456789abcdef", limits);
         let mut enricher =
             Enricher::new(table, Containers::of_host(&[]), Users::new(&passwd, &group));
-        enricher.refresh(Instant::now());
+        enricher.refresh(&Round::default(), Instant::now());
         enricher
     }
 

@@ -11,7 +11,7 @@
 //! | read | [`source`], [`replay`] | the kernel counts what found no room in a ring | `lost` event, place "ring" |
 //! | decode | [`decode`] | a record that is not understood becomes a `lost` event | `undecodable`, place "decode" |
 //! | join argv | [`arguments`] | an exec leaves with what came of its argv | `process.argv_truncated_bytes` |
-//! | enrich | [`enrich`], [`process`], [`users`], [`container`], [`resolve`], [`dns`] | fields stay absent | heartbeat detail |
+//! | enrich | [`enrich`], [`process`], [`users`], [`container`], [`resolve`], [`host_path`], [`dns`] | fields stay absent | heartbeat detail |
 //! | filter | [`policy`], in the kernel; what it leaves open in [`filter`] | - | `filtered`, each rule's `hidden`, `shed` events |
 //! | number | [`sequence`] | - | gaps are losses |
 //! | encode | [`encode`], [`actor`] | - | - |
@@ -30,13 +30,14 @@
 //! | rings | 4 + 4 + 16 MiB, all there from the start; in RSS they count twice, because the kernel maps each twice in a row | 24 | `rings` |
 //! | kernel programs and maps | the entries of each, there from the start | 18 | `audit_common::limits` |
 //! | a round: taken, held back | 512 KiB of each ring, twice | 3 | `reader::ROUND_BYTES` |
-//! | process table, with what /proc said at the start | 22 MiB and one program; 65,536 entries | 22 | `process_table` |
+//! | process table, with what /proc said at the start | 19 MiB and one program; 65,536 entries | 19 | `process_table` |
 //! | actors | 32, of 100 KiB with the shortest arguments | 3 | `actor` |
 //! | execs waiting for argv | 8 MiB and one of 2 MiB; 256 | 10 | `arguments` |
 //! | batches: open, passed on, being sealed; compressed | 2 MiB each, and zstd's own | 9 | `batch`, `seal`, `audit_ledger::Sealer` |
 //! | queue, with what a former run has left | 16 MiB, or one batch if that is larger | 16 | `queue` |
 //! | batches on their way: two requests, a frame of HTTP/2 | 2 MiB each if nothing compresses | 6 | `ship::REQUESTS` |
 //! | cgroups, names of containers | 4,096 paths; 512 containers | 2 | `container` |
+//! | mount tables: of the host two and one being read, of other namespaces | 640 KiB each; 1 MiB | 3 | `host_path` |
 //! | names of addresses, pieces of DNS messages | 8,192 addresses; 384 KiB of pieces | 2 | `dns` |
 //! | users and groups | 2 MiB of each file | 4 | `users` |
 //! | sum | | 128 | |
@@ -61,6 +62,7 @@ pub mod enrich;
 pub mod errno;
 pub mod filter;
 pub mod glob;
+pub mod host_path;
 pub mod identity;
 pub mod own;
 pub mod pipeline;

@@ -514,8 +514,9 @@ impl<S: Source> Reader<S> {
         let depth = self.queue.depth();
         let enricher = &self.stage.parts.enricher;
         let dns = enricher.names().counters();
+        let host_paths = enricher.host_paths();
         let detail = format!(
-            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} containers_unsearched={} queue_batches={} queue_bytes={} queue_full={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
+            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} containers_unsearched={} host_paths={} host_paths_absent={} mount_tables_read={} queue_batches={} queue_bytes={} queue_full={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
             counters::get(&counters.merged_exits),
             counters::get(&counters.undecodable),
             sum(|counters| counters.ring_full),
@@ -524,6 +525,9 @@ impl<S: Source> Reader<S> {
             enricher.table.evicted(),
             enricher.containers.unknown(),
             enricher.containers.unsearched(),
+            host_paths.found,
+            host_paths.absent,
+            host_paths.reads,
             depth.batches,
             depth.bytes,
             counters::get(&counters.queue_full),

@@ -116,13 +116,12 @@ impl Resolver {
     }
 
     /// Replaces joined paths by looked up ones where joining did not settle them. `at_top` says that
-    /// the process was started at the root of its mount namespace.
-    pub fn finish(&self, record: &Record<'_>, at_top: bool, event: &mut Event) {
-        let Some(process) = &event.process else {
-            return;
-        };
+    /// the process was started at the root of its mount namespace. Answers where in that namespace
+    /// the process's root was, if something was looked up.
+    pub fn finish(&self, record: &Record<'_>, at_top: bool, event: &mut Event) -> Option<Vec<u8>> {
+        let process = event.process.as_ref()?;
         if record.section(section::OBJECT).is_some() {
-            return; // a hook saw it
+            return None; // a hook saw it
         }
         let actor = Actor {
             pid: record.header.pid,
@@ -139,43 +138,46 @@ impl Resolver {
                 section::TARGET_BASE,
             ),
         ];
+        let mut root = None;
         for (file, given, base) in pairs {
             let Some(file) = file else { continue };
             let Some(given) = record.section(given) else {
                 continue;
             };
             let base = record.section(base);
-            if follow && !self.follow(&actor, base, given, file) {
-                file.path_source = "lexical".to_owned();
+            let looked_up = if follow {
+                let found = self.follow(&actor, base, given, file);
+                if found.is_none() {
+                    file.path_source = "lexical".to_owned();
+                }
+                found
             } else if file.path_source == "lexical" {
-                self.refine(&actor, base, given, file);
-            }
+                self.refine(&actor, base, given, file)
+            } else {
+                None
+            };
+            root = root.or(looked_up);
         }
+        root
     }
 
-    /// Where the whole path leads, its last component followed, and what is there; false when it
-    /// cannot be looked up.
+    /// Where the whole path leads, its last component followed, and what is there. Answers the root
+    /// that it was looked up from; `None` when it cannot be looked up.
     fn follow(
         &self,
         actor: &Actor,
         base: Option<Section<'_>>,
         given: Section<'_>,
         file: &mut File,
-    ) -> bool {
+    ) -> Option<Vec<u8>> {
         if is_cut(base, given) {
-            return false;
+            return None;
         }
         let base = base.map(|base| walked_bytes(&base));
-        let Some(whole) = whole(base.as_deref(), given.bytes) else {
-            return false;
-        };
-        let Some(root) = self.root_of(actor) else {
-            return false;
-        };
+        let whole = whole(base.as_deref(), given.bytes)?;
+        let root = self.root_of(actor)?;
         let whole = from_own_root(actor, &root, &whole).unwrap_or(whole);
-        let Ok((path, stat)) = object(root.fd(), root.prefix(), &whole) else {
-            return false;
-        };
+        let (path, stat) = object(root.fd(), root.prefix(), &whole).ok()?;
         told(file, &path, given.bytes);
         file.inode = Some(stat.st_ino as i64);
         file.device = Some(kernel_device(stat.st_dev));
@@ -183,7 +185,7 @@ impl Resolver {
         file.owner_uid = Some(stat.st_uid.into());
         file.owner_gid = Some(stat.st_gid.into());
         file.size_bytes = Some(stat.st_size);
-        true
+        Some(root.prefix().to_vec())
     }
 
     fn refine(
@@ -192,18 +194,12 @@ impl Resolver {
         base: Option<Section<'_>>,
         given: Section<'_>,
         file: &mut File,
-    ) {
+    ) -> Option<Vec<u8>> {
         if is_cut(base, given) {
-            return;
+            return None;
         }
         let base = base.map(|base| walked_bytes(&base));
-        if let Some(path) = self.look_up(actor, base.as_deref(), given.bytes) {
-            told(file, &path, given.bytes);
-        }
-    }
-
-    fn look_up(&self, actor: &Actor, base: Option<&[u8]>, given: &[u8]) -> Option<Vec<u8>> {
-        let (parent, name) = split(base, given)?;
+        let (parent, name) = split(base.as_deref(), given.bytes)?;
         let root = self.root_of(actor)?;
         let parent = from_own_root(actor, &root, &parent).unwrap_or(parent);
         let mut path = directory(root.fd(), root.prefix(), &parent).ok()?;
@@ -213,7 +209,8 @@ impl Resolver {
             }
             path.extend_from_slice(name);
         }
-        Some(path)
+        told(file, &path, given.bytes);
+        Some(root.prefix().to_vec())
     }
 
     fn root_of(&self, actor: &Actor) -> Option<Root<'_>> {

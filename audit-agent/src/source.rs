@@ -55,6 +55,11 @@ impl Round {
             .map(|entry| &self.bytes[entry.start..entry.end])
     }
 
+    /// The time of the last record.
+    pub fn last_ns(&self) -> Option<u64> {
+        self.index.last().map(|entry| entry.time_ns)
+    }
+
     pub fn losses(&self) -> &[Loss] {
         &self.losses
     }

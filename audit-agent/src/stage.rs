@@ -64,7 +64,7 @@ impl Stage {
 
     /// Takes in all of a round.
     pub fn round(&mut self, round: &Round, now: Instant) {
-        self.parts.enricher.refresh(now);
+        self.parts.enricher.refresh(round, now);
         for loss in round.losses() {
             self.lost(loss, now);
         }

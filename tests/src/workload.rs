@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 pub use exec::exec_from_thread;
 
 /// What can be asked for on the command line.
-pub const GROUPS: [&str; 22] = [
+pub const GROUPS: [&str; 23] = [
     "arguments",
     "programs",
     "lives",
@@ -43,6 +43,7 @@ pub const GROUPS: [&str; 22] = [
     "identity",
     "mounts",
     "root",
+    "container",
     "network",
     "files",
     "credentials",
@@ -102,6 +103,9 @@ impl Workload {
             "identity" => identity::identity(&mut work)?,
             "mounts" => places::mounts(&mut work)?,
             "root" => places::root(&mut work)?,
+            "container" => places::container(&mut work)?,
+            // Not one of GROUPS: what `container` runs inside.
+            "container-inside" => places::container_inside(&mut work)?,
             "network" => network::network(&mut work)?,
             "files" => files::files(&mut work)?,
             "credentials" => processes::credentials(&mut work)?,

@@ -45,6 +45,7 @@ impl Bundle {
         ran(Command::new("runc").arg("spec").current_dir(path))?;
         let mut spec: Value = serde_json::from_slice(&fs::read(path.join("config.json"))?)?;
         spec["process"]["terminal"] = json!(false);
+        spec["root"]["readonly"] = json!(false);
         spec["mounts"]
             .as_array_mut()
             .context("mounts")?
@@ -178,7 +179,7 @@ fn of(id: &str, condition: &str) -> String {
 }
 
 /// What there is to know of a container whose name was there before it, and of one that got it late.
-fn expected(early: &str, late: &str, file: &Path) -> Vec<(&'static str, String, i64)> {
+fn expected(early: &str, late: &str, file: &Path, root: &Path) -> Vec<(&'static str, String, i64)> {
     let started = "kind = 'container' and container_action = 'start'";
     let stopped = "kind = 'container' and container_action = 'stop'";
     let early_name = "container_name = 'early' and container_image = 'img:1'";
@@ -196,6 +197,11 @@ fn expected(early: &str, late: &str, file: &Path) -> Vec<(&'static str, String, 
          (select min(boot_time_ns) {changes}) and (select max(boot_time_ns) {changes})"
     );
     let nameless = "container_name is null";
+    let here = format!(
+        "kind = 'open' and file_path = '/bin/here' and file_host_path = '{}'",
+        root.join("bin/here").display()
+    );
+    let elsewhere = "file_host_path is null";
     let second = "kind = 'open' and file_path = '/made/second'";
     let pending = "select count(*) from events where container_state = 'pending'";
     let row =
@@ -215,6 +221,8 @@ fn expected(early: &str, late: &str, file: &Path) -> Vec<(&'static str, String, 
         row("both, and no more", late, &["kind = 'container'"], 2),
         row("an amendment of that start", late, &[&amended], 1),
         row("a later event with its name", late, &[second, name], 1),
+        row("a file of the host's disk", late, &[&here], 1),
+        row("a file of its own tmpfs", late, &[second, elsewhere], 1),
         row("nothing of its program outside", late, &[&outside], 0),
         ("nothing pending", pending.to_owned(), 0),
     ]
@@ -239,7 +247,7 @@ fn containers_start_and_stop_and_names_that_come_late_are_amended() -> Result<()
     fs::write(file(&early), docker_state(&early, "early"))?;
     bundle.run("/docker", &early, "/bin/busybox touch /made/mark")?;
 
-    let script = "/bin/busybox touch /made/first; \
+    let script = "/bin/busybox touch /bin/here; /bin/busybox touch /made/first; \
         while [ ! -e /go ]; do /bin/busybox sleep 0.1; done; /bin/busybox touch /made/second";
     let mut command = bundle.command("/docker", &late, script)?;
     let mut running = command.stdout(Stdio::null()).spawn()?;
@@ -257,7 +265,8 @@ fn containers_start_and_stop_and_names_that_come_late_are_amended() -> Result<()
     ensure!(running.wait()?.success(), "runc");
     stack.barrier()?;
 
-    for (what, sql, number) in expected(&early, &late, &file(&late)) {
+    let root = bundle.directory.path().canonicalize()?.join("rootfs");
+    for (what, sql, number) in expected(&early, &late, &file(&late), &root) {
         let found = stack.number(&sql).with_context(|| what.to_owned())?;
         if found != number {
             let rows = stack.query(&format!(

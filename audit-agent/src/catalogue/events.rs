@@ -27,7 +27,7 @@ use crate::{
     probe::OBJECT_KINDS,
     process::{Key, Limits, Table},
     sample::{self, Sample},
-    source::{Loss, ShedCount, Skip},
+    source::{Loss, Round, ShedCount, Skip},
     users::Users,
 };
 
@@ -53,7 +53,7 @@ impl Bench {
         let table = Table::new("0123456789abcdef", limits);
         let users = Users::new(&passwd, &group);
         let mut enricher = Enricher::new(table, Containers::of_host(&[]), users);
-        enricher.refresh(Instant::now());
+        enricher.refresh(&Round::default(), Instant::now());
         let namespace = |name: &str| {
             let about = fs::metadata(format!("/proc/self/ns/{name}"));
             about.expect("/proc").ino() as u32
@@ -140,6 +140,10 @@ impl Bench {
                 }
                 fill(&mut filled, &self.complete(&sample));
             }
+            for section in &mut sample.sections {
+                below_root(section);
+            }
+            fill(&mut filled, &self.complete(&sample));
         }
         filled
     }
@@ -186,7 +190,6 @@ impl Bench {
             sample = sample
                 .copied(section::GIVEN, b"p")
                 .walked(section::BASE, &directory);
-            root_within(&mut sample);
         }
         if shape.target_path != NONE {
             sample = sample.copied(section::TARGET_GIVEN, format!("{directory}/./x").as_bytes());
@@ -257,10 +260,10 @@ fn nameless(mut sample: Sample) -> Sample {
     sample
 }
 
-/// The process's root is a directory above what the last section walked to.
-fn root_within(sample: &mut Sample) {
-    if let Some(section) = sample.sections.last_mut() {
-        section.3.extend_from_slice(b"root\0");
+/// The process's root is a directory above what the section walked to.
+fn below_root((tag, _, _, bytes): &mut (u8, u8, u16, Vec<u8>)) {
+    if [section::PATH, section::OBJECT, section::BASE].contains(tag) {
+        bytes.extend_from_slice(b"root\0");
     }
 }
 

@@ -43,8 +43,24 @@ pub const GENERAL: &[(&str, &str)] = &[
          and whoever got its number since. Of overlayfs these are the overlay's own; `file_layer`, \
          `file_real_inode` and `file_real_device` say whether it is as its image has it and which file of \
          the host holds it. They are absent where overlayfs is a module that was not loaded when the \
-         agent began, or is one on a kernel before 5.11. What was seen before an open copied a file up is told as it was: `lower`. What the \
-         host calls a file of a container is not told.",
+         agent began, or is one on a kernel before 5.11. What was seen before an open copied a file up is told as it was: `lower`.",
+    ),
+    (
+        "Paths of the host",
+        "`file_host_path` is the path by which the host finds a file of a process that has mounts of its \
+         own or another root: a container's, a service's that systemd confines, one after chroot. It is \
+         absent for the host's own processes, whose paths are the host's, and where no mount of the \
+         host shows the file: a tmpfs or an overlay that is mounted only inside. The host is what \
+         process 1 sees: an agent in a container needs the host's processes (`hostPID`), else its own \
+         container is the host to it. Mount tables (`/proc/PID/mountinfo`) are read after mounts \
+         have changed, not for each event; in the first hundredths of a second after that the agent \
+         looks whether the file is there. It is absent, and never guessed, where every process of \
+         a namespace had ended before that or the file was gone, where mounts changed between event and reading, where the \
+         file's device is not the table's, where the path is `lexical` or cut, or a table is larger \
+         than 640 KiB (some 3,000 mounts). Of several paths that by the mount which shows most of the \
+         file system is told. Where `mount` is off or hidden by a filter, changes may go unnoticed for \
+         5 s, except where the device tells. `host_paths`, `host_paths_absent` and `mount_tables_read` in \
+         the heartbeat count.",
     ),
     (
         "Containers",

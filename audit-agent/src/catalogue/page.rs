@@ -25,16 +25,19 @@ use crate::{
 
 type Filled = BTreeMap<u16, BTreeSet<usize>>;
 
-/// `None` where paths cannot be looked up, so that not every column is known.
+/// `None` where paths cannot be looked up, or the host's mounts are not this process's, so that not
+/// every column is known.
 pub fn page() -> Option<String> {
     let mut bench = Bench::new();
     let filled: Filled = kind::ALL
         .iter()
         .map(|row| (row.number, bench.columns(row.number)))
         .collect();
-    let inode = columns::index("file_inode")?;
-    if !filled.get(&kind::MODE)?.contains(&inode) {
-        return None;
+    for found_by_looking in ["file_inode", "file_host_path"] {
+        let column = columns::index(found_by_looking)?;
+        if !filled.get(&kind::MODE)?.contains(&column) {
+            return None;
+        }
     }
     let mut out = INTRODUCTION.to_owned();
     index(&mut out);

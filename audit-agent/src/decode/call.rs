@@ -106,7 +106,7 @@ fn syscall(call: &Call, row: &Row, abi: &str) -> Syscall {
 /// The files that the call names, and what it asked for.
 fn file(record: &Record<'_>, call: &Call, row: &Row, event: &mut Event) {
     if row.shape.descriptor != NONE {
-        event.file = Some(of_descriptor(record, call));
+        event.file = Some(of_descriptor(record, call, event));
     }
     if row.shape.path != NONE && record.section(section::GIVEN).is_some() {
         event.file = Some(file::named(record, section::GIVEN, section::BASE, event));
@@ -116,9 +116,12 @@ fn file(record: &Record<'_>, call: &Call, row: &Row, event: &mut Event) {
         event.target_file = Some(target);
     }
     if let Some(file) = &mut event.file
-        && seen(record, section::OBJECT, file)
+        && let Some(root) = seen(record, section::OBJECT, file)
     {
         file::object(&call.file, file);
+        if let Some(process) = &mut event.process {
+            process.root = root;
+        }
     }
     if let Some(target) = &mut event.target_file {
         seen(record, section::TARGET_OBJECT, target);
@@ -139,18 +142,17 @@ fn file(record: &Record<'_>, call: &Call, row: &Row, event: &mut Event) {
     }
 }
 
-/// What the kernel acted on, where a hook saw it, in place of what the caller's memory said.
-fn seen(record: &Record<'_>, tag: u8, file: &mut File) -> bool {
-    let Some(walked) = text::walked(record, tag) else {
-        return false;
-    };
+/// What the kernel acted on, where a hook saw it, in place of what the caller's memory said. Answers
+/// the process's root.
+fn seen(record: &Record<'_>, tag: u8, file: &mut File) -> Option<String> {
+    let walked = text::walked(record, tag)?;
     if file.path_given.is_empty() && file.path != walked.path {
         file.path_given = std::mem::take(&mut file.path);
     }
     file.path = walked.path;
     file.path_source = "kernel".to_owned();
     file.path_truncated_bytes = text::cut_bytes(walked.truncated);
-    true
+    Some(walked.root)
 }
 
 /// From the form of system calls (`new_decode_dev` of include/linux/kdev_t.h) to the kernel's own.
@@ -160,10 +162,13 @@ fn kernel_device(device: u32) -> i64 {
     i64::from(major << 20 | minor)
 }
 
-fn of_descriptor(record: &Record<'_>, call: &Call) -> File {
+fn of_descriptor(record: &Record<'_>, call: &Call, event: &mut Event) -> File {
     let walked = text::walked(record, section::PATH).unwrap_or_default();
     if call.file.inode == 0 && call.file.mode == 0 {
         return File::default(); // no such descriptor
+    }
+    if let Some(process) = &mut event.process {
+        process.root = walked.root;
     }
     let mut file = File {
         path: walked.path,
