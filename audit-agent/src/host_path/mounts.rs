@@ -233,8 +233,8 @@ impl Mounts {
         for (at, mount) in sorted.iter().enumerate() {
             let point = self.text(&self.mounts[*mount].point);
             let mut above = at.saturating_sub(1);
-            while at > 0 {
-                let of = nested[above];
+            // The first has nothing above it but itself.
+            while let Some(of) = nested.get(above).copied() {
                 let upper = self.text(&self.mounts[of.mount as usize].point);
                 if below(upper, point).is_some() || of.above as usize == above {
                     break;

@@ -67,40 +67,52 @@ pub fn mounts(work: &mut Workload) -> Result<()> {
             None,
         ),
     ] {
-        fs::write(&path, "x")?;
-        let moved = path.with_file_name("moved");
-        fs::rename(&path, &moved)?;
-        fs::remove_file(&moved)?;
-        let there = |name: &str| on_host.map(|directory| directory.join(name));
-        let made = by_host("file_", there("made").as_deref());
-        let renamed = by_host("target_file_", there("moved").as_deref());
-        let removed = by_host("file_", there("moved").as_deref());
-        let (us, path, moved) = (ours(), quoted(path), quoted(moved));
-        let inside = format!("{us} and process_mount_namespace = {namespace}");
-        work.once(
-            what,
-            format!(
-                "kind = 'open' and {inside} and file_path = {path} and file_access = 'create' \
-                 and {made}"
-            ),
-        );
-        work.once(
-            format!("close {what}"),
-            format!("kind = 'close_write' and {inside} and file_path = {path} and {made}"),
-        );
-        work.once(
-            format!("rename {what}"),
-            format!(
-                "kind = 'rename' and {inside} and file_path = {path} and target_file_path = {moved} \
-                 and {made} and {renamed}"
-            ),
-        );
-        work.once(
-            format!("unlink {what}"),
-            format!("kind = 'unlink' and {inside} and file_path = {moved} and {removed}"),
-        );
+        make_move_remove(work, what, path, on_host.map(PathBuf::as_path), &namespace)?;
     }
     std::thread::sleep(LIFE);
+    Ok(())
+}
+
+/// Makes, renames and removes a file at `path`, whose directory is `on_host` to the host.
+fn make_move_remove(
+    work: &mut Workload,
+    what: &str,
+    path: PathBuf,
+    on_host: Option<&Path>,
+    namespace: &str,
+) -> Result<()> {
+    fs::write(&path, "x")?;
+    let moved = path.with_file_name("moved");
+    fs::rename(&path, &moved)?;
+    fs::remove_file(&moved)?;
+    let there = |name: &str| on_host.map(|directory| directory.join(name));
+    let made = by_host("file_", there("made").as_deref());
+    let renamed = by_host("target_file_", there("moved").as_deref());
+    let removed = by_host("file_", there("moved").as_deref());
+    let (us, path, moved) = (ours(), quoted(path), quoted(moved));
+    let inside = format!("{us} and process_mount_namespace = {namespace}");
+    work.once(
+        what,
+        format!(
+            "kind = 'open' and {inside} and file_path = {path} and file_access = 'create' \
+             and {made}"
+        ),
+    );
+    work.once(
+        format!("close {what}"),
+        format!("kind = 'close_write' and {inside} and file_path = {path} and {made}"),
+    );
+    work.once(
+        format!("rename {what}"),
+        format!(
+            "kind = 'rename' and {inside} and file_path = {path} and target_file_path = {moved} \
+             and {made} and {renamed}"
+        ),
+    );
+    work.once(
+        format!("unlink {what}"),
+        format!("kind = 'unlink' and {inside} and file_path = {moved} and {removed}"),
+    );
     Ok(())
 }
 
