@@ -1,6 +1,6 @@
 //! What a call really acts on, where the kernel lets us see it: programs of the BPF LSM, or kprobes, on
-//! the security hooks of path operations, which have the directory entries that the kernel has found, and not the caller's text,
-//! which another thread may change.
+//! the security hooks of path operations, which have the directory entries that the kernel has found,
+//! and not the caller's text, which another thread may change.
 //!
 //! A hook keeps what it saw until the call returns; the program of the call's end puts it into its
 //! record. Only a call that succeeded has surely come by its hook, so only such a one takes it.

@@ -4,8 +4,8 @@
 //! Whoever drops the last reference to an open file (close, dup2, close_range, exec, the end of a
 //! process, of a mapping, of a message that carried it), the kernel comes by one place:
 //! `locks_remove_file`, where the file is still whole. Without kprobes it is the moment in which the
-//! memory of the file is freed ([`crate::freed`]), a little later, where its name may be gone. Both are in the context of a
-//! process, so that no program of this class is interrupted by them.
+//! memory of the file is freed ([`crate::freed`]), a little later, where its name may be gone. Both are
+//! in the context of a process, so that no program of this class is interrupted by them.
 //!
 //! Bytes are counted by the ends of the calls that move them. Not counted: memory mappings, io_uring,
 //! asynchronous I/O of the kernel's own kind (io_submit).
