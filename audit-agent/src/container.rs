@@ -205,7 +205,7 @@ impl Containers {
         }
         let text = proc_fs::cgroup(key.pid, key.start_time_ns);
         if self.is_shared(cgroup) {
-            return text.map(|text| of_hierarchies(&text)).ok_or(Unknown);
+            return text.map(|text| self.meet_process(&text)).ok_or(Unknown);
         }
         let of_process = text
             .as_deref()
@@ -257,6 +257,21 @@ impl Containers {
             self.names.look(&container.id);
         }
         self.remember(cgroup, path)
+    }
+
+    /// The same, of a process whose own cgroups must be asked: it may be the first of its container that
+    /// is met, before the container is told as started.
+    fn meet_process(&mut self, text: &[u8]) -> Found {
+        let mut container = of_hierarchies(text)?;
+        if !container.id.is_empty() {
+            if self.names.of(&container.id).is_none() {
+                self.names.look(&container.id);
+            }
+            if let Some(names) = self.names.of(&container.id) {
+                names.fill(&mut container);
+            }
+        }
+        Some(Arc::new(container))
     }
 
     /// Learns the paths of all cgroups at once.
@@ -352,15 +367,15 @@ fn of_cgroup(container: Container) -> Amended {
 pub struct Unknown;
 
 /// Of /proc/PID/cgroup: the first hierarchy that names a container, else the unified path.
-fn of_hierarchies(text: &[u8]) -> Found {
+fn of_hierarchies(text: &[u8]) -> Option<Container> {
     let mut other = None;
     for path in path::hierarchies(text) {
         match path::container(path) {
-            Some(container) if !container.id.is_empty() => return Some(Arc::new(container)),
+            Some(container) if !container.id.is_empty() => return Some(container),
             container => other = other.or(container),
         }
     }
-    other.map(Arc::new)
+    other
 }
 
 /// All cgroups below `root`: id, and path from there.

@@ -247,7 +247,8 @@ fn containers_start_and_stop_and_names_that_come_late_are_amended() -> Result<()
     fs::write(file(&early), docker_state(&early, "early"))?;
     bundle.run("/docker", &early, "/bin/busybox touch /made/mark")?;
 
-    let script = "/bin/busybox touch /bin/here; /bin/busybox touch /made/first; \
+    // The agent reads the mounts of a container some hundredths of a second after they were made.
+    let script = "/bin/busybox sleep 1; /bin/busybox touch /bin/here; /bin/busybox touch /made/first; \
         while [ ! -e /go ]; do /bin/busybox sleep 0.1; done; /bin/busybox touch /made/second";
     let mut command = bundle.command("/docker", &late, script)?;
     let mut running = command.stdout(Stdio::null()).spawn()?;
