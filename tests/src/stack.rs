@@ -6,7 +6,7 @@
 //! `HOSTAUDIT_TEST_SLOWNESS`.
 
 mod daemon;
-mod patience;
+pub(crate) mod patience;
 mod rows;
 
 use std::{

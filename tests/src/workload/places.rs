@@ -13,11 +13,17 @@ use anyhow::{Result, ensure};
 use rustix::fs::CWD;
 
 use super::{Expectation, Workload, ours, quoted, system};
+use crate::stack::patience;
 
 /// The agent reads mount tables some hundredths of a second after the mounts have changed, and looks
 /// paths up as late, by a process that is there: as long as the shortest life of which these tests
 /// promise something.
 const LIFE: Duration = Duration::from_secs(1);
+
+fn live() -> Result<()> {
+    std::thread::sleep(patience::stretched(LIFE)?);
+    Ok(())
+}
 
 /// What the host calls it, if it can.
 fn by_host(columns: &str, path: Option<&Path>) -> String {
@@ -51,7 +57,7 @@ pub fn mounts(work: &mut Workload) -> Result<()> {
     system::bind_mount(&plain, &odd)?;
     system::mount_tmpfs(&memory)?;
     fs::create_dir_all(memory.join("below"))?;
-    std::thread::sleep(LIFE);
+    live()?;
     let namespace = namespace("mnt")?;
     for (what, path, on_host) in [
         ("through a bind mount", seen.join("made"), Some(&original)),
@@ -69,7 +75,7 @@ pub fn mounts(work: &mut Workload) -> Result<()> {
     ] {
         make_move_remove(work, what, path, on_host.map(PathBuf::as_path), &namespace)?;
     }
-    std::thread::sleep(LIFE);
+    live()?;
     Ok(())
 }
 
@@ -168,13 +174,13 @@ pub fn container_inside(work: &mut Workload) -> Result<()> {
     fs::create_dir_all("/etc/jail")?;
     fs::create_dir("/tmp")?;
     system::mount_tmpfs(Path::new("/tmp"))?;
-    std::thread::sleep(LIFE);
+    live()?;
     fs::write("/etc/inside", "x")?;
     fs::write("/tmp/inside", "x")?;
     rustix::fs::renameat(CWD, "etc/inside", CWD, "/moved")?;
     fs::remove_file("/moved")?;
     // What is looked up is so before the root is another.
-    std::thread::sleep(LIFE);
+    live()?;
     rustix::process::chroot("/etc/jail")?;
     fs::write("/jailed", "x")?;
     inside_is_told(work, &host);
