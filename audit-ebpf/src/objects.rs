@@ -25,6 +25,7 @@ use crate::{
     policy, preemption,
     record::Writer,
     settings::{self, offset},
+    written::FMODE_NOACCOUNT,
 };
 
 #[map]
@@ -167,13 +168,14 @@ fn saw_path(argument: impl Fn(usize) -> u64) {
     keep(Path::read(argument(0), 0), None, 0, 0);
 }
 
-/// `security_file_open(file)`: only opens that will be reported are worth it.
+/// `security_file_open(file)`: only opens that will be reported are worth it. Opening a file of
+/// overlayfs opens the one behind it too (so of Linux 6.12, not of 6.1), which is not what the caller opened.
 #[inline(always)]
 fn saw_open(argument: impl Fn(usize) -> u64) {
     let opened = argument(0);
     let path = Path::of_file(opened);
     let mode: u32 = kernel::read(opened, offset!(file_mode));
-    if file::is_reported(mode, &path) {
+    if mode & FMODE_NOACCOUNT == 0 && file::is_reported(mode, &path) {
         keep(path, None, opened, mode);
     }
 }

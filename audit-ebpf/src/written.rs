@@ -57,7 +57,7 @@ static WRITTEN: HashMap<u64, Opened> = HashMap::with_max_entries(limits::WRITTEN
 /// It was opened whole; one that could not be is freed too.
 const FMODE_OPENED: u32 = 1 << 19;
 /// The kernel's own, behind a file of overlayfs.
-const FMODE_NOACCOUNT: u32 = 1 << 29;
+pub const FMODE_NOACCOUNT: u32 = 1 << 29;
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 

@@ -16,11 +16,6 @@ pub fn stretched(timeout: Duration) -> Result<Duration> {
     }
 }
 
-/// Are deadlines multiplied?
-pub fn is_stretched() -> bool {
-    std::env::var_os(VARIABLE).is_some_and(|factor| factor != "1")
-}
-
 fn slowness(text: &str) -> Result<u32> {
     let number = text
         .parse()

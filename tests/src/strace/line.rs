@@ -33,7 +33,12 @@ impl Line {
         }
         // A thread that is not the first becomes the process; it ends in the first one's file.
         let becomes = text.split_once(" <pid changed to ");
-        let whole = becomes.map(|(call, _)| format!("{call}) = 0"));
+        // A signal to itself that killed before strace could see the call return; it had no error.
+        let died = text
+            .strip_suffix(" <unfinished ...>")
+            .filter(|call| call.starts_with("kill(") || call.starts_with("tgkill("))
+            .map(|call| (call, ""));
+        let whole = becomes.or(died).map(|(call, _)| format!("{call}) = 0"));
         let text = whole.as_deref().unwrap_or(text);
         let (call, result) = text.rsplit_once(" = ").context("no result")?;
         let (name, arguments) = call.split_once('(').context("no arguments")?;
@@ -213,6 +218,10 @@ mod tests {
         assert_eq!(list.texts().expect("texts"), [b"a".to_vec(), Vec::new()]);
         assert!(Value("\"\\x61\"...".to_owned()).text().is_err(), "cut");
         assert!(Line::parse("1.2 gibberish").is_err());
+        let died = Line::parse("1.2 tgkill(7, 7, 9 <unfinished ...>").expect("understood");
+        let returned = Line::parse("1.2 tgkill(7, 7, 9) = 0").expect("understood");
+        assert_eq!(died, returned);
+        assert!(Line::parse("1.2 unlink(\"\\x61\" <unfinished ...>").is_err());
         let becomes =
             Line::parse("1.2 execve(\"\\x61\", [], 0x7f /* 9 vars */ <pid changed to 7 ...>");
         let Line::Call { arguments, .. } = becomes.expect("understood") else {
