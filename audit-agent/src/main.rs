@@ -1,14 +1,16 @@
 //! `audit-agent`: records what happens on this host and delivers it to a collector.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::mpsc};
+mod dry_run;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::mpsc,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use audit_agent::{
-    Config, Control, filter,
-    policy::{Action, Policy, places},
-    replay::Replay,
-};
-use audit_common::class;
+use audit_agent::{Config, Control, replay::Replay};
 use clap::{Parser, ValueEnum};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -151,7 +153,7 @@ fn log_to_stderr(format: LogFormat) {
 fn start(args: &Args) -> Result<()> {
     let config = Config::load(args.config.as_deref(), &args.overrides)?;
     if args.dry_run {
-        return describe(&config);
+        return show(&dry_run::describe(&config)?);
     }
     if args.verifier_stats {
         return verifier_stats(&config);
@@ -234,35 +236,6 @@ fn reload_on_hangup(args: &Args) -> Result<mpsc::Receiver<Config>> {
     Ok(receiver)
 }
 
-fn describe_policy(policy: &Policy) {
-    println!("filters        {} rules", policy.rules.len());
-    for rule in &policy.rules {
-        let action = match rule.action {
-            Action::Exclude => "hides",
-            Action::Include => "keeps",
-        };
-        let place = if rule.needs_path() {
-            "in the kernel; where it does not know the path for sure, by the agent"
-        } else {
-            "in the kernel"
-        };
-        println!("  {:<14} {action}, {place}", rule.name);
-    }
-    for missing in places::find(policy, places::hierarchy().as_deref()).missing {
-        println!("  not there (yet): {missing}");
-    }
-    for class in class::ALL {
-        let budget = policy.budgets.get(usize::from(class));
-        if let Some(budget) = budget.filter(|budget| budget.interval_ns != 0) {
-            println!(
-                "budget         {}: one event in {} us per cgroup, in the kernel",
-                class::name(class).unwrap_or_default(),
-                budget.interval_ns / 1000
-            );
-        }
-    }
-}
-
 fn unpin(config: &Config) -> Result<()> {
     let directory = &config.capture.pin.directory;
     ensure!(
@@ -271,11 +244,18 @@ fn unpin(config: &Config) -> Result<()> {
     );
     let directory = directory.display();
     if audit_agent::probe::unpin(config)? {
-        println!("{directory}: detached and removed");
+        show(&format!("{directory}: detached and removed\n"))
     } else {
-        println!("{directory}: nothing is pinned");
+        show(&format!("{directory}: nothing is pinned\n"))
     }
-    Ok(())
+}
+
+/// To stdout; a reader that has seen enough (`head`) is no error.
+fn show(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// For `cargo xtask ebpf --stats`: program, instructions, limit, separated by tabs; instead of the
@@ -286,62 +266,6 @@ fn verifier_stats(config: &Config) -> Result<()> {
             Ok((instructions, limit)) => println!("{}\t{instructions}\t{limit}", one.program),
             Err(reason) => println!("{}\t{}", one.program, reason.replace(['\t', '\n'], " ")),
         }
-    }
-    Ok(())
-}
-
-fn describe(config: &Config) -> Result<()> {
-    let valid = config.validate()?;
-    let names = filter::watch_names(&config.capture.watch_reads)?;
-    let names: Vec<_> = names
-        .iter()
-        .map(|name| String::from_utf8_lossy(name))
-        .collect();
-    let rings = &config.rings;
-    println!("configuration  valid, hash {}", config.hash());
-    println!("collector      {}", valid.server);
-    println!(
-        "rings          process {} KiB, network {} KiB, file {} KiB",
-        rings.process_bytes >> 10,
-        rings.network_bytes >> 10,
-        rings.file_bytes >> 10
-    );
-    println!(
-        "watched reads  {} patterns",
-        config.capture.watch_reads.len()
-    );
-    println!("  by name      {}", names.join(" "));
-    describe_policy(&valid.policy);
-    let outlives = match audit_agent::probe::outlives(config) {
-        None => "stops with the agent (capture.pin.directory is not set)".to_owned(),
-        Some(Ok(())) => format!(
-            "goes on without it: {}",
-            config.capture.pin.directory.display()
-        ),
-        Some(Err(error)) => format!("stops with the agent: {error}"),
-    };
-    println!("capture        {outlives}");
-    println!("hooks");
-    for hook in audit_agent::probe::check(config)? {
-        let got = match (hook.attached, hook.tried.last()) {
-            _ if hook.off => "off: capture.off_kinds".to_owned(),
-            (Some(rung), _) => rung.to_string(),
-            (None, Some((_, reason))) => format!("not available: {reason}"),
-            (None, None) => "not available".to_owned(),
-        };
-        let objects = match hook.objects {
-            _ if hook.attached.is_none() => String::new(),
-            Some(Ok(rung)) => format!(", objects by {rung}"),
-            Some(Err(reason)) => format!(", no objects: {reason}"),
-            None => String::new(),
-        };
-        let texts = match hook.texts {
-            _ if hook.attached.is_none() => String::new(),
-            Some(Ok(())) => ", names as the kernel copied them".to_owned(),
-            Some(Err(reason)) => format!(", names as the caller's memory has them after: {reason}"),
-            None => String::new(),
-        };
-        println!("  {:<14} {got}{objects}{texts}", hook.name);
     }
     Ok(())
 }

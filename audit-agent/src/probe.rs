@@ -9,10 +9,15 @@ mod attach;
 mod btf;
 mod capabilities;
 mod complexity;
+mod empty;
+mod error;
 mod hooks;
 mod info;
 mod io_uring;
+mod kernel;
+mod lanes;
 mod log;
+mod maps;
 mod object;
 mod objects;
 pub mod pins;
@@ -20,119 +25,35 @@ mod policy;
 mod ring;
 mod snapshot;
 
-use std::{fs, io, sync::Arc};
+use std::{io, sync::Arc};
 
-use audit_common::{
-    config::{CALL_ABI, Counters, Settings},
-    limits::WATCHED_NAME_BYTES,
-    offsets::{MISSING, Offsets, PATHS},
-    record::LAYOUT,
-};
+use audit_common::record::LAYOUT;
 use aya::{
-    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+    Ebpf, VerifierLogLevel,
+    maps::{HashMap, MapData},
     programs::ProgramInfo,
 };
-use sha2::{Digest as _, Sha256};
-use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use attach::{Attached, Attacher, Dispatch, attach};
 pub use btf::BtfError;
 pub use complexity::{Complexity, complexity};
+pub use empty::EmptyProbe;
+pub use error::ProbeError;
+use error::chain;
 #[cfg(test)]
 pub(crate) use hooks::OBJECT_KINDS;
-use hooks::{DISPATCHER, FREED, LISTENER, NAME_FREED, OBJECTS, Point};
+use hooks::{FREED, LISTENER, NAME_FREED, OBJECT_RUNGS, OBJECTS};
 pub(crate) use hooks::{HOOKS, Place};
 pub use hooks::{Hook, HookStatus, Rung};
+use kernel::Kernel;
+use lanes::RING_NAMES;
+pub(crate) use lanes::{Lanes, RINGS};
+use maps::{take, typed};
 use objects::Plan;
-use pins::{Directory, Making, PinError, Set};
+use pins::{Directory, Making, Set};
 pub(crate) use ring::Ring;
 
-use crate::{Config, filter, policy::PolicyError, process::proc_fs, unsent::Told};
-
-/// Built by build.rs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AUDIT_EBPF_OBJECT"));
-
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    #[error(
-        "loading kernel programs needs root, or CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH; {0}"
-    )]
-    NotPermitted(String),
-    #[error(transparent)]
-    Types(#[from] BtfError),
-    #[error("the kernel object does not load: {0}")]
-    Load(String),
-    #[error("what path calls act on cannot be seen: {0}")]
-    NoObjects(String),
-    #[error("no hook could be attached; the first reason: {0}")]
-    NoHook(String),
-    #[error("capture.watch_reads: {0}")]
-    Watch(String),
-    #[error("capture.pin.directory: {0}")]
-    Pin(#[from] PinError),
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-}
-
-/// Of a map that nothing will use.
-const UNUSED_ENTRIES: u32 = 64;
-/// The lanes: process, network, file.
-pub(crate) const RINGS: usize = 3;
-const RING_NAMES: [&str; RINGS] = ["PROCESS_RING", "NETWORK_RING", "FILE_RING"];
-
-/// What the programs of one set write to.
-pub(crate) struct Lanes {
-    pub(crate) rings: [Ring; RINGS],
-    counters: PerCpuArray<MapData, KernelCounters>,
-    /// Where it is pinned.
-    pub(crate) set: Option<Set>,
-}
-
-impl Lanes {
-    /// `keeps`: what is read stays in the rings until it is released.
-    fn new(rings: [Map; RINGS], counters: Map, keeps: bool) -> Result<Self, ProbeError> {
-        let ring = |map| Ring::new(map, keeps).map_err(|e| ProbeError::Load(format!("ring: {e}")));
-        let [process, network, file] = rings;
-        Ok(Self {
-            rings: [ring(process)?, ring(network)?, ring(file)?],
-            counters: typed("COUNTERS", counters)?,
-            set: None,
-        })
-    }
-
-    /// Of a set that is pinned.
-    fn pinned(set: Set) -> Result<Self, ProbeError> {
-        let open = |name: &str| open_map(&set.map(name));
-        let [process, network, file] = RING_NAMES;
-        let rings = [open(process)?, open(network)?, open(file)?];
-        let counters = open("COUNTERS")?;
-        let lanes = Self::new(rings, counters, true)?;
-        Ok(Self {
-            set: Some(set),
-            ..lanes
-        })
-    }
-
-    /// The counters of `class` on each CPU.
-    pub(crate) fn counters(&self, class: u8) -> io::Result<Vec<Counters>> {
-        let values = self
-            .counters
-            .get(&class.into(), 0)
-            .map_err(io::Error::other)?;
-        Ok(values.iter().map(|value| value.0).collect())
-    }
-
-    /// 0 for a set that is not pinned.
-    pub(crate) fn generation(&self) -> u32 {
-        self.set.as_ref().map_or(0, |set| set.generation)
-    }
-
-    /// Its records are as this agent understands them.
-    pub(crate) fn is_understood(&self) -> bool {
-        self.set.as_ref().is_none_or(|set| set.layout == LAYOUT)
-    }
-}
+use crate::{Config, process::proc_fs, unsent::Told};
 
 /// The attached programs, and what they are told while they run.
 pub struct Probe {
@@ -154,122 +75,6 @@ struct Pins {
     directory: Directory,
     live: Set,
     keep_at_stop: bool,
-}
-
-/// [`Counters`], which aya may copy out of a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(crate) struct KernelCounters(pub(crate) Counters);
-
-#[expect(
-    unsafe_code,
-    reason = "aya asks for the promise that every byte pattern is a value"
-)]
-// SAFETY: repr(transparent) over a struct of u64, which zerocopy has checked.
-unsafe impl aya::Pod for KernelCounters {}
-
-/// What the object is fitted to.
-struct Kernel {
-    types: btf::Types,
-    btf: Btf,
-    release: String,
-    offsets: Offsets,
-    missing: Vec<&'static str>,
-    uring: io_uring::Tracepoints,
-}
-
-impl Kernel {
-    fn running() -> Result<Self, ProbeError> {
-        if let Some(missing) = capabilities::missing() {
-            return Err(ProbeError::NotPermitted(missing));
-        }
-        let types = btf::Types::of_kernel()?;
-        let (offsets, missing) = offsets(&types);
-        Ok(Self {
-            btf: Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?,
-            release: rustix::system::uname()
-                .release()
-                .to_string_lossy()
-                .into_owned(),
-            uring: io_uring::Tracepoints::of(&types),
-            offsets,
-            missing,
-            types,
-        })
-    }
-
-    fn is_preemptible(&self) -> bool {
-        object::is_preemptible(&self.release)
-    }
-
-    /// Why links of this kernel's kprobes cannot be pinned.
-    fn unpinnable(&self) -> Option<PinError> {
-        (objects::has_kprobes() && object::version(&self.release) < (5, 15)).then(|| {
-            PinError::Kernel("this kernel's kprobes end with the agent, before 5.15".to_owned())
-        })
-    }
-
-    fn plan(&self) -> Plan {
-        Plan::new(&self.types, &self.offsets)
-    }
-
-    fn settings(&self, config: &Config, plan: &Plan, generation: u32) -> Settings {
-        Settings {
-            generation,
-            ..settings(config, &self.types, &self.uring, plan)
-        }
-    }
-
-    /// What decides how a set of programs behaves: the object, and what is set in it. Filter rules and
-    /// budgets are not: any set takes new ones while it runs.
-    fn fingerprint(&self, config: &Config) -> String {
-        let mut hash = Sha256::new();
-        hash.update(OBJECT);
-        hash.update(self.offsets.as_bytes());
-        hash.update(self.settings(config, &self.plan(), 0).as_bytes());
-        let (rings, capture) = (&config.rings, &config.capture);
-        let configured = (rings, &capture.watch_reads, &capture.off_kinds);
-        hash.update(serde_json::to_vec(&configured).unwrap_or_default());
-        let digest = hash.finalize();
-        digest[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
-    }
-
-    /// The object's maps, and its programs, of which none is loaded yet.
-    fn load(
-        &self,
-        plan: &Plan,
-        config: &Config,
-        settings: &Settings,
-        pins: Option<&Making>,
-        log: VerifierLogLevel,
-    ) -> Result<Ebpf, ProbeError> {
-        // Programs of the LSM are preempted on every kernel.
-        let preempted = self.is_preemptible() || plan.rung == Some(Rung::Trampoline);
-        let object = object::prepare(OBJECT, &self.types, preempted);
-        let mut loader = EbpfLoader::new();
-        // Some MiB with all their entries.
-        if plan.rung.is_none() {
-            loader.map_max_entries("SEEN", UNUSED_ENTRIES);
-        }
-        if plan.copies.is_err() {
-            loader.map_max_entries("COPIES", UNUSED_ENTRIES);
-        }
-        loader
-            .btf(Some(&self.btf))
-            .verifier_log_level(log)
-            .override_global("OFFSETS", self.offsets.as_bytes(), true)
-            .override_global("SETTINGS", settings.as_bytes(), true)
-            .map_max_entries("PROCESS_RING", config.rings.process_bytes)
-            .map_max_entries("NETWORK_RING", config.rings.network_bytes)
-            .map_max_entries("FILE_RING", config.rings.file_bytes);
-        for (name, path) in pins.into_iter().flat_map(Making::shared) {
-            loader.map_pin_path(name, path);
-        }
-        loader.load(&object).map_err(|error| load_error(&error))
-    }
 }
 
 impl Probe {
@@ -369,7 +174,7 @@ impl Probe {
                 skipped: 0,
             });
         }
-        let mut shared = |name: &str| open_map(&set.shared(name));
+        let mut shared = |name: &str| maps::open(&set.shared(name));
         let ignored = typed("IGNORED", shared("IGNORED")?)?;
         let rules = policy::Rules::open(&mut shared, Arc::new(config.policy()?), told)?;
         let mut probe = Self {
@@ -397,7 +202,7 @@ impl Probe {
         told: &Told,
     ) -> Result<(Self, Lanes), ProbeError> {
         let mut plan = kernel.plan();
-        for rung in [Rung::Trampoline, Rung::Kprobe] {
+        for rung in OBJECT_RUNGS {
             plan.rung = Some(rung);
             let refused = match objects::missing(rung, &kernel.types) {
                 Some(reason) => reason,
@@ -429,9 +234,9 @@ impl Probe {
         let mut ebpf = kernel.load(plan, config, &settings, pins, VerifierLogLevel::default())?;
         // Before any program is attached: they keep the map only while it has a file descriptor.
         let log = log::Log::of(&mut ebpf);
-        watch_names(&mut ebpf, config)?;
+        maps::watch_names(&mut ebpf, config)?;
         if let Some(pins) = pins {
-            pin_maps(&ebpf, pins)?;
+            maps::pin_all(&ebpf, pins)?;
         }
         let mut map = |name: &str| take(&mut ebpf, name);
         let rings = [
@@ -460,7 +265,7 @@ impl Probe {
         let own = probe.ignore(std::process::id());
         own.map_err(|error| ProbeError::Load(error.to_string()))?;
         probe.attach(config, kernel, plan, pins, (&mut ebpf, &mut dispatch))?;
-        guard_maps(&mut ebpf)?;
+        maps::guard(&mut ebpf)?;
         probe._ebpf = Some(ebpf);
         probe._dispatch = Some(dispatch);
         if pins.is_none() {
@@ -485,7 +290,7 @@ impl Probe {
             kernel: &kernel.btf,
             missing: &kernel.missing,
             uring: &kernel.uring,
-            frees_unseen: frees_unseen(&kernel.types, preemptible),
+            frees_unseen: kernel.frees_unseen(),
             sees_freed: false,
             pins,
             attached: Vec::new(),
@@ -615,7 +420,7 @@ fn any_attached(hooks: &[HookStatus]) -> Result<(), ProbeError> {
 fn may_be_skipped(program: &str) -> bool {
     let objects = OBJECTS
         .iter()
-        .flat_map(|(_, of_lsm, of_kprobe)| [*of_lsm, *of_kprobe]);
+        .flat_map(|object| OBJECT_RUNGS.map(|rung| object.point(rung).program));
     let others = [FREED, NAME_FREED, LISTENER].map(|point| point.program);
     objects.chain(others).any(|name| name == program)
 }
@@ -649,218 +454,4 @@ pub fn outlives(config: &Config) -> Option<Result<(), ProbeError>> {
         Ok(Some(error)) => Err(error.into()),
         Ok(None) => pins::usable(path).map_err(ProbeError::from),
     })
-}
-
-/// Attaches programs that do nothing at the same places: the least that watching there can cost.
-pub struct EmptyProbe {
-    _ebpf: Ebpf,
-}
-
-impl EmptyProbe {
-    pub fn load() -> Result<Self, ProbeError> {
-        let kernel = Btf::from_sys_fs().map_err(|error| ProbeError::Load(error.to_string()))?;
-        let object = object::prepare(OBJECT, &btf::Types::of_kernel()?, false);
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&kernel))
-            .load(&object)
-            .map_err(|error| load_error(&error))?;
-        let points = HOOKS.iter().flat_map(|hook| hook.points);
-        for point in points.chain([&DISPATCHER]) {
-            let (Place::Tracepoint(tracepoint) | Place::RawTracepoint(tracepoint)) = point.place
-            else {
-                continue;
-            };
-            let program = match tracepoint {
-                "sched_process_exec" => "empty_exec",
-                "sched_process_fork" => "empty_fork",
-                "sched_process_exit" => "empty_exit",
-                "cgroup_mkdir" => "empty_cgroup",
-                "cgroup_notify_populated" => "empty_container",
-                "kmem_cache_free" => "empty_freed",
-                "signal_generate" => "empty_signal",
-                "sys_exit" => "empty_sys_exit",
-                _ => "empty_state",
-            };
-            let point = Point { program, ..*point };
-            attach(&mut ebpf, point, &kernel, None).map_err(ProbeError::Load)?;
-        }
-        Ok(Self { _ebpf: ebpf })
-    }
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, ProbeError> {
-    ebpf.take_map(name)
-        .ok_or_else(|| ProbeError::Load(format!("the object has no map {name}")))
-}
-
-fn typed<T>(name: &str, map: Map) -> Result<T, ProbeError>
-where
-    T: TryFrom<Map, Error = MapError>,
-{
-    T::try_from(map).map_err(|error| ProbeError::Load(format!("map {name}: {error}")))
-}
-
-/// A map that is pinned.
-fn open_map(path: &std::path::Path) -> Result<Map, ProbeError> {
-    let map = MapData::from_pin(path).and_then(Map::from_map_data);
-    map.map_err(|error| ProbeError::Load(format!("{}: {}", path.display(), chain(&error))))
-}
-
-/// All of them, so that whoever takes over finds what it needs; shared ones have been pinned when
-/// they were made.
-fn pin_maps(ebpf: &Ebpf, pins: &Making) -> Result<(), ProbeError> {
-    for (name, map) in ebpf.maps() {
-        let Some(path) = pins.map(name) else { continue };
-        map.pin(&path)
-            .map_err(|error| ProbeError::Load(format!("{}: {}", path.display(), chain(&error))))?;
-    }
-    Ok(())
-}
-
-/// An eighth of the smallest ring: the reader is called in time, and seldom.
-fn wakeup_bytes(config: &Config) -> u32 {
-    let rings = &config.rings;
-    rings
-        .process_bytes
-        .min(rings.network_bytes)
-        .min(rings.file_bytes)
-        / 8
-}
-
-/// Why open files cannot be told when their memory is freed: a program there must not run in an
-/// interrupt, nor be skipped on every path of the kernel that frees anything.
-fn frees_unseen(types: &btf::Types, preemptible: bool) -> Option<&'static str> {
-    let arguments = types.tracepoint(FREED.place.name()).unwrap_or_default();
-    if preemptible {
-        Some("programs can be preempted there, and would be skipped")
-    } else if types.has_function("file_free_rcu") {
-        Some("this kernel frees open files in interrupts (before Linux 6.7)")
-    } else if arguments.get(2) != Some(&btf::Argument::Pointer("kmem_cache".to_owned())) {
-        Some("this kernel does not say from which cache memory is freed")
-    } else {
-        None
-    }
-}
-
-/// The kernel's offsets, and the paths of the fields that it does not have, but must.
-fn offsets(types: &btf::Types) -> (Offsets, Vec<&'static str>) {
-    let mut missing = Vec::new();
-    let values: Vec<u32> = PATHS
-        .iter()
-        .map(|path| {
-            let optional = path.strip_prefix('?');
-            types.offset(optional.unwrap_or(path)).unwrap_or_else(|| {
-                if optional.is_none() {
-                    missing.push(*path);
-                }
-                MISSING
-            })
-        })
-        .collect();
-    let mut offsets = Offsets::read_from_bytes(values.as_bytes()).unwrap_or_default();
-    // The programs read both with one access (audit-ebpf/src/path.rs).
-    if offsets.dentry_name != offsets.dentry_parent.wrapping_add(16) {
-        offsets.dentry_name = MISSING;
-        missing.push("dentry.d_name.name");
-    }
-    (offsets, missing)
-}
-
-fn settings(
-    config: &Config,
-    types: &btf::Types,
-    uring: &io_uring::Tracepoints,
-    plan: &Plan,
-) -> Settings {
-    Settings {
-        watch_reads: u32::from(!config.capture.watch_reads.is_empty()),
-        wakeup_bytes: wakeup_bytes(config),
-        objects: plan.rung.is_some().into(),
-        copies: plan.copies.is_ok().into(),
-        close_writes: u32::from(!config.capture.is_off("close_write")),
-        typed_task: types.has_function("bpf_get_current_task_btf").into(),
-        number_offset: CALL_ABI.number,
-        argument_offsets: CALL_ABI.arguments,
-        compat_argument_offsets: CALL_ABI.compat_arguments,
-        compat_bits: CALL_ABI.compat_bits,
-        ..uring.settings(types)
-    }
-}
-
-fn watch_names(ebpf: &mut Ebpf, config: &Config) -> Result<(), ProbeError> {
-    let names = filter::watch_names(&config.capture.watch_reads)
-        .map_err(|error| ProbeError::Watch(error.to_string()))?;
-    // Borrowed, not taken: the programs that use it are loaded later.
-    let map = ebpf
-        .map_mut("WATCHED")
-        .ok_or_else(|| ProbeError::Load("the object has no map WATCHED".to_owned()))?;
-    let mut watched: HashMap<_, [u8; WATCHED_NAME_BYTES], u8> = HashMap::try_from(map)
-        .map_err(|error| ProbeError::Load(format!("map WATCHED: {error}")))?;
-    for name in names {
-        let mut key = [0; WATCHED_NAME_BYTES];
-        let room = key
-            .get_mut(..name.len())
-            .filter(|_| name.len() < WATCHED_NAME_BYTES);
-        let Some(room) = room else {
-            return Err(ProbeError::Watch(format!(
-                "the name {:?} is longer than {} bytes",
-                String::from_utf8_lossy(&name),
-                WATCHED_NAME_BYTES - 1
-            )));
-        };
-        room.copy_from_slice(&name);
-        watched
-            .insert(key, 1, 0)
-            .map_err(|error| ProbeError::Watch(error.to_string()))?;
-    }
-    Ok(())
-}
-
-/// Tells the programs which maps are ours: all that this process has open.
-fn guard_maps(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
-    let failed = |error: &dyn std::error::Error| ProbeError::Load(format!("map OWN_MAPS: {error}"));
-    let mut own: HashMap<_, u32, u8> = typed("OWN_MAPS", take(ebpf, "OWN_MAPS")?)?;
-    for entry in fs::read_dir("/proc/self/fdinfo").map_err(|error| failed(&error))? {
-        let path = entry.map_err(|error| failed(&error))?.path();
-        // The one that lists this folder is gone already.
-        let Ok(text) = fs::read_to_string(path) else {
-            continue;
-        };
-        let id = text.lines().find_map(|line| line.strip_prefix("map_id:"));
-        if let Some(id) = id.and_then(|id| id.trim().parse::<u32>().ok()) {
-            own.insert(id, 1, 0).map_err(|error| failed(&error))?;
-        }
-    }
-    Ok(())
-}
-
-fn load_error(error: &(dyn std::error::Error + 'static)) -> ProbeError {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::PermissionDenied
-        {
-            return ProbeError::NotPermitted(
-                "no capability is missing, so this is a user namespace, or the kernel is locked down"
-                    .to_owned(),
-            );
-        }
-        source = error.source();
-    }
-    ProbeError::Load(chain(error))
-}
-
-/// The error with its causes; of a verifier's log only the last lines, which say what it refused.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    let lines: Vec<_> = text.lines().collect();
-    match lines.len() {
-        0..=8 => text,
-        many => format!("{} ... {}", lines[0], lines[many - 7..].join(" | ")),
-    }
 }

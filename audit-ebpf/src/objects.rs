@@ -1,5 +1,5 @@
-//! What a call really acts on, where the kernel lets us see it: programs of the BPF LSM, or kprobes, on
-//! the security hooks of path operations, which have the directory entries that the kernel has found,
+//! What a call really acts on, where the kernel lets us see it: programs of the BPF LSM on the security
+//! hooks of path operations, or at the functions that ask those (fentry, kprobes), which have the directory entries that the kernel has found,
 //! and not the caller's text, which another thread may change.
 //!
 //! A hook keeps what it saw until the call returns; the program of the call's end puts it into its
@@ -12,9 +12,9 @@ use audit_common::{
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
-    macros::{kprobe, lsm, map},
+    macros::{fentry, kprobe, lsm, map},
     maps::{LruHashMap, PerCpuArray},
-    programs::{LsmContext, ProbeContext},
+    programs::{FEntryContext, LsmContext, ProbeContext},
 };
 
 use crate::{
@@ -199,29 +199,34 @@ kprobes! {
     see_open: saw_open;
 }
 
-/// A program of the LSM belongs to one hook. It never refuses.
-macro_rules! lsm_hooks {
-    ($($name:ident: $saw:ident;)+) => {$(
+/// A program in a trampoline belongs to one function: the hook that the kernel asks security modules
+/// by, which it never refuses, or the function around that.
+macro_rules! trampolines {
+    ($($lsm:ident, $fentry:ident: $saw:ident;)+) => {$(
         #[lsm]
-        pub fn $name(ctx: LsmContext) -> i32 {
-            preemption::without(|| {
-                // SAFETY: the context is an array of 64-bit arguments.
-                $saw(|n| unsafe { *ctx.as_ptr().cast::<u64>().add(n) });
-            })
+        pub fn $lsm(ctx: LsmContext) -> i32 {
+            // SAFETY: the context is an array of 64-bit arguments.
+            preemption::without(|| $saw(|n| unsafe { *ctx.as_ptr().cast::<u64>().add(n) }))
+        }
+
+        #[fentry]
+        pub fn $fentry(ctx: FEntryContext) -> i32 {
+            // SAFETY: as above.
+            preemption::without(|| $saw(|n| unsafe { *ctx.as_ptr().cast::<u64>().add(n) }))
         }
     )+};
 }
 
-lsm_hooks! {
-    lsm_unlink: saw_entry;
-    lsm_rmdir: saw_entry;
-    lsm_mkdir: saw_entry;
-    lsm_mknod: saw_entry;
-    lsm_symlink: saw_entry;
-    lsm_link: saw_link;
-    lsm_rename: saw_rename;
-    lsm_chmod: saw_path;
-    lsm_chown: saw_path;
-    lsm_truncate: saw_path;
-    lsm_open: saw_open;
+trampolines! {
+    lsm_unlink, enter_unlink: saw_entry;
+    lsm_rmdir, enter_rmdir: saw_entry;
+    lsm_mkdir, enter_mkdir: saw_entry;
+    lsm_mknod, enter_mknod: saw_entry;
+    lsm_symlink, enter_symlink: saw_entry;
+    lsm_link, enter_link: saw_link;
+    lsm_rename, enter_rename: saw_rename;
+    lsm_chmod, enter_chmod: saw_path;
+    lsm_chown, enter_chown: saw_path;
+    lsm_truncate, enter_truncate: saw_path;
+    lsm_open, enter_open: saw_open;
 }

@@ -64,7 +64,10 @@ impl Stack {
     /// Returns when the collector answers and, with an agent, when a program started from here has
     /// been found in the store.
     pub fn start(options: Options) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        // Of a thread of its own: one that only ran within calls would not answer the collector's
+        // keepalive meanwhile, and lose its connection.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()?;
         let directory = tempfile::Builder::new()

@@ -39,6 +39,7 @@ use tools::Tools;
 Examples:
   cargo xtask vm                                the capture tests on all kernels marked by --list
   cargo xtask vm 5.10 7                         the capture tests on these
+  cargo xtask vm 6.18-nolsm                     on one that asks no BPF programs as a security module
   cargo xtask vm --list                         which kernels there are
   cargo xtask vm 6.12 -- audit-agent --dry-run  a program of target/debug, on Linux 6.12
   cargo xtask vm 5.10 7 -- sh -c 'uname -r; cat /proc/cmdline'
@@ -50,10 +51,11 @@ were tested. With one, nothing is built: run `cargo build --workspace --bins` yo
 A guest has a small root file system: a few programs of this host (more are busybox), the
 programs in target/debug and what --copy names, at the paths that they have here. tracefs, bpf, cgroup2 (/sys/fs/cgroup),
 securityfs and debugfs are mounted, lo is up, BPF LSM is on. What the command leaves in /results is
-kept in target/vm/logs/SERIES.results, its output in SERIES.output, the kernel's console in
-SERIES.console. Without KVM a guest is about 28 times slower than this host.")]
+kept in target/vm/logs/KERNEL.results, its output in KERNEL.output, the kernel's console in
+KERNEL.console. Without KVM a guest is about 28 times slower than this host.")]
 pub struct Args {
-    /// Kernels such as 5.10, 6.12, 7 (the newest 7.x) or a whole `uname -r`
+    /// Kernels such as 5.10, 6.12, 7 (the newest 7.x) or a whole `uname -r`; with -nolsm behind it,
+    /// without BPF LSM
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
     /// List the newest kernel of each series (*: tested by default) and end
@@ -130,7 +132,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// What a command writes on each of these kernels (none: those tested by default), by series.
+/// What a command writes on each of these kernels (none: those tested by default), by its name.
 pub fn outputs(kernels: &[String], command: &[&str]) -> Result<Vec<(String, String)>> {
     let words = kernels.iter().map(String::as_str).chain(["--"]);
     let words = words.chain(command.iter().copied());
@@ -145,9 +147,9 @@ pub fn outputs(kernels: &[String], command: &[&str]) -> Result<Vec<(String, Stri
         "not on every kernel; what went wrong is above"
     );
     let read = |kernel: &Kernel| {
-        let series = kernel.release.series();
-        let text = fs::read(directory.join("logs").join(format!("{series}.output")))?;
-        Ok((series, String::from_utf8_lossy(&text).replace('\r', "")))
+        let name = kernel.name();
+        let text = fs::read(directory.join("logs").join(format!("{name}.output")))?;
+        Ok((name, String::from_utf8_lossy(&text).replace('\r', "")))
     };
     chosen.iter().map(read).collect()
 }
@@ -266,7 +268,7 @@ fn refresh(apt: &Apt, directory: &Path, mirror: &Mirror) -> Result<()> {
 fn list(kernels: &Kernels) {
     let tested: Vec<&str> = kernel::DEFAULT
         .iter()
-        .filter_map(|asked| kernels.find(asked))
+        .filter_map(|asked| kernels.find(asked.trim_end_matches(kernel::NO_LSM)))
         .map(|release| release.name.as_str())
         .collect();
     for release in kernels.newest() {
@@ -348,7 +350,7 @@ fn run_command(
     let mut status = 0;
     for kernel in kernels {
         if kernels.len() > 1 {
-            order.prefix = format!("{:<4} | ", kernel.release.series());
+            order.prefix = format!("{:<4} | ", kernel.name());
         }
         eprintln!("vm: Linux {} ...", kernel.release.name);
         let began = Instant::now();

@@ -248,7 +248,9 @@ fn points(kind: u16) -> (Vec<String>, Vec<String>) {
             Place::Tracepoint(name) | Place::RawTracepoint(name) | Place::Iterator(name) => {
                 (&mut points, format!("`{name}`"))
             }
-            Place::Kprobe(name) | Place::Lsm(name) => (&mut probes, format!("`{name}`")),
+            Place::Kprobe(name) | Place::Fentry(name) | Place::Lsm(name) => {
+                (&mut probes, format!("`{name}`"))
+            }
         };
         if !list.contains(&name) {
             list.push(name);

@@ -251,10 +251,7 @@ fn status(hook: &Hook) -> HookStatus {
         off: false,
         objects: None,
         texts: None,
-        tried: vec![(
-            Rung::Trampoline,
-            "this version has no program for it".to_owned(),
-        )],
+        tried: Vec::new(),
     }
 }
 
@@ -274,6 +271,7 @@ pub(super) fn load(
         }
         (Program::KProbe(program), Place::Kprobe(_)) => program.load(),
         (Program::Lsm(program), Place::Lsm(hook)) => program.load(hook, kernel),
+        (Program::FEntry(program), Place::Fentry(function)) => program.load(function, kernel),
         (Program::RawTracePoint(program), Place::RawTracepoint(_)) => program.load(),
         (Program::Iter(program), Place::Iterator(over)) => program.load(over, kernel),
         _ => return Err(format!("{name} is not for {place:?}")),
@@ -310,6 +308,9 @@ pub(super) fn attach(
             link!(program, program.attach()).map(FdLink::from)
         }
         (Some(Program::Lsm(program)), Place::Lsm(_)) => {
+            link!(program, program.attach()).map(FdLink::from)
+        }
+        (Some(Program::FEntry(program)), Place::Fentry(_)) => {
             link!(program, program.attach()).map(FdLink::from)
         }
         (Some(Program::RawTracePoint(program)), Place::RawTracepoint(name)) => {

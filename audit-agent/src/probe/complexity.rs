@@ -11,7 +11,10 @@ use aya::{Ebpf, VerifierLogLevel};
 use super::{
     Kernel, ProbeError,
     attach::load,
-    hooks::{DISPATCHER, HOOKS, LISTENER, NAME_FREED, OBJECTS, PROBE_DISPATCHER, Place, Rung},
+    hooks::{
+        DISPATCHER, HOOKS, LISTENER, NAME_FREED, OBJECT_RUNGS, OBJECTS, PROBE_DISPATCHER, Place,
+        Rung,
+    },
 };
 use crate::Config;
 
@@ -27,14 +30,14 @@ pub struct Complexity {
 pub fn complexity(config: &Config) -> Result<Vec<Complexity>, ProbeError> {
     let kernel = Kernel::running()?;
     let mut found = Vec::new();
-    for rung in [Rung::Trampoline, Rung::Kprobe] {
+    for rung in OBJECT_RUNGS {
         found.extend(of_object(&kernel, config, rung)?);
     }
     found.sort_by(|one, other| one.program.cmp(&other.program));
     Ok(found)
 }
 
-/// Of the object as it is for that rung: the programs that it has for the BPF LSM, or else the others.
+/// Of the object as it is for that rung: what it has in trampolines, or else the others.
 fn of_object(kernel: &Kernel, config: &Config, rung: Rung) -> Result<Vec<Complexity>, ProbeError> {
     let mut plan = kernel.plan();
     plan.rung = Some(rung);
@@ -42,14 +45,8 @@ fn of_object(kernel: &Kernel, config: &Config, rung: Rung) -> Result<Vec<Complex
     let settings = kernel.settings(config, &plan, 1);
     let mut ebpf = kernel.load(&plan, config, &settings, None, VerifierLogLevel::STATS)?;
     let places = match rung {
-        Rung::Trampoline => {
-            let hooks = OBJECTS.iter().map(|(function, program, _)| {
-                let hook = function.trim_start_matches("security_");
-                ((*program).to_owned(), Place::Lsm(hook))
-            });
-            hooks.collect()
-        }
-        _ => places(kernel, &mut ebpf),
+        Rung::Kprobe => places(kernel, &mut ebpf),
+        _ => of_objects(rung).collect(),
     };
     let none = Descriptors::none_left().map_err(|error| ProbeError::Load(error.to_string()))?;
     let found = places.into_iter().map(|(program, place)| {
@@ -64,6 +61,13 @@ fn of_object(kernel: &Kernel, config: &Config, rung: Rung) -> Result<Vec<Complex
     Ok(found)
 }
 
+fn of_objects(rung: Rung) -> impl Iterator<Item = (String, Place)> {
+    OBJECTS.iter().map(move |object| {
+        let point = object.point(rung);
+        (point.program.to_owned(), point.place)
+    })
+}
+
 fn places(kernel: &Kernel, ebpf: &mut Ebpf) -> BTreeMap<String, Place> {
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     let points = HOOKS
@@ -72,9 +76,7 @@ fn places(kernel: &Kernel, ebpf: &mut Ebpf) -> BTreeMap<String, Place> {
     for point in points.chain([&DISPATCHER, &PROBE_DISPATCHER, &LISTENER, &NAME_FREED]) {
         places.insert(point.program.to_owned(), point.place);
     }
-    for (function, _, program) in OBJECTS {
-        places.insert((*program).to_owned(), Place::Kprobe(function));
-    }
+    places.extend(of_objects(Rung::Kprobe));
     for hook in HOOKS {
         for row in hook.calls.iter().copied().flatten() {
             places.insert(row.program.to_owned(), DISPATCHER.place);

@@ -16,8 +16,9 @@ use crate::calls::{self, Row};
 /// Places to attach to, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {
-    /// fentry, fexit, LSM.
-    Trampoline,
+    /// The kernel's security modules, of which BPF is one.
+    Lsm,
+    Fentry,
     Kprobe,
     Tracepoint,
     /// Runs once, over what is there.
@@ -27,7 +28,8 @@ pub enum Rung {
 impl fmt::Display for Rung {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Trampoline => "fentry/LSM",
+            Self::Lsm => "LSM",
+            Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
             Self::Tracepoint => "tracepoint",
             Self::Iterator => "iterator",
@@ -48,7 +50,9 @@ pub enum Place {
     Tracepoint(&'static str),
     /// The beginning of a kernel function.
     Kprobe(&'static str),
-    /// A hook of the kernel's security modules, of which BPF is one.
+    /// The same, by a trampoline.
+    Fentry(&'static str),
+    /// A hook of the kernel's security modules.
     Lsm(&'static str),
     /// A tracepoint, without its types.
     RawTracepoint(&'static str),
@@ -61,6 +65,7 @@ impl Place {
         match self {
             Self::Tracepoint(name)
             | Self::Kprobe(name)
+            | Self::Fentry(name)
             | Self::Lsm(name)
             | Self::RawTracepoint(name)
             | Self::Iterator(name) => name,
@@ -167,21 +172,55 @@ pub const PROBE_DISPATCHER: Point = probe("sys_exit_kprobe", "trace_syscall_exit
 /// The kernel comes by the place of the other only while somebody listens here.
 pub const LISTENER: Point = point("empty_sys_exit", "sys_exit");
 
-/// Security hooks that path calls come by, each with its program for the BPF LSM and that for a kprobe:
-/// they see what the calls act on. All of them or none: the programs of the calls' ends rely on them.
-pub const OBJECTS: &[(&str, &str, &str)] = &[
-    ("security_file_open", "lsm_open", "see_open"),
-    ("security_path_unlink", "lsm_unlink", "see_entry"),
-    ("security_path_rmdir", "lsm_rmdir", "see_entry"),
-    ("security_path_mkdir", "lsm_mkdir", "see_entry"),
-    ("security_path_mknod", "lsm_mknod", "see_entry"),
-    ("security_path_symlink", "lsm_symlink", "see_entry"),
-    ("security_path_link", "lsm_link", "see_link"),
-    ("security_path_rename", "lsm_rename", "see_rename"),
-    ("security_path_chmod", "lsm_chmod", "see_path"),
-    ("security_path_chown", "lsm_chown", "see_path"),
-    ("security_path_truncate", "lsm_truncate", "see_path"),
-];
+/// A security hook that path calls come by, and its program on each rung.
+pub struct Object {
+    function: &'static str,
+    hook: &'static str,
+    lsm: &'static str,
+    fentry: &'static str,
+    kprobe: &'static str,
+}
+
+impl Object {
+    pub fn point(&self, rung: Rung) -> Point {
+        let (program, place) = match rung {
+            Rung::Lsm => (self.lsm, Place::Lsm(self.hook)),
+            Rung::Fentry => (self.fentry, Place::Fentry(self.function)),
+            _ => (self.kprobe, Place::Kprobe(self.function)),
+        };
+        Point { program, place }
+    }
+}
+
+/// Where [`OBJECTS`] may be seen, best first.
+pub const OBJECT_RUNGS: [Rung; 3] = [Rung::Lsm, Rung::Fentry, Rung::Kprobe];
+
+macro_rules! objects {
+    ($($hook:literal: $what:literal, $kprobe:literal;)+) => {
+        &[$(Object {
+            function: concat!("security_", $hook),
+            hook: $hook,
+            lsm: concat!("lsm_", $what),
+            fentry: concat!("enter_", $what),
+            kprobe: concat!("see_", $kprobe),
+        }),+]
+    };
+}
+
+/// They see what the calls act on. All of them or none: the programs of the calls' ends rely on them.
+pub const OBJECTS: &[Object] = objects! {
+    "file_open": "open", "open";
+    "path_unlink": "unlink", "entry";
+    "path_rmdir": "rmdir", "entry";
+    "path_mkdir": "mkdir", "entry";
+    "path_mknod": "mknod", "entry";
+    "path_symlink": "symlink", "entry";
+    "path_link": "link", "link";
+    "path_rename": "rename", "rename";
+    "path_chmod": "chmod", "path";
+    "path_chown": "chown", "path";
+    "path_truncate": "truncate", "path";
+};
 
 /// The kernel comes by for everything that it frees: open files, and what it has copied paths into.
 pub const FREED: Point = Point {

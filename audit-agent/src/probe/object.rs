@@ -79,9 +79,9 @@ mod tests {
     #[test]
     fn our_object_has_them() {
         for placeholder in [PREEMPTION_OFF, PREEMPTION_ON] {
-            let mut object = super::super::OBJECT.to_vec();
+            let mut object = super::super::kernel::OBJECT.to_vec();
             replace(&mut object, placeholder, None);
-            assert_ne!(object, super::super::OBJECT, "{placeholder:#x}");
+            assert_ne!(object, super::super::kernel::OBJECT, "{placeholder:#x}");
         }
     }
 

@@ -16,7 +16,7 @@ use aya::{Btf, Ebpf, maps::PerCpuArray};
 use super::{
     attach::attach,
     btf::{Argument, Types},
-    hooks::{FREED, HOOKS, HookStatus, OBJECT_KINDS, OBJECTS, Place, Point, Rung},
+    hooks::{FREED, HOOKS, HookStatus, OBJECT_KINDS, OBJECTS, Rung},
     pins::Making,
 };
 
@@ -60,42 +60,42 @@ impl Plan {
 
 /// Why `rung` need not be tried.
 pub(super) fn missing(rung: Rung, types: &Types) -> Option<String> {
-    if rung == Rung::Trampoline {
-        return without_lsm(types);
-    }
-    if !has_kprobes() {
-        return Some("this kernel has no kprobes".to_owned());
-    }
-    let mut missing = OBJECTS
-        .iter()
-        .filter(|(function, _, _)| !types.has_function(function));
-    let (function, _, _) = missing.next()?;
-    Some(format!("this kernel has no function {function}"))
+    let refused = match rung {
+        Rung::Lsm => without_lsm().or_else(|| preempted(types)),
+        Rung::Fentry => preempted(types),
+        _ => (!has_kprobes()).then(|| "this kernel has no kprobes".to_owned()),
+    };
+    let function = || {
+        let mut places = OBJECTS
+            .iter()
+            .map(|object| object.point(Rung::Kprobe).place);
+        let missing = places.find(|place| !types.has_function(place.name()))?;
+        Some(format!("this kernel has no function {}", missing.name()))
+    };
+    refused.or_else(function)
 }
 
 pub(super) fn has_kprobes() -> bool {
     Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 
-fn without_lsm(types: &Types) -> Option<String> {
+fn without_lsm() -> Option<String> {
     // Absent where securityfs is not mounted; then the trial tells.
-    if let Ok(modules) = fs::read_to_string("/sys/kernel/security/lsm")
-        && !modules.trim().split(',').any(|module| module == "bpf")
-    {
-        return Some(NOT_ASKED.to_owned());
-    }
-    // A record is built in memory of the CPU, and these programs may be preempted.
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").ok()?;
+    let asked = modules.trim().split(',').any(|module| module == "bpf");
+    (!asked).then(|| NOT_ASKED.to_owned())
+}
+
+/// A record is built in memory of the CPU, and programs in trampolines may be preempted.
+fn preempted(types: &Types) -> Option<String> {
     let version = rustix::system::uname()
         .version()
         .to_string_lossy()
         .into_owned();
-    if types.function("bpf_preempt_disable").is_none() && version.contains("PREEMPT") {
-        return Some(
-            "programs of the LSM can be preempted here, which kernels before 6.10 cannot prevent"
-                .to_owned(),
-        );
-    }
-    None
+    let can = types.function("bpf_preempt_disable").is_none() && version.contains("PREEMPT");
+    can.then(|| {
+        "its programs can be preempted here, which kernels before 6.10 cannot prevent".to_owned()
+    })
 }
 
 const NOT_ASKED: &str =
@@ -108,24 +108,14 @@ pub(super) fn attach_all(
     rung: Rung,
     pins: Option<&Making>,
 ) -> Result<(), String> {
-    for (function, of_lsm, of_kprobe) in OBJECTS {
-        let point = match rung {
-            Rung::Trampoline => Point {
-                program: of_lsm,
-                place: Place::Lsm(function.trim_start_matches("security_")),
-            },
-            _ => Point {
-                program: of_kprobe,
-                place: Place::Kprobe(function),
-            },
-        };
+    for object in OBJECTS {
         // Where one is skipped nothing is lost: `path_source` says that it saw nothing.
-        attach(ebpf, point, kernel, pins)?;
+        attach(ebpf, object.point(rung), kernel, pins)?;
     }
-    if sees(ebpf)? {
-        Ok(())
-    } else {
-        Err(NOT_ASKED.to_owned())
+    match (sees(ebpf)?, rung) {
+        (true, _) => Ok(()),
+        (false, Rung::Lsm) => Err(NOT_ASKED.to_owned()),
+        (false, _) => Err("its programs were not called".to_owned()),
     }
 }
 

@@ -83,13 +83,28 @@ pub fn pin_to(cpu: usize) -> Result<()> {
     pin_thread(0, cpu)
 }
 
-/// Keeps a process, with the threads that it has by now and those that they will start, on that CPU.
-pub fn pin_process(pid: u32, cpu: usize) -> Result<()> {
+/// Leaves a process, with the threads that it has by now and those that they will start, what nobody
+/// else wants of that CPU.
+pub fn set_aside(pid: u32, cpu: usize) -> Result<()> {
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
         let name = entry?.file_name();
         let thread = name.to_str().context("a thread's number")?.parse()?;
         pin_thread(thread, cpu)?;
+        only_idle(thread)?;
     }
+    Ok(())
+}
+
+fn only_idle(thread: libc::pid_t) -> Result<()> {
+    let none = libc::sched_param { sched_priority: 0 };
+    #[expect(unsafe_code, reason = "no scheduling policy in std")]
+    // SAFETY: takes a struct of ours.
+    let result = unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const none) };
+    ensure!(
+        result == 0,
+        "cannot make thread {thread} wait for idle time: {}",
+        std::io::Error::last_os_error()
+    );
     Ok(())
 }
 

@@ -70,7 +70,7 @@ impl Mode {
                 };
                 let stack = Stack::start(options)?;
                 let collector = stack.collector_pid().context("the collector has ended")?;
-                measure::pin_process(collector, COLLECTOR_CPU)?;
+                measure::set_aside(collector, COLLECTOR_CPU)?;
                 Ok(Running::Hostaudit(Box::new(stack)))
             }
             Mode::Auditd => Ok(Running::Auditd(auditd::Auditd::start(directory)?)),
@@ -79,8 +79,8 @@ impl Mode {
     }
 }
 
-/// Storms stay on one CPU, the collector on another: it is usually on another host, and must not take
-/// time from what is measured. Recorders run where the scheduler puts them.
+/// Storms stay on one CPU. The collector, which is usually on another host, gets what nobody wants of
+/// another, and takes no time from what is measured. Recorders run where the scheduler puts them.
 pub const STORM_CPU: usize = 0;
 const COLLECTOR_CPU: usize = 1;
 

@@ -42,7 +42,8 @@ pub struct Entry {
 /// What came of one kernel.
 #[derive(Debug)]
 pub struct Tested {
-    pub series: String,
+    /// With how it was started.
+    pub name: String,
     pub release: String,
     pub hooks: Vec<Hook>,
     pub entries: Vec<Entry>,
@@ -89,7 +90,7 @@ pub fn run(
     timeout: Duration,
 ) -> Result<Tested> {
     environment.push(("HOSTAUDIT_REPORT".to_owned(), format!("/results/{REPORT}")));
-    let series = kernel.release.series();
+    let name = kernel.name();
     let script = format!(
         "'{}' --dry-run >/results/{HOOKS} 2>&1\ncat /results/{HOOKS}\nexec '{}' --nocapture",
         cargo::built("debug", "audit-agent").display(),
@@ -99,10 +100,10 @@ pub fn run(
         words: ["sh", "-c", &script].map(str::to_owned).to_vec(),
         environment,
         timeout,
-        prefix: format!("{series:<4} | "),
+        prefix: format!("{name:<4} | "),
     };
     let mut tested = Tested {
-        series,
+        name,
         release: kernel.release.name.clone(),
         hooks: Vec::new(),
         entries: Vec::new(),

@@ -20,9 +20,9 @@ use super::{archive::Archive, kernel::Kernel, modules, tools::Tools};
 const INIT: &str = include_str!("guest/init.sh");
 /// What a run may leave in /results.
 const RESULTS_BYTES: u64 = 64 << 20;
-/// BPF LSM is compiled in but off by default; x32 likewise.
-const KERNEL_LINE: &str = "console=ttyS0 panic=-1 edd=off quiet loglevel=4 \
-                           lsm=lockdown,yama,integrity,apparmor,bpf syscall.x32=y";
+/// x32 is compiled in but off by default.
+const KERNEL_LINE: &str = "console=ttyS0 panic=-1 edd=off quiet loglevel=4 syscall.x32=y \
+                           lsm=lockdown,yama,integrity,apparmor";
 /// Of the console, what an error message shows.
 const CONSOLE_TAIL_LINES: usize = 25;
 /// While nothing else is to be seen, how often it is said that the guest still runs.
@@ -78,7 +78,7 @@ impl Host<'_> {
         File::create(&disk)?.set_len(RESULTS_BYTES)?;
         let logs = self.directory.join("logs");
         fs::create_dir_all(&logs)?;
-        let log = |kind: &str| logs.join(format!("{}.{kind}", kernel.release.series()));
+        let log = |kind: &str| logs.join(format!("{}.{kind}", kernel.name()));
         let (console, output) = (log("console"), log("output"));
         let _ = fs::remove_file(&console);
         let began = Instant::now();
@@ -91,7 +91,7 @@ impl Host<'_> {
                 tail(&console)
             );
         }
-        let results = logs.join(format!("{}.results", kernel.release.series()));
+        let results = logs.join(format!("{}.results", kernel.name()));
         if let Err(error) = unpack(&disk, &results) {
             bail!(
                 "{error:#}\nthe end of {}:\n{}",
@@ -161,7 +161,8 @@ impl Host<'_> {
         ));
         command.arg("-kernel").arg(kernel.image()?);
         command.arg("-initrd").arg(initramfs);
-        command.args(["-append", KERNEL_LINE]);
+        let bpf_lsm = if kernel.bpf_lsm { ",bpf" } else { "" };
+        command.args(["-append", &format!("{KERNEL_LINE}{bpf_lsm}")]);
         Ok(command)
     }
 }

@@ -21,7 +21,10 @@ pub const SUITES: [&str; 4] = [
 ];
 
 /// The long-term kernels that hosts run, and the newest.
-pub const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
+pub const DEFAULT: [&str; 6] = ["5.10", "6.1", "6.12", "6.18", "6.18-nolsm", "7"];
+
+/// Behind a kernel's name: it is not told to ask BPF programs as a security module, as on most hosts.
+pub const NO_LSM: &str = "-nolsm";
 
 /// The oldest and a new one; docs/kernels.md says what the others do.
 pub const QUICK: [&str; 2] = ["5.10", "6.18"];
@@ -92,9 +95,17 @@ fn releases(packages: &[String], flavour: &str) -> Vec<Release> {
 pub struct Kernel {
     pub release: Release,
     pub directory: PathBuf,
+    /// It asks BPF programs as a security module.
+    pub bpf_lsm: bool,
 }
 
 impl Kernel {
+    /// Its series, and how it is started: "6.18", "6.18-nolsm".
+    pub fn name(&self) -> String {
+        let started = if self.bpf_lsm { "" } else { NO_LSM };
+        format!("{}{started}", self.release.series())
+    }
+
     /// The image that boots.
     pub fn image(&self) -> Result<PathBuf> {
         let name = &self.release.name;
@@ -163,6 +174,10 @@ impl Kernels {
 
     /// The same, downloaded if need be.
     pub fn get(&self, asked: &str) -> Result<Kernel> {
+        let (asked, bpf_lsm) = match asked.strip_suffix(NO_LSM) {
+            Some(kernel) => (kernel, false),
+            None => (asked, true),
+        };
         let release = self.find(asked).with_context(|| {
             let series: Vec<String> = self.newest().iter().map(|r| r.series()).collect();
             format!(
@@ -179,6 +194,7 @@ impl Kernels {
         Ok(Kernel {
             release: release.clone(),
             directory,
+            bpf_lsm,
         })
     }
 
@@ -196,6 +212,7 @@ impl Kernels {
         let kernel = Kernel {
             release: release.clone(),
             directory: unpacked.clone(),
+            bpf_lsm: true,
         };
         kernel.image().and(kernel.modules())?;
         fs::rename(&unpacked, directory)?;

@@ -37,7 +37,7 @@ pub fn summary(tested: &[Tested]) -> String {
         let _ = writeln!(
             text,
             "  {:<5} {:<28} {:>4} of {:<4} {:>5.0} s  {verdict}",
-            kernel.series,
+            kernel.name,
             kernel.release,
             kernel.met(),
             kernel.entries.len(),
@@ -137,7 +137,7 @@ fn failures(tested: &[Tested]) -> String {
             lines.push(format!("and {} more", failed.len() - MAX_FAILURES));
         }
         for line in lines {
-            let _ = writeln!(text, "- {}: {line}", kernel.series);
+            let _ = writeln!(text, "- {}: {line}", kernel.name);
         }
     }
     if text.is_empty() {
@@ -149,7 +149,7 @@ fn failures(tested: &[Tested]) -> String {
 fn header(first: &str, tested: &[Tested]) -> String {
     let mut text = format!("| {first} |");
     for kernel in tested {
-        let _ = write!(text, " {} |", kernel.series);
+        let _ = write!(text, " {} |", kernel.name);
     }
     text.push_str("\n|---|");
     text.push_str(&"---|".repeat(tested.len()));
@@ -202,7 +202,7 @@ mod tests {
 
     use super::{super::capture::Hook, *};
 
-    fn kernel(series: &str, verdicts: &[bool], failure: Option<&str>) -> Tested {
+    fn kernel(name: &str, verdicts: &[bool], failure: Option<&str>) -> Tested {
         let entries = verdicts.iter().map(|met| Entry {
             group: "lives".into(),
             action: "an exit".into(),
@@ -212,8 +212,8 @@ mod tests {
             met: *met,
         });
         Tested {
-            series: series.into(),
-            release: format!("{series}.1-cloud"),
+            name: name.into(),
+            release: format!("{name}.1-cloud"),
             hooks: vec![Hook {
                 kind: "exit".into(),
                 rung: if failure.is_some() {
