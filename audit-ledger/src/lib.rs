@@ -7,7 +7,7 @@
 //! Invariant: `open(seal(events))` gives the same bytes, and a batch of which a byte was changed is
 //! refused.
 
-#![forbid(unsafe_code)]
+mod digest;
 
 use std::ops::Range;
 
@@ -143,7 +143,7 @@ impl Sealer {
             event_bytes: frames.bytes() as i64,
             first_time,
             last_time,
-            root: root_of(frames.events().map(leaf).collect()).to_vec(),
+            root: root_of(leaves(frames.events())).to_vec(),
         };
         self.previous_hash = header_hash(&header).to_vec();
         Batch {
@@ -170,37 +170,32 @@ impl Sealer {
     }
 }
 
+/// In front of what is hashed: RFC 6962 section 2.1.
+const LEAF: u8 = 0;
+const NODE: u8 = 1;
+
 /// RFC 6962 hash of one event.
 pub fn leaf(bytes: &[u8]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update([0]);
-    hash.update(bytes);
-    hash.finalize().into()
-}
-
-fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update([1]);
-    hash.update(left);
-    hash.update(right);
-    hash.finalize().into()
+    digest::one(LEAF, bytes)
 }
 
 /// RFC 6962 Merkle tree hash, bottom up: an odd node at the end of a level moves up as it is.
-pub fn root<T: AsRef<[u8]>>(leaves: &[T]) -> [u8; 32] {
-    root_of(leaves.iter().map(|l| leaf(l.as_ref())).collect())
+pub fn root<T: AsRef<[u8]>>(events: &[T]) -> [u8; 32] {
+    root_of(leaves(events.iter().map(AsRef::as_ref)))
+}
+
+/// RFC 6962 hashes of events.
+pub fn leaves<'a>(events: impl Iterator<Item = &'a [u8]>) -> Vec<[u8; 32]> {
+    digest::all(LEAF, events)
 }
 
 /// As [`root`], of events whose [`leaf`] hashes are there already.
 pub fn root_of(mut level: Vec<[u8; 32]>) -> [u8; 32] {
     while level.len() > 1 {
-        level = level
-            .chunks(2)
-            .map(|pair| match pair {
-                [left, right] => node(left, right),
-                odd => odd[0],
-            })
-            .collect();
+        let (pairs, odd) = level.as_chunks::<2>();
+        let mut above = digest::all(NODE, pairs.iter().map(|pair| pair.as_flattened()));
+        above.extend(odd);
+        level = above;
     }
     level.pop().unwrap_or_else(|| Sha256::digest(b"").into())
 }
@@ -271,7 +266,7 @@ mod tests {
             [one] => leaf(one),
             many => {
                 let (left, right) = many.split_at(many.len().next_power_of_two() / 2);
-                node(&model(left), &model(right))
+                digest::one(NODE, &[model(left), model(right)].concat())
             }
         }
     }
