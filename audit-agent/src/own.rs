@@ -6,6 +6,7 @@ use audit_proto::v1::{Agent, Class, Event, Kind, Lost, Shed};
 use crate::{
     clock::{Clock, boot_time_ns},
     container::Amended,
+    ship::Refused,
     source::{Loss, ShedCount, Skip},
 };
 
@@ -63,6 +64,22 @@ pub fn unknown(clock: &Clock, cause: &'static str) -> Event {
         lost: Some(Lost {
             place: "agent".to_owned(),
             cause: cause.to_owned(),
+            ..Lost::default()
+        }),
+        ..event(Kind::Lost, clock)
+    }
+}
+
+/// Events that a former run had sealed, and that the collector will not take.
+pub fn refused(clock: &Clock, refused: &Refused) -> Event {
+    Event {
+        lost: Some(Lost {
+            count: Some(i64::try_from(refused.events).unwrap_or(i64::MAX)),
+            place: "agent".to_owned(),
+            cause: format!(
+                "the collector refuses the batches that run {} had left: {}",
+                refused.run, refused.reason
+            ),
             ..Lost::default()
         }),
         ..event(Kind::Lost, clock)

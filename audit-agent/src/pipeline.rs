@@ -38,8 +38,8 @@ use crate::{
     queue::Queue,
     seal::{self, Sealing},
     shed::Shedding,
-    ship::Ship,
-    source::{Round, Source},
+    ship::{Request, Ship},
+    source::{LeftOver, Round, Source},
     stage::{Parts, Stage},
     users::Users,
 };
@@ -52,8 +52,8 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 /// Longest visit to a silent source; so long a stop may go unnoticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
-/// Pids of collectors on their way to the reader; one per session.
-const COLLECTORS: usize = 16;
+/// On their way to the reader; one per session, or per former run.
+const REQUESTS: usize = 16;
 /// Both threads must keep up with a busy host; where this is not permitted they work without.
 const NICE: i32 = -10;
 
@@ -77,15 +77,16 @@ pub async fn run<S: Source + 'static>(
     let valid = config.validate()?;
     let queue = Arc::new(Queue::new(valid.queue_bytes));
     let counters = Arc::new(Counters::default());
-    let (collectors, requests) = sync_channel(COLLECTORS);
+    let (to_reader, requests) = sync_channel(REQUESTS);
     let ship = Ship {
         server: valid.server,
         identity: identity.clone(),
         queue: Arc::clone(&queue),
         counters: Arc::clone(&counters),
-        collectors,
+        requests: to_reader.clone(),
     };
-    let former = left_over(source.left_over(), &ship);
+    let LeftOver { batches, file } = source.left_over();
+    let former = left_over(batches, &ship);
     let keeper = source.keeper();
     let mut table = Table::new(&identity.boot_id, valid.process_table);
     match proc_fs::processes() {
@@ -131,7 +132,19 @@ pub async fn run<S: Source + 'static>(
     let shipping = async move {
         // Before anything of this run, so that the record is in order.
         for ship in former {
-            ship.run().await;
+            if let Err(refused) = ship.offer().await {
+                tracing::error!(
+                    run = refused.run,
+                    events = refused.events,
+                    reason = refused.reason,
+                    "what a former run had left is lost"
+                );
+                // The channel has room: it is read every few milliseconds, and former runs are few.
+                let _ = to_reader.try_send(Request::Tell(refused));
+            }
+        }
+        if let Some(file) = file {
+            file.empty();
         }
         ship.queue.reserve(0);
         ship.run().await;
@@ -173,7 +186,7 @@ fn left_over(batches: Vec<Batch>, ship: &Ship) -> Vec<Ship> {
             queue: Arc::new(Queue::left_over(batches)),
             counters: Arc::clone(&ship.counters),
             // Told by this run's sessions.
-            collectors: sync_channel(1).0,
+            requests: sync_channel(1).0,
         }
     };
     runs.into_iter().map(of_run).collect()
@@ -273,7 +286,7 @@ struct Reader<S> {
     source: S,
     stage: Stage,
     stop: watch::Receiver<bool>,
-    requests: Receiver<u32>,
+    requests: Receiver<Request>,
     config: Config,
     config_hash: String,
     /// For its depth in heartbeats.
@@ -335,8 +348,11 @@ impl<S: Source> Reader<S> {
                 heartbeat = now + HEARTBEAT_EVERY;
                 self.heartbeat();
             }
-            while let Ok(pid) = self.requests.try_recv() {
-                self.ignore(pid, true);
+            while let Ok(request) = self.requests.try_recv() {
+                match request {
+                    Request::Ignore(pid) => self.ignore(pid, true),
+                    Request::Tell(refused) => self.stage.refused(&refused, now),
+                }
             }
             if let Some(Ok(new)) = self.reload.as_ref().map(Receiver::try_recv) {
                 self.reload(new);

@@ -53,7 +53,11 @@ use objects::Plan;
 use pins::{Directory, Making, Set};
 pub(crate) use ring::Ring;
 
-use crate::{Config, process::proc_fs, unsent::Told};
+use crate::{
+    Config,
+    process::proc_fs,
+    unsent::{State, Told},
+};
 
 /// The attached programs, and what they are told while they run.
 pub struct Probe {
@@ -80,8 +84,8 @@ struct Pins {
 impl Probe {
     /// The programs, and what they write to; in front of that what former sets have written, which
     /// is to be read first.
-    pub(crate) fn load(config: &Config, told: &Told) -> Result<(Self, Vec<Lanes>), ProbeError> {
-        let kernel = Kernel::running()?;
+    pub(crate) fn load(config: &Config, state: &State) -> Result<(Self, Vec<Lanes>), ProbeError> {
+        let (kernel, told) = (Kernel::running()?, &state.told);
         let pins = &config.capture.pin;
         if pins.directory.as_os_str().is_empty() {
             let (probe, lanes) = Self::fresh(config, &kernel, None, told)?;
@@ -92,7 +96,7 @@ impl Probe {
             None => Directory::open(&pins.directory),
         };
         match directory {
-            Ok(directory) => Self::lasting(config, &kernel, directory, told),
+            Ok(directory) => Self::lasting(config, &kernel, directory, state),
             Err(error) if error.is_of_host() => {
                 tracing::warn!(%error, "capture.pin.directory: capture ends with the agent");
                 let (probe, lanes) = Self::fresh(config, &kernel, None, told)?;
@@ -107,8 +111,9 @@ impl Probe {
         config: &Config,
         kernel: &Kernel,
         directory: Directory,
-        told: &Told,
+        state: &State,
     ) -> Result<(Self, Vec<Lanes>), ProbeError> {
+        let told = &state.told;
         let fingerprint = kernel.fingerprint(config);
         let (mut sets, active) = (directory.sets()?, directory.active());
         let fits = sets.iter().position(|set| {
@@ -129,8 +134,12 @@ impl Probe {
                 Self::adopt(config, live, told)?
             }
             None => {
-                let newest = sets.last().map(|set| set.generation).max(active);
-                let making = directory.begin(newest.unwrap_or(0) + 1, &fingerprint)?;
+                // Also those that are gone: what is known of them must not be taken for this one's.
+                let gone = state.sets.iter().map(|set| set.generation);
+                let newest = gone
+                    .chain(active)
+                    .chain(sets.iter().map(|set| set.generation));
+                let making = directory.begin(newest.max().unwrap_or(0) + 1, &fingerprint)?;
                 let made = Self::fresh(config, kernel, Some(&making), told);
                 let (probe, mut lanes) = made.inspect_err(|_| directory.abandon(&making))?;
                 let live = directory.finish(&making)?;

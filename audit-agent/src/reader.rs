@@ -23,7 +23,6 @@ use std::{
 };
 
 use audit_common::{class, config::Counters, record::Header};
-use audit_proto::v1::Batch;
 use rustix::{
     event::{Timespec, epoll},
     time::{ClockId, clock_gettime},
@@ -35,7 +34,7 @@ use crate::{
     identity::boot_id,
     policy::Policy,
     probe::{HookStatus, Lanes, Probe, ProbeError, RINGS, Ring},
-    source::{LeftOut, Loss, Round, Skip, Source},
+    source::{LeftOut, LeftOver, Loss, Round, Skip, Source},
     unsent::{Keeper, Left, Mark, SetState, State, Told, Unsent},
 };
 
@@ -67,6 +66,7 @@ pub struct Reader {
     /// Read to the end, and kept until what they held is safe.
     ended: Vec<Feed>,
     keeping: Option<Keeping>,
+    left_over: LeftOver,
     /// What the live set had counted when this agent began, or when a former one last told it.
     baseline: [Counters; class::ALL.len()],
     /// The same, when this agent last told it.
@@ -76,7 +76,6 @@ pub struct Reader {
 /// Sees to it that what was taken outlives this process.
 struct Keeping {
     boot_id: String,
-    left_over: Vec<Batch>,
     /// Until the sealing thread has it.
     keeper: Option<Keeper>,
     /// Number of the last mark that it kept.
@@ -147,30 +146,37 @@ struct Cause {
 
 impl Reader {
     pub fn open(config: &Config) -> Result<Self, AgentError> {
-        let mut keeping = None;
-        let mut left = Left::default();
-        if !config.capture.pin.directory.as_os_str().is_empty() {
-            let (unsent, found) = Unsent::open(&config.state_dir)?;
-            left = found;
-            let (keeper, kept) = Keeper::new(unsent);
-            let boot_id = boot_id()?;
-            left.state.take_if(|state| state.boot_id != boot_id);
-            keeping = Some(Keeping {
+        let is_asked_for = !config.capture.pin.directory.as_os_str().is_empty();
+        let found = if is_asked_for {
+            Some(Unsent::open(&config.state_dir)?)
+        } else {
+            Unsent::find(&config.state_dir)?
+        };
+        let (mut file, left) =
+            found.map_or((None, Left::default()), |(file, left)| (Some(file), left));
+        let boot_id = boot_id()?;
+        let state = left.state.filter(|state| state.boot_id == boot_id);
+        let state = state.unwrap_or_default();
+        let (probe, lanes) = Probe::load(config, &state)?;
+        // Not where the host has no place for pins.
+        let pinned = lanes.iter().any(|lanes| lanes.set.is_some());
+        let keeping = file.take_if(|_| pinned).map(|file| {
+            let (keeper, kept) = Keeper::new(file);
+            Keeping {
                 boot_id,
-                left_over: mem::take(&mut left.batches),
                 keeper: Some(keeper),
                 kept,
                 last: 0,
                 marked: VecDeque::new(),
-            });
-        }
-        let state = left.state.unwrap_or_default();
-        let (probe, lanes) = Probe::load(config, &state.told)?;
-        // Not where the host has no place for pins.
-        let pinned = lanes.iter().any(|lanes| lanes.set.is_some());
-        let keeping = keeping.filter(|_| pinned);
+            }
+        });
         let opened = Self::new(probe, lanes, keeping, &state);
-        Ok(opened.map_err(|error| ProbeError::Load(error.to_string()))?)
+        let mut reader = opened.map_err(|error| ProbeError::Load(error.to_string()))?;
+        reader.left_over = LeftOver {
+            batches: left.batches,
+            file,
+        };
+        Ok(reader)
     }
 
     fn new(
@@ -218,6 +224,7 @@ impl Reader {
             feeds,
             ended: Vec::new(),
             keeping,
+            left_over: LeftOver::default(),
             told: baseline,
             baseline,
         })
@@ -632,9 +639,8 @@ impl Source for Reader {
         self.probe.rules.hidden()
     }
 
-    fn left_over(&mut self) -> Vec<Batch> {
-        let keeping = self.keeping.as_mut();
-        keeping.map_or_else(Vec::new, |keeping| mem::take(&mut keeping.left_over))
+    fn left_over(&mut self) -> LeftOver {
+        mem::take(&mut self.left_over)
     }
 
     fn keeper(&mut self) -> Option<Keeper> {

@@ -164,6 +164,20 @@ enum SessionError {
     Claim { claimed: i64, sent: i64 },
 }
 
+impl SessionError {
+    /// The collector has read what it was sent and will not have it, now or later.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Status(status) => matches!(
+                status.code(),
+                tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument
+            ),
+            Self::Claim { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<tonic::Status> for SessionError {
     fn from(status: tonic::Status) -> Self {
         Self::Status(Box::new(status))
@@ -191,21 +205,60 @@ pub struct Ship {
     pub identity: Identity,
     pub queue: Arc<Queue>,
     pub counters: Arc<Counters>,
-    /// Pids of collectors on this host, for the reader to leave out.
-    pub collectors: SyncSender<u32>,
+    pub requests: SyncSender<Request>,
+}
+
+/// What the reader is to do.
+#[derive(Debug)]
+pub enum Request {
+    /// Leave a collector on this host out of the record: its pid.
+    Ignore(u32),
+    Tell(Refused),
+}
+
+/// What a former run had left, and the collector will never take.
+#[derive(Debug)]
+pub struct Refused {
+    pub run: String,
+    pub events: u64,
+    pub reason: String,
 }
 
 impl Ship {
     /// Runs sessions until the queue is closed and everything in it is acknowledged.
     pub async fn run(self) {
+        // Nothing is final: the collector may be put right, and what waits is not lost.
+        let _ = self.deliver_all(|_| false).await;
+    }
+
+    /// The same for what a former run has left, unless the collector will never take it: this run
+    /// must not wait for that.
+    pub async fn offer(self) -> Result<(), Refused> {
+        let delivered = self.deliver_all(SessionError::is_refusal).await;
+        delivered.map_err(|error| Refused {
+            run: self.identity.run.clone(),
+            events: self.queue.depth().events,
+            reason: error.to_string(),
+        })
+    }
+
+    async fn deliver_all(
+        &self,
+        is_final: impl Fn(&SessionError) -> bool,
+    ) -> Result<(), SessionError> {
         let mut backoff = Backoff::default();
         let mut reported = false;
         loop {
-            let before = counters::get(&self.counters.sessions);
-            match self.session(&mut backoff).await {
-                Ok(()) => return,
+            let before = counters::get(&self.counters.sent);
+            match self.session().await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_final(&error) => return Err(error),
                 Err(error) => {
-                    reported &= counters::get(&self.counters.sessions) == before;
+                    // A session in which nothing was stored is no reason to hurry, nor news.
+                    if counters::get(&self.counters.sent) != before {
+                        backoff = Backoff::default();
+                        reported = false;
+                    }
                     if reported {
                         tracing::debug!(server = %self.server, %error, "still no session");
                     } else {
@@ -216,12 +269,12 @@ impl Ship {
             }
             tokio::select! {
                 () = sleep(backoff.next()) => {}
-                () = self.queue.drained() => return,
+                () = self.queue.drained() => return Ok(()),
             }
         }
     }
 
-    async fn session(&self, backoff: &mut Backoff) -> Result<(), SessionError> {
+    async fn session(&self) -> Result<(), SessionError> {
         let channel = self.server.connect().await.map_err(SessionError::Connect)?;
         let mut client = IngestClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (requests, receiver) = mpsc::channel(REQUESTS);
@@ -244,7 +297,6 @@ impl Ship {
             .await
             .map_err(|_| SessionError::NoWelcome)??;
         self.welcomed(&welcome)?;
-        *backoff = Backoff::default();
         self.deliver(requests, answers, welcome.last_batch).await
     }
 
@@ -295,7 +347,7 @@ impl Ship {
             && is_collector(pid)
         {
             // The channel holds more than one session asks for; a full one asked already.
-            let _ = self.collectors.try_send(pid);
+            let _ = self.requests.try_send(Request::Ignore(pid));
         }
         Ok(())
     }

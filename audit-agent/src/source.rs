@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use audit_common::config::Counters;
 use audit_proto::v1::Batch;
 
-use crate::unsent::{Keeper, Mark};
+use crate::unsent::{Keeper, Mark, Unsent};
 
 use crate::policy::Policy;
 
@@ -157,6 +157,14 @@ pub struct LeftOut {
     pub shed: Vec<ShedCount>,
 }
 
+/// What a former agent has left.
+#[derive(Debug, Default)]
+pub struct LeftOver {
+    pub batches: Vec<Batch>,
+    /// Where they are, if this agent keeps nothing there: to be emptied when they are delivered.
+    pub file: Option<Unsent>,
+}
+
 /// A supplier of rounds. Blocking: it is read by a thread of its own.
 pub trait Source: Send {
     /// Fills `round`, which the caller has cleared, and sorts it; leaves it empty when nothing came
@@ -179,8 +187,8 @@ pub trait Source: Send {
 
     /// Batches that a former agent had sealed, of which nobody knows whether they were delivered;
     /// once.
-    fn left_over(&mut self) -> Vec<Batch> {
-        Vec::new()
+    fn left_over(&mut self) -> LeftOver {
+        LeftOver::default()
     }
 
     /// Makes sealed batches outlive this process; once. `None` where nothing does.

@@ -25,6 +25,7 @@ use crate::{
     filter::Filter,
     own,
     sequence::Sequences,
+    ship::Refused,
     source::{Loss, Round},
 };
 
@@ -308,6 +309,13 @@ impl Stage {
                 self.emit(&mut event, now);
             }
         }
+    }
+
+    /// What a former run had left will not be stored.
+    pub fn refused(&mut self, refused: &Refused, now: Instant) {
+        counters::add(&self.parts.counters.lost, refused.events);
+        let mut event = own::refused(&self.parts.clock, refused);
+        self.emit(&mut event, now);
     }
 
     fn lost(&mut self, loss: &Loss, now: Instant) {

@@ -31,6 +31,8 @@ const SLACK_BYTES: u64 = 4 << 20;
 const HEAD_BYTES: usize = 8;
 /// No entry is longer: a round's events, and the state.
 const MAX_ENTRY_BYTES: u32 = 256 << 20;
+/// A file that is written anew has so much of what waits in an entry, and at least one batch.
+const PART_BYTES: usize = 4 << 20;
 
 /// Up to where the batches tell everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +134,14 @@ pub struct UnsentError {
 }
 
 impl Unsent {
+    /// If there is one.
+    pub fn find(state_dir: &Path) -> Result<Option<(Self, Left)>, UnsentError> {
+        match state_dir.join(NAME).exists() {
+            true => Self::open(state_dir).map(Some),
+            false => Ok(None),
+        }
+    }
+
     pub fn open(state_dir: &Path) -> Result<(Self, Left), UnsentError> {
         let path = state_dir.join(NAME);
         let failed = |source| UnsentError {
@@ -195,21 +205,25 @@ impl Unsent {
     /// A new file with what waits, in place of this one.
     fn renew(&mut self, state: &State, batches: &[Batch], mut kept: Vec<Batch>) -> io::Result<()> {
         kept.extend_from_slice(batches);
-        let entry = encode(state, &kept);
         let temporary = self.path.with_extension("new");
-        let renewed = || -> io::Result<File> {
+        let renewed = || -> io::Result<(File, u64)> {
             let mut options = OpenOptions::new();
             let options = options.read(true).write(true).create(true).truncate(true);
             let mut file = options.open(&temporary)?;
             lock(&file)?;
-            file.write_all(&entry)?;
+            let mut bytes = 0;
+            for part in parts(&kept) {
+                let entry = encode(state, part);
+                file.write_all(&entry)?;
+                bytes += entry.len() as u64;
+            }
             std::fs::rename(&temporary, &self.path)?;
-            Ok(file)
+            Ok((file, bytes))
         };
         match renewed() {
-            Ok(file) => {
+            Ok((file, bytes)) => {
                 self.file = file;
-                self.bytes = entry.len() as u64;
+                self.bytes = bytes;
                 self.limit = SLACK_BYTES + 2 * self.bytes;
                 self.broken = false;
                 Ok(())
@@ -219,6 +233,11 @@ impl Unsent {
                 Err(error)
             }
         }
+    }
+
+    /// What it held was delivered, or told as lost.
+    pub fn empty(mut self) {
+        self.break_off();
     }
 
     /// An old state would have the next agent send again what was sent: better it finds none, and
@@ -234,6 +253,21 @@ impl Unsent {
 
 fn lock(file: &File) -> io::Result<()> {
     file.try_lock().map_err(io::Error::from)
+}
+
+/// As many batches in a row as [`PART_BYTES`] hold, or one; at least one part, for the state.
+fn parts(batches: &[Batch]) -> Vec<&[Batch]> {
+    let mut parts = Vec::new();
+    let (mut first, mut bytes) = (0, 0);
+    for (at, batch) in batches.iter().enumerate() {
+        bytes += batch.encoded_len();
+        if bytes > PART_BYTES && at > first {
+            parts.push(&batches[first..at]);
+            (first, bytes) = (at, batch.encoded_len());
+        }
+    }
+    parts.push(&batches[first..]);
+    parts
 }
 
 /// Length, checksum; length and JSON of the state; length and message of each batch.
@@ -405,6 +439,26 @@ mod tests {
         assert_eq!(left.state, Some(state(199)));
         let numbers = numbers(&left);
         assert_eq!((numbers.first(), numbers.last()), (Some(&1), Some(&199)));
+    }
+
+    #[test]
+    fn a_long_backlog_is_written_in_parts_and_read_back_whole() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (mut unsent, _) = Unsent::open(dir.path()).expect("opens");
+        unsent.limit = 0;
+        let waiting: Vec<Batch> = (1..=12)
+            .map(|number| batch(number, PART_BYTES / 3))
+            .collect();
+        assert!(parts(&waiting).len() > 4, "{}", parts(&waiting).len());
+        assert_eq!(parts(&[]).len(), 1, "the state is kept without batches too");
+        let waits = || waiting.clone();
+        unsent
+            .append(&state(13), &[batch(13, 9)], &waits)
+            .expect("written");
+        drop(unsent);
+        let (_, left) = Unsent::open(dir.path()).expect("opens");
+        assert_eq!(numbers(&left), (1..=13).collect::<Vec<_>>());
+        assert_eq!(left.state, Some(state(13)));
     }
 
     #[test]

@@ -25,8 +25,11 @@ use crate::{
 };
 
 at_exit!(call, call_kprobe: |call| {
-    if let Some(shape) = call.shape() {
-        try_call(&call, shape);
+    if let Some(shape) = call.shape()
+        && try_call(&call, shape).is_none()
+        && has_object(shape.kind)
+    {
+        objects::forget(false); // or the next call would take it for its own
     }
 });
 

@@ -39,6 +39,7 @@ pub const O_TRUNC: u32 = 0o1000;
 const O_WRONLY: u32 = 1;
 pub const O_ACCMODE: u32 = 3;
 pub const EPERM: i64 = -1;
+const ENOENT: i64 = -2;
 pub const EACCES: i64 = -13;
 pub const AT_FDCWD: i32 = -100;
 
@@ -83,6 +84,9 @@ at_exit!(exit_open, exit_open_kprobe: |call| {
             try_open(&call, shape);
         } else {
             objects::forget(true);
+            if call.result != ENOENT {
+                objects::forget(false); // it may have come by the hook of new files
+            }
         }
         if call.result == EPERM || call.result == EACCES {
             try_refused(&call, shape);
@@ -117,6 +121,9 @@ fn try_open(call: &Call, shape: &Shape) -> Option<()> {
         Some(taken) => taken.mode(),
         None => file.field(offset!(file_mode)),
     };
+    if mode & FMODE_CREATED != 0 {
+        objects::forget(false); // by the hook of new files
+    }
     let reported = match &taken {
         Some(_) => true,
         // Also where a hook looks: what it kept may have been evicted, or it was skipped.

@@ -18,7 +18,7 @@ use aya_ebpf::{
 use crate::{
     dns, file,
     gate::Place,
-    kernel, policy, preemption,
+    kernel, objects, policy, preemption,
     process::argument,
     record::{BTF_TRACEPOINT, Origin, Writer, count_filtered, count_pending_full},
     settings::offset,
@@ -355,6 +355,7 @@ fn try_accept(call: &Call) -> Option<()> {
 }
 
 at_exit!(exit_bind, exit_bind_kprobe: |call| {
+    objects::forget(false); // that of a unix socket came by the hook of new files
     try_bind(&call, call.argument::<0>(), call.argument::<1>());
 });
 

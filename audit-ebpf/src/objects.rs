@@ -175,8 +175,14 @@ fn saw_open(argument: impl Fn(usize) -> u64) {
     let opened = argument(0);
     let path = Path::of_file(opened);
     let mode: u32 = kernel::read(opened, offset!(file_mode));
-    if mode & FMODE_NOACCOUNT == 0 && file::is_reported(mode, &path) {
+    if mode & FMODE_NOACCOUNT != 0 {
+        return;
+    }
+    if file::is_reported(mode, &path) {
         keep(path, None, opened, mode);
+    } else if SEEN.get_ptr(key(true)).is_some() {
+        // Of an open by no open call (mq_open, TIOCGPTPEER, io_uring), which nobody has taken.
+        forget(true);
     }
 }
 

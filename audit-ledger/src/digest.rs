@@ -373,12 +373,13 @@ mod tests {
             let message = &text[..length];
             let expected = one(1, message);
             assert_eq!(
-                all(1, [message, message].into_iter()),
-                [expected; 2],
+                all(1, [message; 16].into_iter()),
+                [expected; 16],
                 "{length}"
             );
-            let longer = all(1, [message, &text].into_iter());
-            assert_eq!(longer, [expected, one(1, &text)], "{length} beside another");
+            let beside = all(1, [message, &text].into_iter().cycle().take(16));
+            let others = [expected, one(1, &text)];
+            assert_eq!(beside, others.repeat(8), "{length} beside others");
         }
     }
 

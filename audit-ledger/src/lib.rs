@@ -81,7 +81,8 @@ impl Frames {
         self.events.clear();
     }
 
-    fn events(&self) -> impl Iterator<Item = &[u8]> {
+    /// The encoded events.
+    pub fn events(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.events.iter().map(|event| &self.bytes[event.clone()])
     }
 }
@@ -174,11 +175,6 @@ impl Sealer {
 const LEAF: u8 = 0;
 const NODE: u8 = 1;
 
-/// RFC 6962 hash of one event.
-pub fn leaf(bytes: &[u8]) -> [u8; 32] {
-    digest::one(LEAF, bytes)
-}
-
 /// RFC 6962 Merkle tree hash, bottom up: an odd node at the end of a level moves up as it is.
 pub fn root<T: AsRef<[u8]>>(events: &[T]) -> [u8; 32] {
     root_of(leaves(events.iter().map(AsRef::as_ref)))
@@ -189,7 +185,7 @@ pub fn leaves<'a>(events: impl Iterator<Item = &'a [u8]>) -> Vec<[u8; 32]> {
     digest::all(LEAF, events)
 }
 
-/// As [`root`], of events whose [`leaf`] hashes are there already.
+/// As [`root`], of events whose hashes ([`leaves`]) are there already.
 pub fn root_of(mut level: Vec<[u8; 32]>) -> [u8; 32] {
     while level.len() > 1 {
         let (pairs, odd) = level.as_chunks::<2>();
@@ -206,29 +202,40 @@ pub fn header_hash(header: &BatchHeader) -> [u8; 32] {
 }
 
 /// The encoded events of a batch that is what its header says.
-pub fn open(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
+pub fn open(batch: &Batch) -> Result<Frames, BatchError> {
+    let frames = unpack(batch)?;
+    let header = batch.header.as_ref().ok_or(BatchError::NoHeader)?;
+    if root_of(leaves(frames.events()))[..] != header.root[..] {
+        return Err(BatchError::Root);
+    }
+    Ok(frames)
+}
+
+/// The same, of a batch that was opened before: does not compute its Merkle root again.
+pub fn unpack(batch: &Batch) -> Result<Frames, BatchError> {
     let header = batch.header.as_ref().ok_or(BatchError::NoHeader)?;
     let said = header.event_bytes;
     if !(0..=MAX_EVENT_BYTES).contains(&said) {
         return Err(BatchError::Bytes(said));
     }
-    let raw =
+    let bytes =
         zstd::bulk::decompress(&batch.events, said as usize).map_err(BatchError::Compression)?;
-    if raw.len() as i64 != said {
+    if bytes.len() as i64 != said {
         return Err(BatchError::Length {
-            found: raw.len(),
+            found: bytes.len(),
             said,
         });
     }
-    let mut rest = &raw[..];
     let mut events = Vec::with_capacity(header.event_count.clamp(0, 1 << 16) as usize);
-    while !rest.is_empty() {
-        let cut = || BatchError::Cut(raw.len() - rest.len());
-        let mut after = rest;
-        let length = prost::decode_length_delimiter(&mut after).map_err(|_| cut())?;
-        let event = after.get(..length).ok_or_else(cut)?;
-        events.push(event.to_vec());
-        rest = &after[length..];
+    let mut at = 0;
+    while let Some(mut rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let length = prost::decode_length_delimiter(&mut rest).map_err(|_| BatchError::Cut(at))?;
+        if rest.len() < length {
+            return Err(BatchError::Cut(at));
+        }
+        let start = bytes.len() - rest.len();
+        at = start + length;
+        events.push(start..at);
     }
     if i32::try_from(events.len()) != Ok(header.event_count) {
         return Err(BatchError::Count {
@@ -236,10 +243,7 @@ pub fn open(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
             said: header.event_count,
         });
     }
-    if root(&events)[..] != header.root[..] {
-        return Err(BatchError::Root);
-    }
-    Ok(events)
+    Ok(Frames { bytes, events })
 }
 
 #[cfg(test)]
@@ -263,7 +267,7 @@ mod tests {
     fn model(leaves: &[Vec<u8>]) -> [u8; 32] {
         match leaves {
             [] => Sha256::digest(b"").into(),
-            [one] => leaf(one),
+            [one] => digest::one(LEAF, one),
             many => {
                 let (left, right) = many.split_at(many.len().next_power_of_two() / 2);
                 digest::one(NODE, &[model(left), model(right)].concat())
@@ -307,7 +311,9 @@ mod tests {
 
         #[test]
         fn opening_gives_what_was_sealed(events: Vec<Vec<u8>>) {
-            prop_assert_eq!(open(&seal(&events)).expect("whole"), events);
+            let opened = open(&seal(&events)).expect("whole");
+            let opened: Vec<&[u8]> = opened.events().collect();
+            prop_assert_eq!(opened, events);
         }
 
         #[test]

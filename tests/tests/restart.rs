@@ -243,6 +243,29 @@ fn killed_agents_miss_nothing() -> Result<()> {
     Ok(())
 }
 
+/// An agent that ends capture at its stop leaves what it knew of its programs; the programs of the
+/// next one count from the beginning, and none of their events may be taken for one of those.
+#[test]
+fn an_agent_after_an_orderly_end_misses_nothing() -> Result<()> {
+    let Some(pins) = Pins::new("ended")? else {
+        return Ok(());
+    };
+    let mut stack = Stack::start(Options {
+        agent: pins.options(&[]),
+        ..Options::default()
+    })?;
+    let mut before = Load::start()?;
+    pause(1000);
+    before.check_whole(&mut stack)?;
+    stack.stop_agent()?;
+    ensure!(!pins.exist(), "pins are left");
+    stack.start_agent()?;
+    let mut after = Load::start()?;
+    pause(1000);
+    after.check_whole(&mut stack)?;
+    stack.stop_agent()
+}
+
 /// The collector is away while the agent dies: what was sealed is not lost with it.
 #[test]
 fn an_agent_killed_without_a_collector_misses_nothing() -> Result<()> {

@@ -81,8 +81,10 @@ impl Collector {
         let batches = self.0.stored.lock().expect("lock").clone();
         let open = batches.iter().flat_map(|batch| {
             let open = audit_ledger::open(batch).expect("verifies");
-            open.into_iter()
-                .map(|bytes| Event::decode(bytes.as_slice()).expect("event"))
+            let events = open
+                .events()
+                .map(|bytes| Event::decode(bytes).expect("event"));
+            events.collect::<Vec<_>>()
         });
         open.collect()
     }

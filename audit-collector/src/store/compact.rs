@@ -21,6 +21,7 @@ use arrow::{
     array::{Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, RecordBatch, new_null_array},
     datatypes::SchemaRef,
 };
+use audit_ledger::Frames;
 use audit_proto::{Message as _, columns::COLUMNS, v1::BatchHeader};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
@@ -245,13 +246,12 @@ impl Compactor {
                 .read_from(index)?
                 .next()
                 .ok_or(CompactError::Record(index))??;
-            let originals = record::event_bytes(&bytes).map_err(|_| CompactError::Record(index))?;
+            let originals = record::frames(&bytes).map_err(|_| CompactError::Record(index))?;
             let rows: Vec<usize> = (placed.start..placed.start + placed.events).collect();
             let rebuilt = rows::events(&placed.chunk.columns, &rows)?;
-            let kept = originals
-                .into_iter()
-                .zip(rebuilt)
-                .map(|(original, event)| (event.encode_to_vec() != original).then_some(original));
+            let kept = originals.events().zip(rebuilt).map(|(original, event)| {
+                (event.encode_to_vec() != original).then(|| original.to_vec())
+            });
             raw.insert(index, kept.collect());
         }
         Ok(raw)
@@ -400,6 +400,9 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
     Ok(wrong)
 }
 
+/// Of a block's events, what is kept for the next one.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// Rebuilds the events of some rows and appends the hash of each one's bytes. A block of them at a
 /// time, because events column by column are only fast where all of them stay in the cache.
 fn hash_events(batch: &RecordBatch, hashes: &mut VecDeque<[u8; 32]>) -> Result<(), CompactError> {
@@ -409,19 +412,20 @@ fn hash_events(batch: &RecordBatch, hashes: &mut VecDeque<[u8; 32]>) -> Result<(
         .collect();
     let raw: &BinaryArray = batch.column(rows::RAW_INDEX).as_binary();
     let rows: Vec<usize> = (0..batch.num_rows()).collect();
-    let mut bytes = Vec::new();
+    let (mut frames, mut bytes) = (Frames::default(), Vec::new());
     for block in rows.chunks(rows::BLOCK_EVENTS) {
         for (&row, event) in block.iter().zip(rows::events(&columns, block)?) {
-            let hash = if raw.is_valid(row) {
-                audit_ledger::leaf(raw.value(row))
+            if raw.is_valid(row) {
+                frames.push(raw.value(row));
             } else {
                 bytes.clear();
                 // Into a Vec, which grows.
                 let _ = event.encode(&mut bytes);
-                audit_ledger::leaf(&bytes)
-            };
-            hashes.push_back(hash);
+                frames.push(&bytes);
+            }
         }
+        hashes.extend(audit_ledger::leaves(frames.events()));
+        frames.clear(KEPT_BYTES);
     }
     Ok(())
 }

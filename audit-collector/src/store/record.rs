@@ -1,6 +1,6 @@
 //! A WAL record is an encoded `Batch`, verbatim: how it is checked and turned into columns.
 
-use audit_ledger::{self as ledger, BatchError};
+use audit_ledger::{self as ledger, BatchError, Frames};
 use audit_proto::{
     Message as _,
     columns::{self, Value},
@@ -49,19 +49,17 @@ pub enum Refused {
     },
 }
 
-/// The encoded events of a record.
-pub fn event_bytes(record: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
-    Ok(ledger::open(&Batch::decode(record)?)?)
+/// The encoded events of a record that was verified before.
+pub fn frames(record: &[u8]) -> Result<Frames, Refused> {
+    Ok(ledger::unpack(&Batch::decode(record)?)?)
 }
 
 /// The events of a record that was verified before.
 pub fn decode_events(record: &[u8]) -> Result<Vec<Event>, Refused> {
-    event_bytes(record)?
-        .iter()
+    frames(record)?
+        .events()
         .enumerate()
-        .map(|(at, bytes)| {
-            Event::decode(&bytes[..]).map_err(|source| Refused::Event { at, source })
-        })
+        .map(|(at, bytes)| Event::decode(bytes).map_err(|source| Refused::Event { at, source }))
         .collect()
 }
 
@@ -84,8 +82,8 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
     let mut times = (i64::MAX, i64::MIN);
     let mut builder = RowsBuilder::new(count);
     let mut block: Vec<Event> = Vec::with_capacity(BLOCK_EVENTS.min(count));
-    for (at, bytes) in open.iter().enumerate() {
-        let event = Event::decode(&bytes[..]).map_err(|source| Refused::Event { at, source })?;
+    for (at, bytes) in open.events().enumerate() {
+        let event = Event::decode(bytes).map_err(|source| Refused::Event { at, source })?;
         times = (times.0.min(event.time), times.1.max(event.time));
         if let Some(Value::Int(n)) = lost_column.and_then(|c| columns::get(&event, c)) {
             lost = lost.saturating_add(n);

@@ -219,6 +219,21 @@ pub fn opens(work: &mut Workload) -> Result<()> {
         let condition = format!("kind = 'open' and {us} and file_path = {}", quoted(path));
         work.number(what, condition, 0);
     }
+    opened_otherwise(work)
+}
+
+/// A message queue is a file that no open call opens; the next open is not of it.
+fn opened_otherwise(work: &mut Workload) -> Result<()> {
+    let name = format!("hostaudit-queue-{}", std::process::id());
+    // Not every kernel has them (CONFIG_POSIX_MQUEUE).
+    let Ok(queue) = system::message_queue(&name) else {
+        return Ok(());
+    };
+    let only_read = existing(work, "read-after-queue")?;
+    File::open(&only_read)?;
+    drop(queue);
+    let of_queue = format!("kind = 'open' and {} and file_path like '%{name}%'", ours());
+    work.number("a read after a message queue was made", of_queue, 0);
     Ok(())
 }
 

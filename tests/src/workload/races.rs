@@ -29,7 +29,7 @@ pub fn races(work: &mut Workload) -> Result<()> {
     renames(work, tries)?;
     opens(work, tries)?;
     connects(work, tries)?;
-    execs(work, tries / 10)
+    execs(work, tries)
 }
 
 /// Two names that differ in one byte, and a text that is now the one and now the other.

@@ -231,6 +231,28 @@ pub fn thread_becomes_nobody() -> io::Result<()> {
     call(libc::SYS_setresuid, [NOBODY, NOBODY, NOBODY])
 }
 
+/// A message queue to write to, whose name is gone already.
+#[expect(unsafe_code, reason = "a system call")]
+pub fn message_queue(name: &str) -> io::Result<std::os::fd::OwnedFd> {
+    let name = CString::new(format!("/{name}"))?;
+    // SAFETY: a name, and attributes that may be absent; the descriptor is new and ours.
+    unsafe {
+        use std::os::fd::FromRawFd as _;
+        let flags = libc::O_CREAT | libc::O_RDWR;
+        let queue = libc::mq_open(
+            name.as_ptr(),
+            flags,
+            0o600,
+            std::ptr::null::<libc::mq_attr>(),
+        );
+        if queue < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::mq_unlink(name.as_ptr());
+        Ok(std::os::fd::OwnedFd::from_raw_fd(queue))
+    }
+}
+
 #[expect(unsafe_code, reason = "a system call")]
 pub fn truncate(path: &Path, size: i64) -> io::Result<()> {
     let path = text(path)?;
