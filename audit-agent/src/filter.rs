@@ -30,6 +30,10 @@ pub enum FilterError {
         name: String,
         known: String,
     },
+    #[error(
+        "{key}: `{name}` cannot be off: without exec, fork, exit and container nobody would know what the processes are that other events name"
+    )]
+    Kept { key: String, name: String },
     #[error("{key}: `{value}` is not an absolute path")]
     Relative { key: &'static str, value: String },
     #[error(
@@ -170,6 +174,10 @@ impl Filter {
 
 fn kind_number(key: &str, name: String) -> Result<i32, FilterError> {
     match kind::ALL.iter().find(|row| row.name == name) {
+        Some(row) if kind::is_kept(row.number) => Err(FilterError::Kept {
+            key: key.to_owned(),
+            name,
+        }),
         Some(row) => Ok(row.number.into()),
         None => Err(FilterError::UnknownKind {
             key: key.to_owned(),
@@ -210,6 +218,15 @@ mod tests {
             watch_names(&many),
             Err(FilterError::TooMany { count: 2000 })
         );
+    }
+
+    #[test]
+    fn what_other_events_need_cannot_be_off() {
+        for name in ["exec", "fork", "exit", "container"] {
+            let error = Filter::new(&[], &strings(&["open", name])).expect_err(name);
+            assert!(matches!(error, FilterError::Kept { .. }), "{error}");
+        }
+        assert!(Filter::new(&[], &strings(&["open", "memory_exec"])).is_ok());
     }
 
     #[test]

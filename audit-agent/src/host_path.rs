@@ -210,13 +210,13 @@ impl HostPaths {
             _ => None,
         };
         let place = self.place(header, namespace, &bytes, device)?;
+        let found = self.host.as_mut()?.find(&place, header.time_ns)?;
         let table = self.namespaces.get(&namespace)?.table.as_ref()?;
         if table.ended_ns > self.settled_ns {
             let inode = device.and(file.inode);
             let sees = witness(header, namespace)?.sees(&bytes, inode);
             sees.ok().filter(|sees| *sees)?;
         }
-        let found = self.host.as_mut()?.find(&place, header.time_ns)?;
         Some(escape(&found).into_owned())
     }
 

@@ -84,7 +84,8 @@ what they cannot hold is counted and told in `lost` events.
 Filters (capture.filters) hide events before they cost more than a look: by kind, system call,
 program, user, cgroup and path. All but path is decided in the kernel always; a path where the
 kernel knows it, else by the agent. Budgets (capture.budgets) bound what one cgroup may have recorded
-of a class. exec, fork and exit are never left out. What is left out is counted: hostaudit status.
+of a class. exec, fork, exit and container are never left out. What is left out is counted
+(hostaudit status).
 
 With capture.pin.directory capture goes on while no agent runs, and the next one loses nothing that
 the rings had room for; deploy/agent.yaml says more.

@@ -10,7 +10,7 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{Receiver, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -131,18 +131,7 @@ pub async fn run<S: Source + 'static>(
     };
     let shipping = async move {
         // Before anything of this run, so that the record is in order.
-        for ship in former {
-            if let Err(refused) = ship.offer().await {
-                tracing::error!(
-                    run = refused.run,
-                    events = refused.events,
-                    reason = refused.reason,
-                    "what a former run had left is lost"
-                );
-                // The channel has room: it is read every few milliseconds, and former runs are few.
-                let _ = to_reader.try_send(Request::Tell(refused));
-            }
-        }
+        offer(former, &to_reader).await;
         if let Some(file) = file {
             file.empty();
         }
@@ -190,6 +179,22 @@ fn left_over(batches: Vec<Batch>, ship: &Ship) -> Vec<Ship> {
         }
     };
     runs.into_iter().map(of_run).collect()
+}
+
+/// Delivers what former runs have left, and tells what the collector will never take.
+async fn offer(former: Vec<Ship>, to_reader: &SyncSender<Request>) {
+    for ship in former {
+        if let Err(refused) = ship.offer().await {
+            tracing::error!(
+                run = refused.run,
+                events = refused.events,
+                reason = refused.reason,
+                "what a former run had left is lost"
+            );
+            // The channel has room: it is read every few milliseconds, and former runs are few.
+            let _ = to_reader.try_send(Request::Tell(refused));
+        }
+    }
 }
 
 async fn supervise<S: Source + 'static>(

@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::{File, OpenOptions},
     io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -156,11 +157,12 @@ impl Unsent {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path)
             .map_err(failed)?;
         lock(&file).map_err(|source| UnsentError {
             path: path.clone(),
-            advice: "does another agent use this state_dir?",
+            advice: "another agent uses this state_dir; stop it, or set another",
             source,
         })?;
         let (left, bytes) = read(&file).map_err(failed)?;
@@ -209,7 +211,7 @@ impl Unsent {
         let renewed = || -> io::Result<(File, u64)> {
             let mut options = OpenOptions::new();
             let options = options.read(true).write(true).create(true).truncate(true);
-            let mut file = options.open(&temporary)?;
+            let mut file = options.mode(0o600).open(&temporary)?;
             lock(&file)?;
             let mut bytes = 0;
             for part in parts(&kept) {

@@ -119,7 +119,15 @@ impl Report<'_> {
     }
 
     fn problems(&mut self) {
-        if self.status.problems.is_empty() {
+        let lost: i64 = self.status.agents.iter().map(|agent| agent.lost).sum();
+        if lost > 0 {
+            let text = format!(
+                "{} lost; where and why: select * from events where kind = 'lost'",
+                display::plural(lost, "event")
+            );
+            self.out.push_str(&self.palette.paint(Style::Alarm, &text));
+            self.out.push('\n');
+        } else if self.status.problems.is_empty() {
             let text = self.palette.paint(Style::Green, "No problems.");
             self.out.push_str(&format!("{text}\n"));
         }
@@ -323,6 +331,7 @@ mod tests {
             "container-layers",
             "198",
             "17 stored events, see",
+            "3 events lost; where and why",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }

@@ -7,7 +7,8 @@
 mod watch;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IsTerminal as _},
     net::TcpListener,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -46,6 +47,8 @@ const AGENT_START: Duration = Duration::from_secs(240);
 /// A wait longer than this is told, so that nobody takes it for a hang.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
+/// A second signal counts from here on.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Record this host: agent and collector in one process, until Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -93,7 +96,7 @@ pub async fn run(args: &Up, target: &Target, terminal: &Terminal) -> Result<()> 
     );
     let stopped = tokio::select! {
         stopped = running.stop(&socket) => stopped,
-        () = signals.next() => {
+        () = signals.again() => {
             #[expect(clippy::exit, reason = "asked for twice: a drain must not hold a person up")]
             std::process::exit(130);
         }
@@ -165,6 +168,17 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
+
+    /// One more, by somebody who has seen what the first one did: some programs send one to the
+    /// process and to its group.
+    async fn again(&mut self) {
+        tokio::time::sleep(AGAIN).await;
+        for signal in [&mut self.interrupt, &mut self.terminate] {
+            // Those until now are of the first one.
+            let _ = tokio::time::timeout(Duration::ZERO, signal.recv()).await;
+        }
+        self.next().await;
+    }
 }
 
 fn log_to_stderr(args: &Up) -> Result<()> {
@@ -181,6 +195,7 @@ fn log_to_stderr(args: &Up) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
     Ok(())

@@ -236,8 +236,16 @@ async fn answer(
     rows: usize,
     sender: &mpsc::Sender<Result<QueryResponse, Status>>,
 ) -> SqlResult<()> {
-    // One row more than wanted tells whether the limit cut something.
-    let frame = plan(session, sql).await?.limit(0, Some(rows + 1))?;
+    let mut frame = plan(session, sql).await?;
+    // An explanation must be the whole of a plan; it has a few rows.
+    let explains = matches!(
+        frame.logical_plan(),
+        LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)
+    );
+    if !explains {
+        // One row more than wanted tells whether the limit cut something.
+        frame = frame.limit(0, Some(rows + 1))?;
+    }
     let stream = frame.execute_stream().await?;
     send(stream, rows, &session.reading, sender).await
 }

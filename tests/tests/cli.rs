@@ -183,6 +183,8 @@ fn query_answers_in_every_format() -> Result<()> {
         ],
     )?;
     assert_eq!(empty.trim_end(), "process_pid");
+    let plan = answer(&socket, &["query", &format!("explain {sql}")])?;
+    assert!(plan.contains("logical_plan"), "{plan}");
     Ok(())
 }
 

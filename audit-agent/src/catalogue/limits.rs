@@ -24,8 +24,8 @@ pub const GENERAL: &[(&str, &str)] = &[
     (
         "Ways of calling",
         "64-bit calls, x32 calls and i386 calls (also by `int 0x80` from a 64-bit program) are all \
-         seen; `syscall_abi` says which it was. Operations of io_uring are not calls and are not \
-         seen.",
+         seen; `syscall_abi` says which it was. Operations of io_uring are told as the calls that they \
+         are the same as, with `via` = `io_uring`.",
     ),
     (
         "Paths",
@@ -59,7 +59,8 @@ pub const GENERAL: &[(&str, &str)] = &[
          file's device is not the table's, where the path is `lexical` or cut, or a table is larger \
          than 640 KiB (some 3,000 mounts). Of several paths that by the mount which shows most of the \
          file system is told. Where `mount` is off or hidden by a filter, changes may go unnoticed for \
-         5 s, except where the device tells. `host_paths`, `host_paths_absent` and `mount_tables_read` in \
+         5 s, except where the device tells; and those that are no change of mounts, the renaming of a \
+         directory above a mountpoint, until the host's mounts change (5 s in a container). `host_paths`, `host_paths_absent` and `mount_tables_read` in \
          the heartbeat count.",
     ),
     (
@@ -80,7 +81,7 @@ pub const GENERAL: &[(&str, &str)] = &[
          fit is told by a `lost` event with the missing numbers; what the kernel skipped before it \
          had a number, by one with the place `hook` and the most that it can be. A `lost` event \
          with the place `agent` has no number: an agent was killed, and nothing says how far it had \
-         got.",
+         got, or the collector refuses what it had left.",
     ),
     (
         "Before the agent",
@@ -100,7 +101,8 @@ pub const GENERAL: &[(&str, &str)] = &[
         "Left out",
         "The agent itself, and by its configuration: kinds in `capture.off_kinds`, what \
          `capture.filters` hides (`agent_filter_totals` of `heartbeat` counts it by rule), and what \
-         is beyond `capture.budgets` (told by `shed`). `exec`, `fork` and `exit` are never left out.",
+         is beyond `capture.budgets` (told by `shed`). `exec`, `fork`, `exit` and `container` are never \
+         left out.",
     ),
 ];
 

@@ -87,10 +87,14 @@ pub fn pin_to(cpu: usize) -> Result<()> {
 /// else wants of that CPU.
 pub fn set_aside(pid: u32, cpu: usize) -> Result<()> {
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
         let thread = name.to_str().context("a thread's number")?.parse()?;
-        pin_thread(thread, cpu)?;
-        only_idle(thread)?;
+        let done = pin_thread(thread, cpu).and_then(|()| only_idle(thread));
+        // One that has ended meanwhile needs nothing.
+        if entry.path().exists() {
+            done?;
+        }
     }
     Ok(())
 }

@@ -143,8 +143,8 @@ fn skip(modes: &mut Vec<Mode>, measured: &mut Measured, mode: Mode, reason: Stri
     }
 }
 
-/// Half a second of each storm, bare, but for the compiler: on a machine that others use too, many
-/// rounds tell more than long ones.
+/// Up to three seconds of each storm, bare: on a machine that others use too, many rounds tell more than
+/// long ones.
 fn count(storm: Storm, quick: bool) -> u64 {
     let full = match storm {
         Storm::Exec => 4_000,
