@@ -171,18 +171,7 @@ impl Probe {
     /// The programs of a former agent, which go on running.
     fn adopt(config: &Config, set: Set, told: &Told) -> Result<(Self, Lanes), ProbeError> {
         let failed = |error: &dyn std::error::Error| ProbeError::Load(chain(error));
-        let mut attached = Vec::new();
-        for (name, path) in set.programs().map_err(|error| failed(&error))? {
-            if may_be_skipped(&name) {
-                continue;
-            }
-            let info = ProgramInfo::from_pin(&path).map_err(|error| failed(&error))?;
-            attached.push(Attached {
-                name,
-                program: info.fd().map_err(|error| failed(&error))?,
-                skipped: 0,
-            });
-        }
+        let attached = attached(&set)?;
         let mut shared = |name: &str| maps::open(&set.shared(name));
         let ignored = typed("IGNORED", shared("IGNORED")?)?;
         let rules = policy::Rules::open(&mut shared, Arc::new(config.policy()?), told)?;
@@ -412,6 +401,42 @@ impl Drop for Probe {
             tracing::warn!(%error, "capture.pin.directory: not removed");
         }
     }
+}
+
+/// The programs of a pinned set whose skipped runs are losses.
+fn attached(set: &Set) -> Result<Vec<Attached>, ProbeError> {
+    let failed = |error: &dyn std::error::Error| ProbeError::Load(chain(error));
+    let mut attached = Vec::new();
+    for (name, path) in set.programs().map_err(|error| failed(&error))? {
+        if may_be_skipped(&name) {
+            continue;
+        }
+        let info = ProgramInfo::from_pin(&path).map_err(|error| failed(&error))?;
+        attached.push(Attached {
+            name,
+            program: info.fd().map_err(|error| failed(&error))?,
+            skipped: 0,
+        });
+    }
+    Ok(attached)
+}
+
+/// For each program of a set that has ended, how often the kernel had skipped it.
+pub(crate) fn skips_of(lanes: &Lanes) -> Vec<(String, u64)> {
+    let Some(set) = &lanes.set else {
+        return Vec::new();
+    };
+    let attached = attached(set).unwrap_or_else(|error| {
+        tracing::warn!(%error, "runs that the kernel skipped of replaced programs are not known");
+        Vec::new()
+    });
+    let skipped = |of: Attached| {
+        (
+            of.name,
+            info::of(&of.program).map_or(0, |info| info.skipped),
+        )
+    };
+    attached.into_iter().map(skipped).collect()
 }
 
 fn any_attached(hooks: &[HookStatus]) -> Result<(), ProbeError> {

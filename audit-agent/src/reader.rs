@@ -33,7 +33,7 @@ use crate::{
     AgentError, Config,
     identity::boot_id,
     policy::Policy,
-    probe::{HookStatus, Lanes, Probe, ProbeError, RINGS, Ring},
+    probe::{self, HookStatus, Lanes, Probe, ProbeError, RINGS, Ring},
     source::{LeftOut, LeftOver, Loss, Round, Skip, Source},
     unsent::{Keeper, Left, Mark, SetState, State, Told, Unsent},
 };
@@ -71,6 +71,8 @@ pub struct Reader {
     baseline: [Counters; class::ALL.len()],
     /// The same, when this agent last told it.
     told: [Counters; class::ALL.len()],
+    /// What sets that were replaced had counted beyond what a former agent told.
+    of_replaced: [Counters; class::ALL.len()],
 }
 
 /// Sees to it that what was taken outlives this process.
@@ -115,6 +117,8 @@ struct Feed {
     /// A former agent read here, and nobody knows how far it got.
     blind: bool,
     blind_untold: bool,
+    /// Of each program, runs that the kernel had skipped when a former agent last told it.
+    told_skips: BTreeMap<String, u64>,
 }
 
 type Counted = [Vec<Counters>; class::ALL.len()];
@@ -218,6 +222,10 @@ impl Reader {
                 (totals.filtered, totals.shed) = (*filtered, *shed);
             }
         }
+        let mut of_replaced = [Counters::default(); class::ALL.len()];
+        for feed in feeds.iter().rev().skip(1) {
+            feed.add_untold(state, &mut of_replaced);
+        }
         Ok(Self {
             probe,
             epoll,
@@ -226,6 +234,7 @@ impl Reader {
             keeping,
             left_over: LeftOver::default(),
             told: baseline,
+            of_replaced,
             baseline,
         })
     }
@@ -274,6 +283,12 @@ impl Reader {
             });
         } else if feed.is_read() {
             feed.finish(round)?;
+            for (hook, runs) in probe::skips_of(&feed.lanes) {
+                let runs = runs.saturating_sub(feed.told_skips.get(&hook).copied().unwrap_or(0));
+                if runs > 0 {
+                    round.push_skip(Skip { hook, runs });
+                }
+            }
             self.ended.extend(self.feeds.pop_front());
         }
         Ok(())
@@ -333,7 +348,8 @@ impl Feed {
         let was_read = lanes.rings.iter().any(Ring::was_read);
         let blind = known.is_none() && was_read;
         let mut streams: [Stream; class::ALL.len()] = Default::default();
-        for (stream, last) in streams.iter_mut().zip(known.unwrap_or_default().numbers) {
+        let known = known.unwrap_or_default();
+        for (stream, last) in streams.iter_mut().zip(known.numbers) {
             stream.last = last;
         }
         Self {
@@ -347,6 +363,7 @@ impl Feed {
             taken: VecDeque::new(),
             blind,
             blind_untold: blind,
+            told_skips: known.skipped,
         }
     }
 
@@ -466,6 +483,21 @@ impl Feed {
             }
             total
         })
+    }
+
+    /// Of a set that has ended: what it counted since a former agent last told it.
+    fn add_untold(&self, state: &State, sum: &mut [Counters; class::ALL.len()]) {
+        let mut sets = state.sets.iter();
+        let Some(known) = sets.find(|set| set.generation == self.lanes.generation()) else {
+            return;
+        };
+        let mut left_out = known.left_out.iter();
+        for ((sum, total), stream) in sum.iter_mut().zip(self.totals()).zip(&self.streams) {
+            let [filtered, shed] = left_out.next().copied().unwrap_or_default();
+            sum.sequence += total.sequence.saturating_sub(stream.last.iter().sum());
+            sum.filtered += total.filtered.saturating_sub(filtered);
+            sum.shed += total.shed.saturating_sub(shed);
+        }
     }
 
     fn state(&self) -> SetState {
@@ -608,11 +640,12 @@ impl Source for Reader {
     fn counters(&mut self) -> [Counters; 4] {
         let mut totals = self.feeds.back().map_or(self.baseline, Feed::totals);
         self.told = totals;
-        for (total, before) in totals.iter_mut().zip(&self.baseline) {
-            total.sequence = total.sequence.saturating_sub(before.sequence);
+        let befores = self.baseline.iter().zip(&self.of_replaced);
+        for (total, (before, replaced)) in totals.iter_mut().zip(befores) {
+            total.sequence = total.sequence.saturating_sub(before.sequence) + replaced.sequence;
             total.ring_full = total.ring_full.saturating_sub(before.ring_full);
-            total.filtered = total.filtered.saturating_sub(before.filtered);
-            total.shed = total.shed.saturating_sub(before.shed);
+            total.filtered = total.filtered.saturating_sub(before.filtered) + replaced.filtered;
+            total.shed = total.shed.saturating_sub(before.shed) + replaced.shed;
             total.pending_full = total.pending_full.saturating_sub(before.pending_full);
         }
         totals

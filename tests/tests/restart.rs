@@ -323,6 +323,42 @@ fn replaced_programs_miss_nothing_and_tell_nothing_twice() -> Result<()> {
     unpinned(&mut stack, &pins)
 }
 
+/// What programs saw that were replaced is counted by the agent that reads it: it cannot have sent more
+/// than was seen.
+#[test]
+fn what_replaced_programs_saw_is_counted() -> Result<()> {
+    let Some(pins) = Pins::new("counted")? else {
+        return Ok(());
+    };
+    let mut stack = Stack::start(Options {
+        agent: pins.options(&["capture.pin.keep_at_stop=true"]),
+        ..Options::default()
+    })?;
+    stack.stop_agent()?;
+    let mut load = Load::start()?;
+    pause(1000);
+    load.finish();
+    let others = "capture.watch_reads=[/etc/shadow]";
+    stack.agent_options(pins.options(&["capture.pin.keep_at_stop=true", others]));
+    stack.start_agent()?;
+    let mut files = None;
+    let heartbeat = Duration::from_secs(30);
+    stack.wait_until("a heartbeat's counts", heartbeat, |stack| {
+        let agents = stack.status()?.agents.into_iter();
+        let classes = agents
+            .filter(|agent| agent.connected)
+            .flat_map(|agent| agent.classes);
+        files = classes
+            .filter(|class| class.class == "file")
+            .find(|class| class.sent > 0);
+        Ok(files.is_some())
+    })?;
+    let files = files.context("of files")?;
+    ensure!(files.sent > 1000, "{files:?}: the test says little");
+    ensure!(files.seen >= files.sent, "{files:?}");
+    unpinned(&mut stack, &pins)
+}
+
 /// Rules are an agent's and not its programs': who takes these over puts its own into force, and tells
 /// what the former one's have hidden while nobody could tell it.
 #[test]
