@@ -41,7 +41,9 @@ pub fn hooks(config: &audit_agent::Config) -> Result<Vec<Hook>, String> {
         off: status.off,
         objects: status.objects.map(|objects| match objects {
             Ok(rung) => format!("objects seen by {rung}"),
-            Err(reason) => format!("objects as they are named: {reason}"),
+            // Why is said rung by rung.
+            Err(_) => "files as found by their names after the call: nothing above sees what it acted on"
+                .to_owned(),
         }),
         names: status.texts.map(|texts| match texts {
             Ok(()) => "names as the kernel copied them: a thread that changes one is told".to_owned(),

@@ -74,7 +74,7 @@ pub struct Options {
 pub enum WalError {
     #[error("{}: another process uses this log; stop it first", .0.display())]
     Locked(PathBuf),
-    #[error("{}: the disk is full; free space, and it goes on", .0.display())]
+    #[error("{}: the disk is full; free room for a whole segment, and it goes on", .0.display())]
     DiskFull(PathBuf),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },

@@ -51,12 +51,33 @@ pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        // Some errors say their cause themselves, and that the verifier has said nothing.
+        let said = cause.to_string();
+        text.truncate(text.trim_end_matches(". Verifier output: ").len());
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
         source = cause.source();
     }
     let lines: Vec<_> = text.lines().collect();
     match lines.len() {
         0..=8 => text,
         many => format!("{} ... {}", lines[0], lines[many - 7..].join(" | ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("loading returned {0}. Verifier output: ")]
+    struct Loading(#[source] io::Error);
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let refused = || io::Error::from_raw_os_error(1);
+        let said = format!("loading returned {}", refused());
+        assert_eq!(chain(&Loading(refused())), said);
     }
 }
