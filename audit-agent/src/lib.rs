@@ -43,7 +43,8 @@
 //! | sum | | 128 | |
 //!
 //! Beyond it: one event may be of 10 MiB (an argv of 2 MiB of which every byte is escaped), and
-//! then is its batch, for the moment. `bench loss` fails above 128 MiB.
+//! then is its batch, for the moment. At the start all of [`unsent`] is read, up to 4 MiB and three times
+//! what waited, until the collector has said what it has. `bench loss` fails above 128 MiB.
 
 pub mod actor;
 pub mod arguments;

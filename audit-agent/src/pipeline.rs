@@ -10,7 +10,7 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -38,7 +38,7 @@ use crate::{
     queue::Queue,
     seal::{self, Sealing},
     shed::Shedding,
-    ship::{Request, Ship},
+    ship::{Refused, Request, Ship},
     source::{LeftOver, Round, Source},
     stage::{Parts, Stage},
     users::Users,
@@ -191,9 +191,17 @@ async fn offer(former: Vec<Ship>, to_reader: &SyncSender<Request>) {
                 reason = refused.reason,
                 "what a former run had left is lost"
             );
-            // The channel has room: it is read every few milliseconds, and former runs are few.
-            let _ = to_reader.try_send(Request::Tell(refused));
+            tell(to_reader, refused).await;
         }
+    }
+}
+
+/// Waits for room: what is lost must be told. Gives up only when the reader is gone.
+async fn tell(to_reader: &SyncSender<Request>, refused: Refused) {
+    let mut request = Request::Tell(refused);
+    while let Err(TrySendError::Full(refused)) = to_reader.try_send(request) {
+        request = refused;
+        tokio::time::sleep(LONGEST_WAIT).await;
     }
 }
 

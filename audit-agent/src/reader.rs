@@ -117,8 +117,10 @@ struct Feed {
     /// A former agent read here, and nobody knows how far it got.
     blind: bool,
     blind_untold: bool,
-    /// Of each program, runs that the kernel had skipped when a former agent last told it.
+    /// Of a replaced set, what was told of each program's skipped runs, and of each class's filtered
+    /// and shed: kept with its numbers, so that nobody tells it again. The live set's is the reader's.
     told_skips: BTreeMap<String, u64>,
+    told_left_out: Vec<[u64; 2]>,
 }
 
 type Counted = [Vec<Counters>; class::ALL.len()];
@@ -224,7 +226,7 @@ impl Reader {
         }
         let mut of_replaced = [Counters::default(); class::ALL.len()];
         for feed in feeds.iter().rev().skip(1) {
-            feed.add_untold(state, &mut of_replaced);
+            feed.add_untold(&mut of_replaced);
         }
         Ok(Self {
             probe,
@@ -283,8 +285,9 @@ impl Reader {
             });
         } else if feed.is_read() {
             feed.finish(round)?;
-            for (hook, runs) in probe::skips_of(&feed.lanes) {
-                let runs = runs.saturating_sub(feed.told_skips.get(&hook).copied().unwrap_or(0));
+            for (hook, skipped) in probe::skips_of(&feed.lanes) {
+                let told = feed.told_skips.insert(hook.clone(), skipped).unwrap_or(0);
+                let runs = skipped.saturating_sub(told);
                 if runs > 0 {
                     round.push_skip(Skip { hook, runs });
                 }
@@ -330,8 +333,7 @@ impl Reader {
         let mut sets: Vec<SetState> = feeds.map(Feed::state).collect();
         if let Some(live) = sets.last_mut() {
             live.skipped = skipped;
-            let left_out = self.told.iter();
-            live.left_out = left_out.map(|of| [of.filtered, of.shed]).collect();
+            live.left_out = left_out(&self.told);
         }
         State {
             boot_id: boot_id.to_owned(),
@@ -364,6 +366,7 @@ impl Feed {
             blind,
             blind_untold: blind,
             told_skips: known.skipped,
+            told_left_out: known.left_out,
         }
     }
 
@@ -485,13 +488,12 @@ impl Feed {
         })
     }
 
-    /// Of a set that has ended: what it counted since a former agent last told it.
-    fn add_untold(&self, state: &State, sum: &mut [Counters; class::ALL.len()]) {
-        let mut sets = state.sets.iter();
-        let Some(known) = sets.find(|set| set.generation == self.lanes.generation()) else {
+    /// Of a set that has ended: what it counted since a former agent last told it, if that is known.
+    fn add_untold(&self, sum: &mut [Counters; class::ALL.len()]) {
+        if self.blind {
             return;
-        };
-        let mut left_out = known.left_out.iter();
+        }
+        let mut left_out = self.told_left_out.iter();
         for ((sum, total), stream) in sum.iter_mut().zip(self.totals()).zip(&self.streams) {
             let [filtered, shed] = left_out.next().copied().unwrap_or_default();
             sum.sequence += total.sequence.saturating_sub(stream.last.iter().sum());
@@ -520,7 +522,8 @@ impl Feed {
         SetState {
             generation: self.lanes.generation(),
             numbers,
-            ..SetState::default()
+            skipped: self.told_skips.clone(),
+            left_out: self.told_left_out.clone(),
         }
     }
 
@@ -537,6 +540,11 @@ impl Feed {
             ring.release(position);
         }
     }
+}
+
+fn left_out(totals: &[Counters]) -> Vec<[u64; 2]> {
+    let of_class = |of: &Counters| [of.filtered, of.shed];
+    totals.iter().map(of_class).collect()
 }
 
 /// Moves a ring's records, at most [`ROUND_BYTES`] and one; false when more are there.
@@ -640,6 +648,11 @@ impl Source for Reader {
     fn counters(&mut self) -> [Counters; 4] {
         let mut totals = self.feeds.back().map_or(self.baseline, Feed::totals);
         self.told = totals;
+        // A heartbeat tells these too.
+        let replaced = self.feeds.iter_mut().rev().skip(1);
+        for feed in replaced.chain(&mut self.ended) {
+            feed.told_left_out = left_out(&feed.totals());
+        }
         let befores = self.baseline.iter().zip(&self.of_replaced);
         for (total, (before, replaced)) in totals.iter_mut().zip(befores) {
             total.sequence = total.sequence.saturating_sub(before.sequence) + replaced.sequence;
