@@ -7,9 +7,10 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "audit/v1/event.proto",
     "audit/v1/ingest.proto",
+    "audit/v1/ledger.proto",
     "audit/v1/collector.proto",
 ];
 
@@ -36,7 +37,7 @@ fn main() -> Result<()> {
         protox::prost::Message::encode_to_vec(&served),
     )?;
     tonic_prost_build::configure()
-        .bytes(".audit.v1.Batch.events")
+        .bytes(".audit.v1.Batch")
         .compile_fds(descriptors)?;
     Ok(())
 }

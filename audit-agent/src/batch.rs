@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 
 use audit_ledger::Frames;
 
-use crate::{seal::Handover, unsent::Mark};
+use audit_proto::v1::{ClassCount, Event, Lost};
+
+use crate::{seal::Handover, spool::Mark};
+
+/// Numbers of classes, 0 included.
+const CLASSES: usize = 6;
 
 /// When a batch closes.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +30,10 @@ pub struct Filled {
     pub frames: Frames,
     pub first_time: i64,
     pub last_time: i64,
+    pub classes: Vec<ClassCount>,
+    pub losses: Vec<Lost>,
+    /// No more will come.
+    pub is_last: bool,
     /// This batch and those before it tell everything up to here. It may be empty, then.
     pub mark: Option<Box<Mark>>,
 }
@@ -36,6 +45,8 @@ pub struct Open {
     frames: Frames,
     times: Option<(i64, i64)>,
     opened: Option<Instant>,
+    classes: [i64; CLASSES],
+    losses: Vec<Lost>,
     next: Handover,
     /// Batches were passed on since the last mark.
     unmarked: bool,
@@ -49,18 +60,26 @@ impl Open {
             frames: Frames::default(),
             times: None,
             opened: None,
+            classes: [0; CLASSES],
+            losses: Vec::new(),
             next,
             unmarked: false,
             abandoned: 0,
         }
     }
 
-    /// Adds an encoded event. Waits where the batch is full and sealing is behind.
-    pub fn push(&mut self, event: &[u8], time: i64, now: Instant) {
-        if self.frames.bytes() + event.len() > self.limits.bytes {
+    /// Adds an event and its encoding. Waits where the batch is full and sealing is behind.
+    pub fn push(&mut self, event: &Event, encoded: &[u8], now: Instant) {
+        if self.frames.bytes() + encoded.len() > self.limits.bytes {
             self.close();
         }
-        self.frames.push(event);
+        self.frames.push(encoded);
+        let class = usize::try_from(event.class).unwrap_or(0);
+        if let Some(count) = self.classes.get_mut(class) {
+            *count += 1;
+        }
+        self.losses.extend(event.lost.clone());
+        let time = event.time;
         let (first, last) = self.times.unwrap_or((time, time));
         self.times = Some((first.min(time), last.max(time)));
         self.opened.get_or_insert(now);
@@ -78,8 +97,14 @@ impl Open {
     pub fn close(&mut self) {
         if self.times.is_some() {
             self.unmarked = true;
-            self.pass(None);
+            self.pass(None, false);
         }
+    }
+
+    /// Passes on what is there, as the last batch of this run.
+    pub fn end(&mut self) {
+        self.unmarked = true;
+        self.pass(None, true);
     }
 
     /// Were batches passed on since the last mark?
@@ -90,16 +115,22 @@ impl Open {
     /// Passes on what is there, if anything, with `mark`.
     pub fn mark(&mut self, mark: Mark) {
         self.unmarked = false;
-        self.pass(Some(Box::new(mark)));
+        self.pass(Some(Box::new(mark)), false);
     }
 
-    fn pass(&mut self, mark: Option<Box<Mark>>) {
+    fn pass(&mut self, mark: Option<Box<Mark>>, is_last: bool) {
         let (first_time, last_time) = self.times.take().unwrap_or_default();
         self.opened = None;
+        let counts = std::mem::take(&mut self.classes);
+        let classes = (0..).zip(counts).filter(|(_, events)| *events > 0);
+        let classes = classes.map(|(class, events)| ClassCount { class, events });
         let filled = Filled {
             frames: std::mem::take(&mut self.frames),
             first_time,
             last_time,
+            classes: classes.collect(),
+            losses: std::mem::take(&mut self.losses),
+            is_last,
             mark,
         };
         match self.next.pass(filled) {

@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use audit_config::ConfigError;
@@ -17,6 +18,7 @@ use crate::{
     policy::{Budgets, Policy, PolicyError, Rule},
     process::Limits as ProcessLimits,
     ship::{Server, ServerError},
+    spool::{Limits as SpoolLimits, WhenFull},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,12 +26,13 @@ use crate::{
 pub struct Config {
     /// Collector: `unix:///path` or `http://host:port`.
     pub server: String,
-    /// Holds the host id where /etc/machine-id has none.
+    /// Holds the spool, the key that signs, and the host id where /etc/machine-id has none.
     pub state_dir: PathBuf,
     pub rings: Rings,
     pub capture: Capture,
     pub batch: Batch,
     pub queue: Queue,
+    pub spool: Spool,
     pub process_table: ProcessTable,
     pub containers: Containers,
 }
@@ -43,6 +46,7 @@ impl Default for Config {
             capture: Capture::default(),
             batch: Batch::default(),
             queue: Queue::default(),
+            spool: Spool::default(),
             process_table: ProcessTable::default(),
             containers: Containers::default(),
         }
@@ -154,8 +158,27 @@ impl Default for Batch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Queue {
-    /// Sealed batches that the collector has not acknowledged.
+    /// Sealed batches in memory: the newest, and while the disk fails all that wait.
     pub max_bytes: usize,
+}
+
+/// Sealed batches on disk, until the collector has acknowledged them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spool {
+    pub max_bytes: u64,
+    pub max_age_s: u64,
+    pub when_full: WhenFull,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 30,
+            max_age_s: 7 * 24 * 3600,
+            when_full: WhenFull::DropOldest,
+        }
+    }
 }
 
 impl Default for Queue {
@@ -252,7 +275,7 @@ pub struct Valid {
     pub policy: Arc<Policy>,
     pub batch: BatchLimits,
     pub process_table: ProcessLimits,
-    pub queue_bytes: usize,
+    pub spool: SpoolLimits,
 }
 
 /// Read when no other file is named, if it is there.
@@ -291,6 +314,20 @@ impl Config {
             16 << 30,
             "it must hold some batches",
         )?;
+        range(
+            "spool.max_bytes",
+            self.spool.max_bytes,
+            64 << 20,
+            1 << 40,
+            "it is made of files of 8 MiB, of which the oldest is dropped when it is full",
+        )?;
+        range(
+            "spool.max_age_s",
+            self.spool.max_age_s,
+            60,
+            10 * 365 * 24 * 3600,
+            "an absent collector may need some time to come back",
+        )?;
         let ProcessTable {
             max_entries,
             max_bytes: table_bytes,
@@ -318,7 +355,12 @@ impl Config {
                 entries: max_entries,
                 bytes: table_bytes,
             },
-            queue_bytes: self.queue.max_bytes,
+            spool: SpoolLimits {
+                disk_bytes: self.spool.max_bytes,
+                max_age: Duration::from_secs(self.spool.max_age_s),
+                when_full: self.spool.when_full,
+                memory_bytes: self.queue.max_bytes,
+            },
         })
     }
 
@@ -336,6 +378,7 @@ impl Config {
             capture,
             batch,
             queue,
+            spool,
             process_table,
             containers,
         } = new;
@@ -355,6 +398,7 @@ impl Config {
             ),
             ("batch", batch != self.batch),
             ("queue", queue != self.queue),
+            ("spool", spool != self.spool),
             ("process_table", process_table != self.process_table),
             ("containers", containers != self.containers),
         ];
@@ -424,7 +468,7 @@ impl Batch {
         Ok(BatchLimits {
             events: self.max_events,
             bytes: self.max_bytes,
-            delay: std::time::Duration::from_millis(self.max_delay_ms),
+            delay: Duration::from_millis(self.max_delay_ms),
         })
     }
 }

@@ -28,9 +28,9 @@ pub struct Counters {
     pub dns_messages: AtomicU64,
     /// Cgroups that got their first process or lost their last, and are no container's.
     pub other_cgroups: AtomicU64,
-    /// Times that a sealed batch waited because the queue of unacknowledged ones was full. The reader
-    /// goes on for a batch or two, then waits too.
-    pub queue_full: AtomicU64,
+    /// Times that sealed batches waited a second or longer because the spool was full, or its disk slow.
+    /// The reader goes on for some batches, then waits too.
+    pub spool_waits: AtomicU64,
     /// Sessions with the collector that began.
     pub sessions: AtomicU64,
     /// Of `filtered`, `lost` and `sealed`, what is of each class.

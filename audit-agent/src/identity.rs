@@ -109,7 +109,7 @@ fn read_id(path: &Path) -> Option<String> {
 }
 
 /// Whole or not at all, also when the power fails.
-fn keep(path: &Path, id: &str) -> io::Result<()> {
+pub fn keep(path: &Path, id: &str) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir)?;
     let temporary = path.with_extension("new");
@@ -121,13 +121,19 @@ fn keep(path: &Path, id: &str) -> io::Result<()> {
 }
 
 fn random_hex(bytes: usize) -> io::Result<String> {
-    let mut random = vec![0_u8; bytes];
-    // Up to 256 bytes come whole.
-    let got = getrandom(&mut random, GetRandomFlags::empty())?;
-    if got != bytes {
+    let mut found = vec![0_u8; bytes];
+    random(&mut found)?;
+    Ok(found.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Fills at most 256 bytes.
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
+    // So many come whole.
+    let got = getrandom(&mut *bytes, GetRandomFlags::empty())?;
+    if got != bytes.len() {
         return Err(io::Error::other("getrandom returned too little"));
     }
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(())
 }
 
 #[cfg(test)]

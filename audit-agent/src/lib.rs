@@ -1,9 +1,10 @@
 //! The agent: from records of the kernel programs to sealed batches at the collector.
 //!
-//! One thread, [`pipeline`]'s reader, does everything up to a full batch; one seals; one task ships.
+//! One thread, [`pipeline`]'s reader, does everything up to a full batch; one seals; one keeps batches
+//! on disk; one task ships them.
 //!
 //! ```text
-//! source -> decode -> enrich -> filter -> number -> encode -> | seal -> | queue | -> ship
+//! source -> decode -> enrich -> filter -> number -> encode -> | seal -> | spool | -> ship
 //! ```
 //!
 //! | step | module | when full or failing | counted in |
@@ -16,10 +17,9 @@
 //! | number | [`sequence`] | - | gaps are losses |
 //! | encode | [`encode`], [`actor`] | - | - |
 //! | batch | [`batch`] | the reader waits for the sealing thread | `sealed` |
-//! | seal | [`seal`] | it waits for room in the queue | `queue_full` |
-//! | keep | [`unsent`], where capture outlives the agent | the next agent says that it does not know | `lost` event, place "agent" |
-//! | queue | [`queue`] | sealing waits, the reader waits, the rings fill, the kernel counts | `queue_full` |
-//! | ship | [`ship`] | batches stay queued and are sent again | `sent`, `sessions` |
+//! | seal, sign | [`seal`] | it waits for the disk | as spool |
+//! | keep | [`spool`] | the oldest events are dropped, or it waits, sealing waits, the reader waits, the rings fill, the kernel counts | `lost` event, place "spool"; `spool_waits` |
+//! | ship | [`ship`] | batches stay in the spool and are sent again | `sent`, `sessions` |
 //!
 //! Memory, with the default configuration, each at its bound at once, as a cgroup counts it
 //! (`tests/tests/memory.rs` holds the agent to 64 MiB idle and 128 MiB under flood):
@@ -34,7 +34,7 @@
 //! | actors | 32, of 100 KiB with the shortest arguments | 3 | `actor` |
 //! | execs waiting for argv | 8 MiB and one of 2 MiB; 256 | 10 | `arguments` |
 //! | batches: open, passed on, being sealed; compressed | 2 MiB each, and zstd's own | 9 | `batch`, `seal`, `audit_ledger::Sealer` |
-//! | queue, with what a former run has left | 16 MiB, or one batch if that is larger | 16 | `queue` |
+//! | newest batches, or while the disk fails those that wait | 16 MiB, or one batch if that is larger | 16 | `queue` |
 //! | batches on their way: two requests, a frame of HTTP/2 | 2 MiB each if nothing compresses | 6 | `ship::REQUESTS` |
 //! | cgroups, names of containers | 4,096 paths; 512 containers | 2 | `container` |
 //! | mount tables: of the host two and one being read, of other namespaces | 640 KiB each; 1 MiB | 3 | `host_path` |
@@ -43,8 +43,8 @@
 //! | sum | | 128 | |
 //!
 //! Beyond it: one event may be of 10 MiB (an argv of 2 MiB of which every byte is escaped), and
-//! then is its batch, for the moment. At the start all of [`unsent`] is read, up to 4 MiB and three times
-//! what waited, until the collector has said what it has. `bench loss` fails above 128 MiB.
+//! then is its batch, for the moment. At the start the spool is read once, a segment of 8 MiB at a time.
+//! `bench loss` fails above 128 MiB.
 
 pub mod actor;
 pub mod arguments;
@@ -70,7 +70,6 @@ pub mod pipeline;
 pub mod policy;
 pub mod probe;
 pub mod process;
-pub mod queue;
 pub mod reader;
 pub mod replay;
 pub mod resolve;
@@ -81,8 +80,8 @@ pub mod sequence;
 pub mod shed;
 pub mod ship;
 pub mod source;
+pub mod spool;
 pub mod stage;
-pub mod unsent;
 pub mod users;
 
 use std::{io, sync::mpsc};
@@ -94,7 +93,29 @@ pub use pipeline::Ended;
 
 /// Runs the agent on this host's kernel until `stop` becomes true or its sender is gone.
 pub async fn run(config: Config, control: impl Into<Control>) -> Result<Ended, AgentError> {
-    run_source(open(&config)?, config, control).await
+    open(&config)?.run(control).await
+}
+
+/// An agent that is attached, or has another source, and does not run yet.
+pub struct Ready<S> {
+    source: S,
+    config: Config,
+    identity: identity::Identity,
+    opened: spool::Opened,
+}
+
+impl<S: source::Source + 'static> Ready<S> {
+    /// Until `stop` becomes true or its sender is gone; then empties the source, and waits a few
+    /// seconds for the collector to acknowledge everything.
+    pub async fn run(self, control: impl Into<Control>) -> Result<Ended, AgentError> {
+        let Self {
+            source,
+            config,
+            identity,
+            opened,
+        } = self;
+        pipeline::run(source, config, identity, opened, control.into()).await
+    }
 }
 
 /// What a running agent is told from outside.
@@ -111,15 +132,40 @@ impl From<watch::Receiver<bool>> for Control {
     }
 }
 
-/// Loads and attaches the kernel programs, and says in the log which hooks are there.
-pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
-    config.validate()?;
-    let reader = reader::Reader::open(config)?;
-    if reader.hooks().is_empty() {
-        // The programs are a former agent's, which has told.
-        return Ok(reader);
+/// Opens the spool, loads and attaches the kernel programs, and says in the log which hooks are there.
+pub fn open(config: &Config) -> Result<Ready<reader::Reader>, AgentError> {
+    open_with(config, |state| {
+        let reader = reader::Reader::open(config, state)?;
+        // Those of a former agent have been told.
+        tell(reader.hooks());
+        Ok(reader)
+    })
+}
+
+/// An agent with records of another source.
+pub fn open_source<S: source::Source>(source: S, config: &Config) -> Result<Ready<S>, AgentError> {
+    open_with(config, |_| Ok(source))
+}
+
+fn open_with<S>(
+    config: &Config,
+    source: impl FnOnce(Option<spool::State>) -> Result<S, AgentError>,
+) -> Result<Ready<S>, AgentError> {
+    let valid = config.validate()?;
+    let identity = identity::Identity::of_host(&config.state_dir)?;
+    let mut opened = spool::open(&config.state_dir, &identity, valid.spool)?;
+    Ok(Ready {
+        source: source(opened.state.take())?,
+        config: config.clone(),
+        identity,
+        opened,
+    })
+}
+
+fn tell(hooks: &[probe::HookStatus]) {
+    if hooks.is_empty() {
+        return;
     }
-    let hooks = reader.hooks();
     for hook in hooks
         .iter()
         .filter(|hook| hook.attached.is_none() && !hook.off)
@@ -133,18 +179,6 @@ pub fn open(config: &Config) -> Result<reader::Reader, AgentError> {
     }
     let attached = hooks.iter().filter(|hook| hook.attached.is_some()).count();
     tracing::info!(attached, of = hooks.len(), "kernel hooks attached");
-    Ok(reader)
-}
-
-/// Runs the agent on `source` until `stop` becomes true or its sender is gone; then empties the
-/// source, and waits a few seconds for the collector to acknowledge everything.
-pub async fn run_source<S: source::Source + 'static>(
-    source: S,
-    config: Config,
-    control: impl Into<Control>,
-) -> Result<Ended, AgentError> {
-    let identity = identity::Identity::of_host(&config.state_dir)?;
-    pipeline::run(source, config, identity, control.into()).await
 }
 
 /// Why the agent cannot run (any more).
@@ -155,7 +189,9 @@ pub enum AgentError {
     #[error(transparent)]
     Probe(#[from] probe::ProbeError),
     #[error(transparent)]
-    Unsent(#[from] unsent::UnsentError),
+    Spool(#[from] spool::SpoolError),
+    #[error("{0}; the next start of the agent begins a new history and delivers what waits")]
+    Diverged(#[from] ship::Diverged),
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
     #[error("reading records failed: {0}")]
@@ -166,6 +202,8 @@ pub enum AgentError {
     Reader,
     #[error("sealing ended by a panic; its message is in the log")]
     Sealer,
+    #[error("keeping batches on disk ended by a panic; its message is in the log")]
+    Keeper,
     #[error("shipping ended by a panic: {0}")]
     Shipping(String),
 }

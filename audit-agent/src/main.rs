@@ -198,15 +198,16 @@ async fn run(args: &Args, config: Config) -> Result<()> {
     let ended = match &args.replay {
         Some(path) => {
             let source = Replay::open(path, REPLAY_ROUND).context("cannot replay")?;
-            audit_agent::run_source(source, config, Control { stop, reload }).await?
+            let agent = audit_agent::open_source(source, &config)?;
+            agent.run(Control { stop, reload }).await?
         }
         None => {
-            let reader = audit_agent::open(&config)?;
+            let agent = audit_agent::open(&config)?;
             give_loading_back();
-            audit_agent::run_source(reader, config, Control { stop, reload }).await?
+            agent.run(Control { stop, reload }).await?
         }
     };
-    tracing::info!(sent = ended.sent, unsent = ended.unsent, "stopped");
+    tracing::info!(sent = ended.sent, waiting = ended.unsent, "stopped");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use audit_proto::v1::{Agent, Class, Event, Kind, Lost, Shed};
 use crate::{
     clock::{Clock, boot_time_ns},
     container::Amended,
-    ship::Refused,
+    ship::Gone,
     source::{Loss, ShedCount, Skip},
 };
 
@@ -70,16 +70,14 @@ pub fn unknown(clock: &Clock, cause: &'static str) -> Event {
     }
 }
 
-/// Events that a former run had sealed, and that the collector will not take.
-pub fn refused(clock: &Clock, refused: &Refused) -> Event {
+/// Events that were sealed and that the collector will never have.
+pub fn gone(clock: &Clock, gone: &Gone) -> Event {
     Event {
         lost: Some(Lost {
-            count: Some(i64::try_from(refused.events).unwrap_or(i64::MAX)),
-            place: "agent".to_owned(),
-            cause: format!(
-                "the collector refuses the batches that run {} had left: {}",
-                refused.run, refused.reason
-            ),
+            class: gone.class,
+            count: gone.events,
+            place: gone.place.to_owned(),
+            cause: gone.cause.clone(),
             ..Lost::default()
         }),
         ..event(Kind::Lost, clock)

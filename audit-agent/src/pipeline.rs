@@ -1,16 +1,16 @@
 //! How do the stages become a running agent? One thread reads the source and does everything up to
-//! full batches; one seals them; one task ships them. A bounded handover and a bounded queue join the
-//! three. Only this file spawns.
+//! full batches; one seals them; one keeps them on disk; one task ships them. Bounded handovers join
+//! them, and the spool the last two. Only this file spawns.
 //!
 //! Stopping: the source is read until it is empty, the open batch is passed on, its end ends the
-//! sealing thread, which closes the queue, and the task ends when everything is acknowledged or the
-//! deadline has passed.
+//! sealing and the keeping thread, which closes the spool, and the task ends when everything is
+//! acknowledged or the deadline has passed: what is left then is the next run's to deliver.
 
 use std::{
     io,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -18,9 +18,8 @@ use std::{
 
 use audit_common::{class, config::Counters as KernelCounters};
 use audit_proto::{
-    Message as _,
     totals::{ClassTotals, FilterTotal},
-    v1::Batch,
+    v1::BatchRange,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -35,11 +34,11 @@ use crate::{
     own::{self, Totals},
     policy::Policy,
     process::{Table, proc_fs},
-    queue::Queue,
-    seal::{self, Sealing},
+    seal::{self, Keeping, Sealing},
     shed::Shedding,
-    ship::{Refused, Request, Ship},
-    source::{LeftOver, Round, Source},
+    ship::{Diverged, Gone, Request, Ship},
+    source::{Round, Source},
+    spool::{Opened, Spool},
     stage::{Parts, Stage},
     users::Users,
 };
@@ -52,8 +51,10 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 /// Longest visit to a silent source; so long a stop may go unnoticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
-/// On their way to the reader; one per session, or per former run.
+/// On their way to the reader; one per session or loss.
 const REQUESTS: usize = 16;
+/// Ranges of batches on their way into a header.
+const GAPS: usize = 16;
 /// Both threads must keep up with a busy host; where this is not permitted they work without.
 const NICE: i32 = -10;
 
@@ -62,32 +63,49 @@ const NICE: i32 = -10;
 pub struct Ended {
     /// Events that the collector acknowledged.
     pub sent: u64,
-    /// Events that it did not acknowledge in time; they are lost with this process.
+    /// Events that it did not acknowledge in time: they are in the spool, and the next run delivers them.
     pub unsent: u64,
+    /// Events that could not even be kept; they are lost with this process.
+    pub abandoned: u64,
 }
 
 /// Runs the agent on `source` until `stop` becomes true or its sender is gone.
 pub async fn run<S: Source + 'static>(
-    mut source: S,
+    source: S,
     config: Config,
     identity: Identity,
+    opened: Opened,
     control: Control,
 ) -> Result<Ended, AgentError> {
     let Control { stop, reload } = control;
     let valid = config.validate()?;
-    let queue = Arc::new(Queue::new(valid.queue_bytes));
+    let Opened {
+        spool,
+        former,
+        losses,
+        holes,
+        _lock: lock,
+        ..
+    } = opened;
     let counters = Arc::new(Counters::default());
     let (to_reader, requests) = sync_channel(REQUESTS);
-    let ship = Ship {
-        server: valid.server,
+    let (to_header, gaps) = sync_channel(GAPS);
+    for (first_batch, last_batch) in holes {
+        // More of them than the channel takes are one per disk block: the verdict is no better then.
+        let _ = to_header.try_send(BatchRange {
+            first_batch,
+            last_batch,
+        });
+    }
+    let ship = |spool: &Arc<Spool>| Ship {
+        server: valid.server.clone(),
         identity: identity.clone(),
-        queue: Arc::clone(&queue),
+        spool: Arc::clone(spool),
         counters: Arc::clone(&counters),
         requests: to_reader.clone(),
+        gaps: to_header.clone(),
     };
-    let LeftOver { batches, file } = source.left_over();
-    let former = left_over(batches, &ship);
-    let keeper = source.keeper();
+    let (former, ship): (Vec<Ship>, Ship) = (former.iter().map(ship).collect(), ship(&spool));
     let mut table = Table::new(&identity.boot_id, valid.process_table);
     match proc_fs::processes() {
         Ok(seeds) => table.seed(seeds),
@@ -95,14 +113,14 @@ pub async fn run<S: Source + 'static>(
             tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec");
         }
     }
-    let parts = seal::Parts {
-        queue: Arc::clone(&queue),
+    let (handover, sealing, keeping) = seal::handover(seal::Parts {
+        spool: Arc::clone(&spool),
         counters: Arc::clone(&counters),
-        former: former.iter().map(|ship| Arc::clone(&ship.queue)).collect(),
-        keeper,
+        batch_bytes: valid.batch.bytes,
+        next_within: HEARTBEAT_EVERY,
         give_up: give_up(stop.clone()),
-    };
-    let (handover, sealing) = seal::handover(&identity, valid.batch.bytes, parts);
+        gaps,
+    });
     let stage = Stage::new(Parts {
         clock: Clock::measure(),
         enricher: Enricher::new(
@@ -121,125 +139,90 @@ pub async fn run<S: Source + 'static>(
         stop,
         requests,
         config_hash: config.hash(),
-        queue: Arc::clone(&queue),
+        spool: Arc::clone(&spool),
         config,
         reload,
         generation: None,
         reloading: None,
         shedding: Shedding::of_host(),
         unsettled: 0,
+        losses,
     };
-    let shipping = async move {
-        // Before anything of this run, so that the record is in order.
-        offer(former, &to_reader).await;
-        if let Some(file) = file {
-            file.empty();
-        }
-        ship.queue.reserve(0);
-        ship.run().await;
-    };
-    supervise(reader, sealing, shipping, &queue, &counters).await
+    let ended = supervise(reader, sealing, keeping, deliver(former, ship), &counters).await;
+    drop(lock);
+    ended
 }
 
-/// Each former run's batches, to be sent in its name; the queue of this run has room for what they
-/// leave of its bytes.
-fn left_over(batches: Vec<Batch>, ship: &Ship) -> Vec<Ship> {
-    let mut runs: Vec<(Identity, Vec<Batch>)> = Vec::new();
-    let mut bytes = 0;
-    for batch in batches {
-        let Some(header) = &batch.header else {
-            continue;
-        };
-        bytes += batch.encoded_len();
-        let of = Identity {
-            host_id: header.host_id.clone(),
-            host_name: ship.identity.host_name.clone(),
-            boot_id: header.boot_id.clone(),
-            run: header.run.clone(),
-        };
-        match runs.last_mut().filter(|(identity, _)| *identity == of) {
-            Some((_, batches)) => batches.push(batch),
-            None => runs.push((of, vec![batch])),
+/// Former histories first, so that the record is in order.
+async fn deliver(former: Vec<Ship>, ship: Ship) -> Result<(), Diverged> {
+    for former in former {
+        let agent_id = former.spool.agent_id();
+        tracing::info!(agent_id, "what is left of a former history is delivered");
+        match former.run().await {
+            Ok(()) => former.spool.remove(),
+            Err(error) => {
+                let events = former.spool.depth().events;
+                tracing::error!(agent_id, events, %error, "what is left of a former history is lost");
+                let gone = Gone {
+                    class: 0,
+                    events: i64::try_from(events).ok(),
+                    place: "spool",
+                    cause: format!("history {agent_id}: {error}"),
+                };
+                former.tell(gone).await;
+                former.spool.remove();
+            }
         }
     }
-    ship.queue.reserve(bytes);
-    let of_run = |(identity, batches): (Identity, Vec<Batch>)| {
-        tracing::info!(
-            run = identity.run,
-            batches = batches.len(),
-            "a former run's last batches are offered to the collector again"
-        );
-        Ship {
-            server: ship.server.clone(),
-            identity,
-            queue: Arc::new(Queue::left_over(batches)),
-            counters: Arc::clone(&ship.counters),
-            // Told by this run's sessions.
-            requests: sync_channel(1).0,
-        }
-    };
-    runs.into_iter().map(of_run).collect()
-}
-
-/// Delivers what former runs have left, and tells what the collector will never take.
-async fn offer(former: Vec<Ship>, to_reader: &SyncSender<Request>) {
-    for ship in former {
-        if let Err(refused) = ship.offer().await {
-            tracing::error!(
-                run = refused.run,
-                events = refused.events,
-                reason = refused.reason,
-                "what a former run had left is lost"
-            );
-            tell(to_reader, refused).await;
-        }
+    let delivered = ship.run().await;
+    if delivered.is_err()
+        && let Err(error) = ship.spool.give_up_history()
+    {
+        tracing::error!(%error, "the history that cannot go on cannot be marked");
     }
-}
-
-/// Waits for room: what is lost must be told. Gives up only when the reader is gone.
-async fn tell(to_reader: &SyncSender<Request>, refused: Refused) {
-    let mut request = Request::Tell(refused);
-    while let Err(TrySendError::Full(refused)) = to_reader.try_send(request) {
-        request = refused;
-        tokio::time::sleep(LONGEST_WAIT).await;
-    }
+    delivered
 }
 
 async fn supervise<S: Source + 'static>(
     reader: Reader<S>,
     sealing: Sealing,
-    shipping: impl Future<Output = ()> + Send + 'static,
-    queue: &Arc<Queue>,
+    keeping: Keeping,
+    shipping: impl Future<Output = Result<(), Diverged>> + Send + 'static,
     counters: &Counters,
 ) -> Result<Ended, AgentError> {
     let stop = reader.stop.clone();
+    let spool = Arc::clone(&reader.spool);
     let mut reading = on_thread("reader", move || reader.run())?;
-    let to_close = Arc::clone(queue);
-    let mut sealing = on_thread("sealer", move || {
-        let abandoned = sealing.run();
-        to_close.close();
+    let mut sealing = on_thread("sealer", move || sealing.run())?;
+    let mut keeping = on_thread("keeper", move || {
+        let spool = Arc::clone(&keeping.spool);
+        let abandoned = keeping.run();
+        spool.close();
         abandoned
     })?;
     let mut shipping = tokio::spawn(shipping);
     // The others end before the reader only by a panic, of which it must not hang.
-    let mut sealed = None;
-    let mut shipped = false;
+    let (mut sealed, mut kept, mut shipped) = (false, None, false);
     let read = loop {
         tokio::select! {
             read = &mut reading => break read,
-            ended = &mut sealing, if sealed.is_none() => {
-                sealed = Some(ended.map_err(|_| AgentError::Sealer)?);
+            ended = &mut sealing, if !sealed => {
+                ended.map_err(|_| AgentError::Sealer)?;
+                sealed = true;
+            }
+            ended = &mut keeping, if kept.is_none() => {
+                kept = Some(ended.map_err(|_| AgentError::Keeper)?);
             }
             ended = &mut shipping, if !shipped => {
-                ended.map_err(|error| AgentError::Shipping(error.to_string()))?;
+                ended.map_err(|error| AgentError::Shipping(error.to_string()))??;
                 shipped = true;
             }
         }
     };
     let read = read.map_err(|_| AgentError::Reader).flatten();
-    let unsealed = match sealed {
+    let unkept = match kept {
         Some(abandoned) => abandoned,
-        None => sealing.await.map_err(|_| AgentError::Sealer)?,
+        None => keeping.await.map_err(|_| AgentError::Keeper)?,
     };
     // The reader may have used some of the deadline; a minimum is left for the last batch.
     let left = if *stop.borrow() {
@@ -247,17 +230,29 @@ async fn supervise<S: Source + 'static>(
     } else {
         STOP_DEADLINE / 2
     };
-    if tokio::time::timeout(left, queue.drained()).await.is_err() {
-        shipping.abort();
+    let drained = tokio::time::timeout(left, spool.drained()).await;
+    if !shipped {
+        if drained.is_err() {
+            shipping.abort();
+        }
+        // It holds the spool, and a program that embeds the agent may open it again.
+        let _ = shipping.await;
     }
     let ended = Ended {
         sent: counters::get(&counters.sent),
-        unsent: read.as_ref().map_or(0, |abandoned| *abandoned) + unsealed + queue.depth().events,
+        unsent: spool.depth().events,
+        abandoned: read.as_ref().map_or(0, |abandoned| *abandoned) + unkept,
     };
     if ended.unsent > 0 {
-        tracing::warn!(
+        tracing::info!(
             unsent = ended.unsent,
-            "stopped before the collector acknowledged all events"
+            "stopped before the collector acknowledged all events; they are kept, and delivered by the next run"
+        );
+    }
+    if ended.abandoned > 0 {
+        tracing::error!(
+            abandoned = ended.abandoned,
+            "these events could not be kept, and are lost"
         );
     }
     read.map(|_| ended)
@@ -302,8 +297,8 @@ struct Reader<S> {
     requests: Receiver<Request>,
     config: Config,
     config_hash: String,
-    /// For its depth in heartbeats.
-    queue: Arc<Queue>,
+    /// For its depth in heartbeats, and what it dropped.
+    spool: Arc<Spool>,
     reload: Option<Receiver<Config>>,
     /// Of the rules in force.
     generation: Option<u32>,
@@ -312,6 +307,8 @@ struct Reader<S> {
     shedding: Shedding,
     /// Rounds since a mark was due, in which an exec waited for its argv.
     unsettled: u8,
+    /// Of former runs, to be told.
+    losses: Vec<String>,
 }
 
 impl<S: Source> Reader<S> {
@@ -319,6 +316,15 @@ impl<S: Source> Reader<S> {
     fn run(mut self) -> Result<u64, AgentError> {
         self.ignore(std::process::id(), false);
         self.act("start", description());
+        for cause in std::mem::take(&mut self.losses) {
+            let gone = Gone {
+                class: 0,
+                events: None,
+                place: "spool",
+                cause,
+            };
+            self.stage.gone(&gone, Instant::now());
+        }
         self.left_out();
         let result = self.read();
         let reason = match &result {
@@ -330,9 +336,10 @@ impl<S: Source> Reader<S> {
         // Counts are of two sets, of which one is read.
         self.left_out();
         self.left_out();
+        self.dropped();
         self.heartbeat();
         self.act("stop", reason);
-        self.stage.parts.batch.close();
+        self.stage.parts.batch.end();
         self.mark(now);
         let abandoned = self.stage.parts.batch.abandoned();
         result.map(|()| abandoned).map_err(AgentError::Source)
@@ -356,6 +363,7 @@ impl<S: Source> Reader<S> {
                 clock = now + CLOCK_EVERY;
                 self.refresh_clock();
                 self.left_out();
+                self.dropped();
             }
             if now >= heartbeat {
                 heartbeat = now + HEARTBEAT_EVERY;
@@ -364,7 +372,7 @@ impl<S: Source> Reader<S> {
             while let Ok(request) = self.requests.try_recv() {
                 match request {
                     Request::Ignore(pid) => self.ignore(pid, true),
-                    Request::Tell(refused) => self.stage.refused(&refused, now),
+                    Request::Tell(gone) => self.stage.gone(&gone, now),
                 }
             }
             if let Some(Ok(new)) = self.reload.as_ref().map(Receiver::try_recv) {
@@ -485,6 +493,19 @@ impl<S: Source> Reader<S> {
         }
     }
 
+    /// Tells what the spool had no room for.
+    fn dropped(&mut self) {
+        for (class, events) in self.spool.take_dropped() {
+            let gone = Gone {
+                class,
+                events: Some(events),
+                place: "spool",
+                cause: "the spool was full, or they were too old".to_owned(),
+            };
+            self.stage.gone(&gone, Instant::now());
+        }
+    }
+
     /// A line for each class, and for each rule.
     fn totals(&mut self) -> (Vec<String>, Vec<String>) {
         let counters = &self.stage.parts.counters;
@@ -540,12 +561,12 @@ impl<S: Source> Reader<S> {
             classes,
             filters,
         };
-        let depth = self.queue.depth();
+        let depth = self.spool.depth();
         let enricher = &self.stage.parts.enricher;
         let dns = enricher.names().counters();
         let host_paths = enricher.host_paths();
         let detail = format!(
-            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} containers_unsearched={} host_paths={} host_paths_absent={} mount_tables_read={} queue_batches={} queue_bytes={} queue_full={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
+            "merged_exits={} undecodable={} ring_full={} pending_full={} processes={} processes_evicted={} containers_unknown={} containers_unsearched={} host_paths={} host_paths_absent={} mount_tables_read={} spool_batches={} spool_events={} spool_bytes={} spool_waits={} sessions={} dns_queries={} dns_responses={} dns_malformed={} dns_flawed={} dns_gaps={} dns_names={} dns_names_evicted={} dns_names_refused={}",
             counters::get(&counters.merged_exits),
             counters::get(&counters.undecodable),
             sum(|counters| counters.ring_full),
@@ -558,8 +579,9 @@ impl<S: Source> Reader<S> {
             host_paths.absent,
             host_paths.reads,
             depth.batches,
+            depth.events,
             depth.bytes,
-            counters::get(&counters.queue_full),
+            counters::get(&counters.spool_waits),
             counters::get(&counters.sessions),
             dns.queries,
             dns.responses,

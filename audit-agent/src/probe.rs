@@ -56,7 +56,7 @@ pub(crate) use ring::Ring;
 use crate::{
     Config,
     process::proc_fs,
-    unsent::{State, Told},
+    spool::{State, Told},
 };
 
 /// The attached programs, and what they are told while they run.

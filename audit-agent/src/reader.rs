@@ -8,7 +8,7 @@
 //! * Loss: a (cpu, class) counts without gaps, so a gap is a loss, and so is what the kernel has
 //!   counted and no ring delivers while [`OVERDUE`] passes.
 //! * Restart: where capture outlives the agent ([`crate::probe`]), room in a ring is given back when
-//!   what was taken of it is in sealed batches that outlive it too ([`crate::unsent`]). Sets of
+//!   what was taken of it is in sealed batches that outlive it too ([`crate::spool`]). Sets of
 //!   programs that were replaced are read to their end, one after the other, before the live one.
 
 use std::{
@@ -34,8 +34,8 @@ use crate::{
     identity::boot_id,
     policy::Policy,
     probe::{self, HookStatus, Lanes, Probe, ProbeError, RINGS, Ring},
-    source::{LeftOut, LeftOver, Loss, Round, Skip, Source},
-    unsent::{Keeper, Left, Mark, SetState, State, Told, Unsent},
+    source::{LeftOut, Loss, Round, Skip, Source},
+    spool::{Mark, SetState, State, Told},
 };
 
 /// A program takes microseconds from taking the time to the ring; an interrupt may come between.
@@ -66,7 +66,6 @@ pub struct Reader {
     /// Read to the end, and kept until what they held is safe.
     ended: Vec<Feed>,
     keeping: Option<Keeping>,
-    left_over: LeftOver,
     /// What the live set had counted when this agent began, or when a former one last told it.
     baseline: [Counters; class::ALL.len()],
     /// The same, when this agent last told it.
@@ -78,9 +77,7 @@ pub struct Reader {
 /// Sees to it that what was taken outlives this process.
 struct Keeping {
     boot_id: String,
-    /// Until the sealing thread has it.
-    keeper: Option<Keeper>,
-    /// Number of the last mark that it kept.
+    /// Number of the last mark that the spool has.
     kept: Arc<AtomicU64>,
     last: u64,
     marked: VecDeque<Marked>,
@@ -151,38 +148,22 @@ struct Cause {
 }
 
 impl Reader {
-    pub fn open(config: &Config) -> Result<Self, AgentError> {
-        let is_asked_for = !config.capture.pin.directory.as_os_str().is_empty();
-        let found = if is_asked_for {
-            Some(Unsent::open(&config.state_dir)?)
-        } else {
-            Unsent::find(&config.state_dir)?
-        };
-        let (mut file, left) =
-            found.map_or((None, Left::default()), |(file, left)| (Some(file), left));
+    /// `state` is what the spool says: up to where batches tell everything.
+    pub fn open(config: &Config, state: Option<State>) -> Result<Self, AgentError> {
         let boot_id = boot_id()?;
-        let state = left.state.filter(|state| state.boot_id == boot_id);
+        let state = state.filter(|state| state.boot_id == boot_id);
         let state = state.unwrap_or_default();
         let (probe, lanes) = Probe::load(config, &state)?;
         // Not where the host has no place for pins.
         let pinned = lanes.iter().any(|lanes| lanes.set.is_some());
-        let keeping = file.take_if(|_| pinned).map(|file| {
-            let (keeper, kept) = Keeper::new(file);
-            Keeping {
-                boot_id,
-                keeper: Some(keeper),
-                kept,
-                last: 0,
-                marked: VecDeque::new(),
-            }
+        let keeping = pinned.then(|| Keeping {
+            boot_id,
+            kept: Arc::default(),
+            last: 0,
+            marked: VecDeque::new(),
         });
         let opened = Self::new(probe, lanes, keeping, &state);
-        let mut reader = opened.map_err(|error| ProbeError::Load(error.to_string()))?;
-        reader.left_over = LeftOver {
-            batches: left.batches,
-            file,
-        };
-        Ok(reader)
+        opened.map_err(|error| ProbeError::Load(error.to_string()).into())
     }
 
     fn new(
@@ -234,7 +215,6 @@ impl Reader {
             feeds,
             ended: Vec::new(),
             keeping,
-            left_over: LeftOver::default(),
             told: baseline,
             of_replaced,
             baseline,
@@ -685,14 +665,6 @@ impl Source for Reader {
         self.probe.rules.hidden()
     }
 
-    fn left_over(&mut self) -> LeftOver {
-        mem::take(&mut self.left_over)
-    }
-
-    fn keeper(&mut self) -> Option<Keeper> {
-        self.keeping.as_mut()?.keeper.take()
-    }
-
     fn mark(&mut self) -> Option<Mark> {
         let state = self.state(&self.keeping.as_ref()?.boot_id);
         let ended = self.ended.iter().map(|feed| feed.progress(true));
@@ -702,7 +674,12 @@ impl Source for Reader {
         keeping.last += 1;
         let number = keeping.last;
         keeping.marked.push_back(Marked { number, sets });
-        Some(Mark { number, state })
+        let kept = Arc::clone(&keeping.kept);
+        Some(Mark {
+            number,
+            state,
+            kept,
+        })
     }
 
     fn stop(&mut self) {

@@ -1,33 +1,35 @@
-//! How does a full batch become a sealed one? On a thread of its own, between the reader and the
-//! queue: hashing and compressing take as long as everything before them.
+//! How does a full batch become a sealed one on disk? On two threads of their own, between the reader
+//! and the spool: one hashes, compresses and signs, which takes as long as everything before it; one
+//! writes, and waits for the disk.
 //!
-//! Invariants: batches are sealed in the order in which they were passed; the reader is at most one
-//! batch ahead; where batches outlive the agent, they are kept before they are sent; memory goes round:
-//! what a batch was collected in is given back when it is sealed.
+//! Invariants: batches are sealed and kept in the order in which they were passed; the reader is at most
+//! one batch ahead of sealing, and sealing [`SEALED`] of the disk; what came while a sync ran goes with
+//! the next one; memory goes round: what a batch was collected in is given back when it is sealed.
 
 use std::{
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        atomic::Ordering,
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use audit_ledger::{Frames, Sealer};
-use audit_proto::v1::Batch;
+use audit_ledger::{Frames, Summary};
+use audit_proto::v1::{Batch, BatchRange};
 
 use crate::{
     batch::Filled,
     counters::{self, Counters},
-    identity::Identity,
-    queue::Queue,
-    unsent::Keeper,
+    spool::{Mark, Spool},
 };
 
 /// Batches between the two threads: one, so that neither waits for the other to begin. More would
 /// only move the wait of a full queue away from the rings, at 2 MiB each.
 const PASSED: usize = 1;
-/// A wait for room in the queue that is worth a line in the log.
+/// Compressed ones, between sealing and the disk.
+const SEALED: usize = 8;
+/// A wait for room in the spool that is worth a line in the log.
 const LONG: Duration = Duration::from_secs(1);
 
 /// The reader's end.
@@ -41,46 +43,63 @@ pub struct Handover {
 pub struct Sealing {
     filled: Receiver<Filled>,
     spare: SyncSender<Frames>,
-    sealer: Sealer,
+    sealed: SyncSender<Sealed>,
+    spool: Arc<Spool>,
     /// What an empty batch may keep for the next.
     kept_bytes: usize,
-    /// Sealed, and not kept yet.
-    sealed: Vec<Batch>,
-    abandoned: u64,
-    parts: Parts,
+    /// How long the reader may be without a batch.
+    next_within: Duration,
+    gaps: Receiver<BatchRange>,
 }
 
-/// Where sealed batches go.
-pub struct Parts {
-    pub queue: Arc<Queue>,
+/// The keeping thread's end.
+pub struct Keeping {
+    sealed: Receiver<Sealed>,
+    pub spool: Arc<Spool>,
     pub counters: Arc<Counters>,
-    /// Of former runs.
-    pub former: Vec<Arc<Queue>>,
-    pub keeper: Option<Keeper>,
-    /// Asked while the queue is full.
+    /// Asked while the spool is full.
     pub give_up: Box<dyn Fn() -> bool + Send>,
 }
 
-/// Both ends. `batch_bytes` is the limit of a batch.
-pub fn handover(identity: &Identity, batch_bytes: usize, parts: Parts) -> (Handover, Sealing) {
+struct Sealed {
+    batch: Option<Batch>,
+    mark: Option<Box<Mark>>,
+}
+
+/// What sealing is made of.
+pub struct Parts {
+    pub spool: Arc<Spool>,
+    pub counters: Arc<Counters>,
+    /// Limit of a batch.
+    pub batch_bytes: usize,
+    /// The reader passes on a heartbeat at least so often.
+    pub next_within: Duration,
+    pub give_up: Box<dyn Fn() -> bool + Send>,
+    /// Batches that will never reach the collector, to be told in the next header.
+    pub gaps: Receiver<BatchRange>,
+}
+
+/// The ends of all three.
+pub fn handover(parts: Parts) -> (Handover, Sealing, Keeping) {
     let (filled, to_seal) = sync_channel(PASSED);
     let (empty, spare) = sync_channel(PASSED);
-    let Identity {
-        host_id,
-        boot_id,
-        run,
-        ..
-    } = identity.clone();
+    let (sealed, to_keep) = sync_channel(SEALED);
     let sealing = Sealing {
         filled: to_seal,
         spare: empty,
-        sealer: Sealer::new(host_id, boot_id, run),
-        kept_bytes: batch_bytes,
-        sealed: Vec::new(),
-        abandoned: 0,
-        parts,
+        sealed,
+        spool: Arc::clone(&parts.spool),
+        kept_bytes: parts.batch_bytes,
+        next_within: parts.next_within,
+        gaps: parts.gaps,
     };
-    (Handover { filled, spare }, sealing)
+    let keeping = Keeping {
+        sealed: to_keep,
+        spool: parts.spool,
+        counters: parts.counters,
+        give_up: parts.give_up,
+    };
+    (Handover { filled, spare }, sealing, keeping)
 }
 
 impl Handover {
@@ -93,61 +112,86 @@ impl Handover {
 }
 
 impl Sealing {
-    /// Until the reader's end is gone; returns how many events could not be put into the queue
-    /// before the agent had to end.
-    pub fn run(mut self) -> u64 {
-        while let Ok(Filled {
-            mut frames,
-            first_time,
-            last_time,
-            mark,
-        }) = self.filled.recv()
-        {
-            if !frames.is_empty() {
-                let batch = self.sealer.seal(&frames, first_time, last_time);
-                self.sealed.push(batch);
-            }
+    /// Until the reader's end is gone.
+    pub fn run(self) {
+        while let Ok(filled) = self.filled.recv() {
+            let Filled {
+                mut frames,
+                first_time,
+                last_time,
+                classes,
+                losses,
+                is_last,
+                mark,
+            } = filled;
+            let next_within_ms = match is_last {
+                true => 0,
+                false => self.next_within.as_millis() as i64,
+            };
+            let batch = (is_last || !frames.is_empty()).then(|| {
+                let summary = Summary {
+                    sealed_time: now(),
+                    first_time,
+                    last_time,
+                    classes,
+                    losses,
+                    next_within_ms,
+                    gaps: self.gaps.try_iter().collect(),
+                };
+                self.spool.seal(&frames, summary)
+            });
             // One huge event must not keep its memory for ever.
             frames.clear(self.kept_bytes);
             // Refused when there is one to spare already.
             let _ = self.spare.try_send(frames);
-            if let Some(keeper) = &mut self.parts.keeper {
-                let Some(mark) = mark else {
-                    continue;
+            if self.sealed.send(Sealed { batch, mark }).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Keeping {
+    /// Until the sealing end is gone; returns how many events could not be kept before the agent had
+    /// to end.
+    pub fn run(self) -> u64 {
+        let mut abandoned = 0;
+        while let Ok(first) = self.sealed.recv() {
+            let (mut batches, mut mark) = (Vec::new(), None);
+            let mut next = Ok(first);
+            while let Ok(sealed) = next {
+                batches.extend(sealed.batch);
+                mark = sealed.mark.or(mark);
+                next = match batches.len() < SEALED {
+                    true => self.sealed.try_recv(),
+                    false => Err(TryRecvError::Empty),
                 };
-                let queues = self.parts.former.iter().chain([&self.parts.queue]);
-                let waiting = || queues.clone().flat_map(|queue| queue.waiting()).collect();
-                keeper.keep(&mark, &self.sealed, &waiting);
             }
-            self.send();
+            abandoned += self.keep(&batches, mark.as_deref());
         }
-        self.send();
-        self.abandoned
+        abandoned
     }
 
-    fn send(&mut self) {
-        for batch in std::mem::take(&mut self.sealed) {
-            self.enqueue(batch);
-        }
-    }
-
-    fn enqueue(&mut self, batch: Batch) {
+    fn keep(&self, batches: &[Batch], mark: Option<&Mark>) -> u64 {
         let begun = Instant::now();
-        match self.parts.queue.push(batch, &self.parts.give_up) {
-            Ok(false) => {}
-            Ok(true) => {
-                counters::add(&self.parts.counters.queue_full, 1);
-                if begun.elapsed() > LONG {
-                    tracing::warn!(
-                        waited_ms = begun.elapsed().as_millis() as u64,
-                        "the queue of batches was full; soon after, the rings were not read either"
-                    );
-                }
-            }
-            Err(batch) => {
-                let events = batch.header.as_ref().map_or(0, |header| header.event_count);
-                self.abandoned += u64::try_from(events).unwrap_or(0);
-            }
+        let abandoned = self.spool.keep(batches, mark, &self.give_up);
+        if let Some(mark) = mark {
+            mark.kept.store(mark.number, Ordering::Release);
         }
+        if begun.elapsed() > LONG {
+            counters::add(&self.counters.spool_waits, 1);
+            tracing::warn!(
+                waited_ms = begun.elapsed().as_millis() as u64,
+                "the spool was full or its disk slow; soon after, the rings were not read either"
+            );
+        }
+        abandoned
     }
 }

@@ -1,8 +1,9 @@
 //! How do sealed batches reach the collector? In sessions: Hello, Welcome, batches in order, Acks.
 //!
-//! Invariants: a batch stays in the queue until the collector says that it is stored; a session
+//! Invariants: a batch stays in the spool until the collector says that it is stored; a session
 //! begins behind the last batch that the collector says it has; nothing here changes or reorders
-//! batches. The collector drops what it sees twice, so each event is stored exactly once.
+//! batches. The collector drops what it sees twice, so each event is stored exactly once. A collector
+//! that is slow or away slows this task, and nothing before the spool.
 
 use std::{
     collections::hash_map::RandomState,
@@ -12,15 +13,18 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, mpsc::SyncSender},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TrySendError},
+    },
     time::Duration,
 };
 
 use audit_proto::{
-    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES, REFUSED_BATCH,
     v1::{
-        Batch, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request, deliver_response,
-        ingest_client::IngestClient,
+        BatchRange, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request,
+        deliver_response, ingest_client::IngestClient,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -38,12 +42,14 @@ use tonic::{
 use crate::{
     counters::{self, Counters},
     identity::Identity,
-    queue::Queue,
+    spool::{Next, Spool},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A collector that has not acknowledged anything for so long, with batches sent, is taken for dead.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between looks at a channel that is full.
+const FULL: Duration = Duration::from_millis(100);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 /// Messages between the session and the connection; the queue is the buffer, this only decouples.
@@ -159,21 +165,23 @@ enum SessionError {
     #[error("no acknowledgement for {} s", ACK_TIMEOUT.as_secs())]
     Silent,
     #[error(
-        "the collector claims batch {claimed} of this run, of which only {sent} exist; is another agent using the same ids?"
+        "the collector has batch {0} of this history, and another one than this spool: it was restored from \
+         an old copy, or copied to another agent"
     )]
-    Claim { claimed: i64, sent: i64 },
+    Diverged(i64),
+    #[error("batch {0} is next, and those before it are damaged")]
+    Hole(i64),
 }
 
 impl SessionError {
-    /// The collector has read what it was sent and will not have it, now or later.
-    fn is_refusal(&self) -> bool {
+    /// The batch that the collector has read and will not have, now or later.
+    fn refused(&self) -> Option<(i64, String)> {
         match self {
-            Self::Status(status) => matches!(
-                status.code(),
-                tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument
-            ),
-            Self::Claim { .. } => true,
-            _ => false,
+            Self::Status(status) if status.code() == tonic::Code::InvalidArgument => {
+                let number = status.metadata().get(REFUSED_BATCH)?.to_str().ok()?;
+                Some((number.parse().ok()?, status.message().to_owned()))
+            }
+            _ => None,
         }
     }
 }
@@ -198,14 +206,18 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The shipping task.
-#[derive(Debug)]
+/// A batch that was refused so often will never be taken.
+const REFUSALS: u32 = 3;
+
+/// The shipping task of one history.
 pub struct Ship {
     pub server: Server,
     pub identity: Identity,
-    pub queue: Arc<Queue>,
+    pub spool: Arc<Spool>,
     pub counters: Arc<Counters>,
     pub requests: SyncSender<Request>,
+    /// Batches that the collector will never get, for the next header.
+    pub gaps: SyncSender<BatchRange>,
 }
 
 /// What the reader is to do.
@@ -213,47 +225,47 @@ pub struct Ship {
 pub enum Request {
     /// Leave a collector on this host out of the record: its pid.
     Ignore(u32),
-    Tell(Refused),
+    Tell(Gone),
 }
 
-/// What a former run had left, and the collector will never take.
-#[derive(Debug)]
-pub struct Refused {
-    pub run: String,
-    pub events: u64,
-    pub reason: String,
+/// Sealed events that the collector will never have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// 0 where they are of several.
+    pub class: i32,
+    /// None where nobody knows how many.
+    pub events: Option<i64>,
+    /// "spool" or "collector".
+    pub place: &'static str,
+    pub cause: String,
 }
+
+/// Why a history cannot be delivered any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Diverged(String);
 
 impl Ship {
-    /// Runs sessions until the queue is closed and everything in it is acknowledged.
-    pub async fn run(self) {
-        // Nothing is final: the collector may be put right, and what waits is not lost.
-        let _ = self.deliver_all(|_| false).await;
-    }
-
-    /// The same for what a former run has left, unless the collector will never take it: this run
-    /// must not wait for that.
-    pub async fn offer(self) -> Result<(), Refused> {
-        let delivered = self.deliver_all(SessionError::is_refusal).await;
-        delivered.map_err(|error| Refused {
-            run: self.identity.run.clone(),
-            events: self.queue.depth().events,
-            reason: error.to_string(),
-        })
-    }
-
-    async fn deliver_all(
-        &self,
-        is_final: impl Fn(&SessionError) -> bool,
-    ) -> Result<(), SessionError> {
+    /// Runs sessions until the spool is closed and everything in it is acknowledged.
+    pub async fn run(&self) -> Result<(), Diverged> {
         let mut backoff = Backoff::default();
         let mut reported = false;
+        let mut refusals = (0, 0);
         loop {
             let before = counters::get(&self.counters.sent);
             match self.session().await {
                 Ok(()) => return Ok(()),
-                Err(error) if is_final(&error) => return Err(error),
+                Err(error @ SessionError::Diverged(_)) => return Err(Diverged(error.to_string())),
                 Err(error) => {
+                    if let Some((number, reason)) = error.refused() {
+                        refusals = match refusals.0 == number {
+                            true => (number, refusals.1 + 1),
+                            false => (number, 1),
+                        };
+                        if refusals.1 == REFUSALS {
+                            self.refuse(number, reason).await;
+                        }
+                    }
                     // A session in which nothing was stored is no reason to hurry, nor news.
                     if counters::get(&self.counters.sent) != before {
                         backoff = Backoff::default();
@@ -269,8 +281,35 @@ impl Ship {
             }
             tokio::select! {
                 () = sleep(backoff.next()) => {}
-                () = self.queue.drained() => return Ok(()),
+                () = self.spool.drained() => return Ok(()),
             }
+        }
+    }
+
+    /// The rest of the history must not wait for a batch that is never taken.
+    async fn refuse(&self, number: i64, reason: String) {
+        let events = self.spool.refuse(number, &format!("refused: {reason}"));
+        tracing::error!(
+            number,
+            events,
+            reason,
+            "the collector refuses a batch; its events are lost"
+        );
+        let gone = Gone {
+            class: 0,
+            events: i64::try_from(events).ok(),
+            place: "spool",
+            cause: format!("the collector refuses batch {number}: {reason}"),
+        };
+        self.tell(gone).await;
+    }
+
+    /// Waits for room: what is lost must be told. Gives up only when the reader is gone.
+    pub async fn tell(&self, gone: Gone) {
+        let mut request = Request::Tell(gone);
+        while let Err(TrySendError::Full(refused)) = self.requests.try_send(request) {
+            request = refused;
+            sleep(FULL).await;
         }
     }
 
@@ -296,8 +335,8 @@ impl Ship {
         let (answers, welcome) = timeout(CONNECT_TIMEOUT, first)
             .await
             .map_err(|_| SessionError::NoWelcome)??;
-        self.welcomed(&welcome)?;
-        self.deliver(requests, answers, welcome.last_batch).await
+        self.welcomed(&welcome).await?;
+        self.deliver(requests, answers, &welcome).await
     }
 
     fn hello(&self) -> Hello {
@@ -314,29 +353,25 @@ impl Ship {
             run,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id().into(),
+            agent_id: self.spool.agent_id().to_owned(),
+            first_batch: self.spool.begin_at(),
         }
     }
 
-    fn welcomed(&self, welcome: &Welcome) -> Result<(), SessionError> {
+    async fn welcomed(&self, welcome: &Welcome) -> Result<(), SessionError> {
         let Welcome {
             last_batch,
+            last_hash,
             host_id,
             pid,
         } = welcome;
-        let sent = self.queue.last_pushed();
-        if *last_batch > sent {
-            return Err(SessionError::Claim {
-                claimed: *last_batch,
-                sent,
-            });
+        let spool = &self.spool;
+        let other = |hash: [u8; 32]| !last_hash.is_empty() && hash[..] != last_hash[..];
+        if *last_batch > spool.last() || spool.hash_of(*last_batch).is_some_and(other) {
+            return Err(SessionError::Diverged(*last_batch));
         }
-        if let Some(first) = self.queue.first()
-            && *last_batch + 1 < first
-        {
-            tracing::error!(
-                server = %self.server, missing_from = last_batch + 1, missing_to = first - 1,
-                "the collector lost batches that it had acknowledged; was its data removed?"
-            );
+        if let Some((first, last)) = spool.rewind(*last_batch) {
+            self.lost_by_collector(first, last).await;
         }
         self.stored(*last_batch);
         counters::add(&self.counters.sessions, 1);
@@ -352,8 +387,30 @@ impl Ship {
         Ok(())
     }
 
+    /// It had acknowledged them, and they are gone here.
+    async fn lost_by_collector(&self, first: i64, last: i64) {
+        tracing::error!(
+            server = %self.server, first, last,
+            "the collector lost batches that it had acknowledged; was its data removed?"
+        );
+        // A full channel holds as much already; the next session says it again.
+        let range = BatchRange {
+            first_batch: first,
+            last_batch: last,
+        };
+        if self.gaps.try_send(range).is_ok() {
+            let gone = Gone {
+                class: 0,
+                events: None,
+                place: "collector",
+                cause: format!("the collector no longer has batches {first} to {last}"),
+            };
+            self.tell(gone).await;
+        }
+    }
+
     fn stored(&self, batch: i64) {
-        let events = self.queue.acknowledge(batch);
+        let events = self.spool.acknowledge(batch);
         counters::add(&self.counters.sent, events);
     }
 
@@ -361,10 +418,11 @@ impl Ship {
         &self,
         requests: mpsc::Sender<DeliverRequest>,
         mut answers: Streaming<DeliverResponse>,
-        mut acknowledged: i64,
+        welcome: &Welcome,
     ) -> Result<(), SessionError> {
+        let mut acknowledged = welcome.last_batch;
         let mut sent = acknowledged;
-        let mut next: Option<Batch> = None;
+        let mut next: Option<Next> = None;
         let mut closed = false;
         let mut progress = Instant::now();
         loop {
@@ -376,7 +434,7 @@ impl Ship {
                     let answer = answer?.ok_or(SessionError::Closed)?;
                     if let Some(deliver_response::Message::Ack(ack)) = answer.message {
                         if ack.batch > sent {
-                            return Err(SessionError::Claim { claimed: ack.batch, sent });
+                            return Err(SessionError::Diverged(ack.batch));
                         }
                         acknowledged = acknowledged.max(ack.batch);
                         progress = Instant::now();
@@ -389,12 +447,15 @@ impl Ship {
                         if sent == acknowledged {
                             progress = Instant::now();
                         }
-                        sent = number(&batch);
-                        permit.send(request(deliver_request::Message::Batch(batch)));
+                        sent = batch.number;
+                        permit.send(request(deliver_request::Message::Batch(batch.batch)));
                     }
                 }
-                batch = self.queue.after(sent), if next.is_none() && !closed => match batch {
-                    Some(batch) => next = Some(batch),
+                batch = self.spool.after(sent), if next.is_none() && !closed => match batch {
+                    Some(batch) => {
+                        follows(&batch, sent, welcome, self.spool.begin_at())?;
+                        next = Some(batch);
+                    }
                     None => closed = true,
                 },
                 () = sleep_until(progress + ACK_TIMEOUT), if sent > acknowledged => {
@@ -405,8 +466,18 @@ impl Ship {
     }
 }
 
-fn number(batch: &Batch) -> i64 {
-    batch.header.as_ref().map_or(0, |header| header.batch)
+/// Does a batch belong behind what was sent? One that the collector is to begin with may be any, if
+/// it was said to be the first.
+fn follows(batch: &Next, sent: i64, welcome: &Welcome, first: i64) -> Result<(), SessionError> {
+    let is_begin = sent == welcome.last_batch;
+    if batch.number != sent + 1 && !(is_begin && batch.number == first) {
+        return Err(SessionError::Hole(batch.number));
+    }
+    let names = !welcome.last_hash.is_empty() && batch.number == welcome.last_batch + 1;
+    if is_begin && names && batch.previous_hash != welcome.last_hash {
+        return Err(SessionError::Diverged(welcome.last_batch));
+    }
+    Ok(())
 }
 
 fn request(message: deliver_request::Message) -> DeliverRequest {

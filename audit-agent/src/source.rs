@@ -6,11 +6,8 @@
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use audit_common::config::Counters;
-use audit_proto::v1::Batch;
 
-use crate::unsent::{Keeper, Mark, Unsent};
-
-use crate::policy::Policy;
+use crate::{policy::Policy, spool::Mark};
 
 /// What one visit to the source brought.
 #[derive(Debug, Default)]
@@ -157,14 +154,6 @@ pub struct LeftOut {
     pub shed: Vec<ShedCount>,
 }
 
-/// What a former agent has left.
-#[derive(Debug, Default)]
-pub struct LeftOver {
-    pub batches: Vec<Batch>,
-    /// Where they are, if this agent keeps nothing there: to be emptied when they are delivered.
-    pub file: Option<Unsent>,
-}
-
 /// A supplier of rounds. Blocking: it is read by a thread of its own.
 pub trait Source: Send {
     /// Fills `round`, which the caller has cleared, and sorts it; leaves it empty when nothing came
@@ -183,17 +172,6 @@ pub trait Source: Send {
     /// By rule, what each has hidden since the start.
     fn hidden(&mut self) -> BTreeMap<String, u64> {
         BTreeMap::new()
-    }
-
-    /// Batches that a former agent had sealed, of which nobody knows whether they were delivered;
-    /// once.
-    fn left_over(&mut self) -> LeftOver {
-        LeftOver::default()
-    }
-
-    /// Makes sealed batches outlive this process; once. `None` where nothing does.
-    fn keeper(&mut self) -> Option<Keeper> {
-        None
     }
 
     /// Everything that was handed out so far is told by the events so far. What was handed out since

@@ -25,7 +25,7 @@ use crate::{
     filter::Filter,
     own,
     sequence::Sequences,
-    ship::Refused,
+    ship::Gone,
     source::{Loss, Round},
 };
 
@@ -311,10 +311,11 @@ impl Stage {
         }
     }
 
-    /// What a former run had left will not be stored.
-    pub fn refused(&mut self, refused: &Refused, now: Instant) {
-        counters::add(&self.parts.counters.lost, refused.events);
-        let mut event = own::refused(&self.parts.clock, refused);
+    /// Sealed events that will never be stored.
+    pub fn gone(&mut self, gone: &Gone, now: Instant) {
+        let events = gone.events.unwrap_or(0);
+        counters::add(&self.parts.counters.lost, events.unsigned_abs());
+        let mut event = own::gone(&self.parts.clock, gone);
         self.emit(&mut event, now);
     }
 
@@ -356,7 +357,7 @@ impl Stage {
     fn batch(&mut self, event: &Event, actor: &[u8], now: Instant) {
         self.encoded.clear();
         encode::event(event, actor, &mut self.encoded);
-        self.parts.batch.push(&self.encoded, event.time, now);
+        self.parts.batch.push(event, &self.encoded, now);
         self.encoded.shrink_to(KEPT_BYTES);
         counters::add(&self.parts.counters.sealed, 1);
         counters::add(&self.parts.counters.of_class(event.class).sealed, 1);

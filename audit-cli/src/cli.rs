@@ -1,8 +1,8 @@
 //! The options that every subcommand shares, and the list of subcommands.
 
 use crate::{
-    alerts::Alerts, client::Target, color::Choice, doctor::Doctor, query::Query, rules::Rules,
-    status::Status, tail::Tail, tree::Tree, up::Up,
+    alerts::Alerts, client::Target, color::Choice, doctor::Doctor, export::Export, query::Query,
+    rules::Rules, status::Status, tail::Tail, tree::Tree, up::Up, verify::Verify,
 };
 
 const EXAMPLES: &str = "\
@@ -12,6 +12,7 @@ Start here (as root), then ask from a second terminal:
   hostaudit query \"select kind, count(*) from events group by kind order by 2 desc\"
   hostaudit tree --pid $$
   hostaudit alerts --follow
+  hostaudit verify
 
 A collector is found by itself: ./hostaudit-data, then /run/hostaudit; --data DIR or --server ADDR
 name another.";
@@ -36,6 +37,8 @@ pub enum Command {
     Query(Query),
     Tree(Tree),
     Alerts(Alerts),
+    Verify(Verify),
+    Export(Export),
     Rules(Rules),
     Status(Status),
     Doctor(Doctor),

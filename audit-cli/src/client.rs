@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use audit_proto::{MAX_MESSAGE_BYTES, v1::collector_client::CollectorClient};
+use audit_proto::{
+    MAX_MESSAGE_BYTES,
+    v1::{collector_client::CollectorClient, ledger_client::LedgerClient},
+};
 use tonic::{
     Status,
     codec::CompressionEncoding,
@@ -60,10 +63,20 @@ impl Target {
     }
 
     pub async fn connect(&self) -> Result<Client> {
+        self.channel().await.map(client)
+    }
+
+    /// The same collector's sealed batches.
+    pub async fn ledger(&self) -> Result<LedgerClient<Channel>> {
+        let channel = self.channel().await?;
+        Ok(LedgerClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    async fn channel(&self) -> Result<Channel> {
         let mut tried = String::new();
         for address in self.candidates(&env::current_dir()?)? {
-            match address.connect().await {
-                Ok(client) => return Ok(client),
+            match address.channel().await {
+                Ok(channel) => return Ok(channel),
                 Err(reason) => write!(tried, "\n  {address}: {reason}")?,
             }
         }
@@ -101,6 +114,10 @@ impl std::fmt::Display for Address {
 
 impl Address {
     pub async fn connect(&self) -> Result<Client, String> {
+        self.channel().await.map(client)
+    }
+
+    async fn channel(&self) -> Result<Channel, String> {
         let url = match self {
             Address::Socket(path) => {
                 probe(path).await?;
@@ -108,16 +125,19 @@ impl Address {
             }
             Address::Http(url) => url.clone(),
         };
-        let channel = Endpoint::from_shared(url)
+        Endpoint::from_shared(url)
             .map_err(|e| format!("not an address: {e}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .connect()
             .await
-            .map_err(|e| root_cause(&e))?;
-        Ok(CollectorClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .accept_compressed(CompressionEncoding::Zstd))
+            .map_err(|e| root_cause(&e))
     }
+}
+
+fn client(channel: Channel) -> Client {
+    CollectorClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .accept_compressed(CompressionEncoding::Zstd)
 }
 
 /// Says what is wrong with a socket in words; a channel only says "transport error".

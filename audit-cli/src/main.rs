@@ -11,6 +11,7 @@ mod client;
 mod color;
 mod compact;
 mod display;
+mod export;
 mod host;
 mod json;
 mod output;
@@ -21,6 +22,7 @@ mod table;
 mod tail;
 mod terminal;
 mod tree;
+mod verify;
 mod when;
 
 mod doctor;
@@ -66,6 +68,8 @@ async fn run(cli: &Cli, terminal: &Terminal) -> Result<ExitCode> {
         Command::Query(args) => query::run(args, target, terminal).await?,
         Command::Tree(args) => tree::run(args, target, terminal).await?,
         Command::Alerts(args) => alerts::run(args, target, terminal).await?,
+        Command::Verify(args) => return Ok(verify::run(args, target, terminal).await),
+        Command::Export(args) => export::run(args, target, terminal).await?,
         Command::Rules(args) => return rules::run(args, terminal),
         Command::Status(args) => status::run(args, target, terminal).await?,
         Command::Doctor(args) => return doctor::run(args, target, terminal).await,

@@ -188,7 +188,7 @@ fn agents(agents: &[AgentStatus], clock: &Clock) -> Table {
     let now = clock.now.as_microsecond();
     let mut table = Table::new([
         "host",
-        "run",
+        "agent",
         "state",
         ">events",
         ">lost",
@@ -208,7 +208,7 @@ fn agents(agents: &[AgentStatus], clock: &Clock) -> Table {
         };
         table.row([
             name(a),
-            a.run.clone(),
+            agent(a),
             if a.connected { "connected" } else { "away" }.to_owned(),
             display::count(a.events),
             display::count(a.lost),
@@ -227,11 +227,16 @@ fn name(agent: &AgentStatus) -> String {
     }
 }
 
+/// Enough of its name to tell agents apart.
+fn agent(agent: &AgentStatus) -> String {
+    agent.agent_id.chars().take(12).collect()
+}
+
 /// What became of each class, of agents that are connected; as of their last heartbeats.
 fn classes(agents: &[AgentStatus]) -> Option<Table> {
     let mut table = Table::new([
         "host",
-        "run",
+        "agent",
         "class",
         ">seen",
         ">filtered",
@@ -245,7 +250,7 @@ fn classes(agents: &[AgentStatus]) -> Option<Table> {
             rows += 1;
             table.row([
                 name(a),
-                a.run.clone(),
+                agent(a),
                 class.class.clone(),
                 display::count(class.seen),
                 display::count(class.filtered),
@@ -260,14 +265,14 @@ fn classes(agents: &[AgentStatus]) -> Option<Table> {
 
 /// What each rule of their configuration has hidden.
 fn filters(agents: &[AgentStatus]) -> Option<Table> {
-    let mut table = Table::new(["host", "run", "filter", ">hidden"]);
+    let mut table = Table::new(["host", "agent", "filter", ">hidden"]);
     let mut rows = 0;
     for a in agents.iter().filter(|agent| agent.connected) {
         for filter in &a.filters {
             rows += 1;
             table.row([
                 name(a),
-                a.run.clone(),
+                agent(a),
                 filter.name.clone(),
                 display::count(filter.hidden),
             ]);

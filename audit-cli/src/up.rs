@@ -351,10 +351,10 @@ impl Running {
         );
         let half = Half::start(|stop| async move {
             let ended = audit_agent::run(agent, stop).await?;
-            if ended.unsent > 0 {
+            if ended.abandoned > 0 {
                 bail!(
-                    "{} could not be delivered in time",
-                    display::plural(ended.unsent as i64, "event")
+                    "{} could not be kept, and are lost",
+                    display::plural(ended.abandoned as i64, "event")
                 );
             }
             Ok(())

@@ -1,7 +1,8 @@
 //! A session with one agent: Hello, Welcome, batches in order, acknowledgements.
 //!
-//! Invariants: of one stream at most one session is alive, the newest; a batch is acknowledged only
-//! when it is durable; what a refused batch costs is that batch's session, nothing else.
+//! Invariants: of one agent at most one session is alive, the newest; a batch is stored only where it
+//! belongs into its agent's history, and acknowledged only when it is durable; what a refused batch
+//! costs is that batch's session, nothing else.
 
 use std::{
     collections::HashMap,
@@ -12,8 +13,9 @@ use std::{
     time::Duration,
 };
 
+use audit_ledger::{self as ledger, ChainError, Gap, Header, Past};
 use audit_proto::{
-    Message as _,
+    Message as _, REFUSED_BATCH,
     v1::{
         Ack, Batch, DeliverRequest, DeliverResponse, Hello, Welcome, deliver_request,
         deliver_response, ingest_server::Ingest,
@@ -26,8 +28,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     config,
-    store::{Store, prepare},
-    streams::StreamKey,
+    store::{Prepared, Store, prepare_batch},
     writer::Submission,
 };
 
@@ -44,9 +45,9 @@ pub struct Counters {
     pub rejected: AtomicI64,
 }
 
-/// The live session of each stream.
+/// The live session of each agent, by its id.
 #[derive(Default)]
-pub struct Sessions(Mutex<HashMap<StreamKey, Live>>);
+pub struct Sessions(Mutex<HashMap<String, Live>>);
 
 struct Live {
     id: u64,
@@ -60,15 +61,15 @@ struct Live {
 /// Removes the session from the list when dropped; then `done` closes.
 struct Registered {
     sessions: Arc<Sessions>,
-    key: StreamKey,
+    agent_id: String,
     id: u64,
     end: watch::Receiver<bool>,
     _done: watch::Sender<()>,
 }
 
 impl Sessions {
-    /// Enters a session after the earlier one of the same stream has finished.
-    async fn enter(self: &Arc<Self>, key: &StreamKey, hello: &Hello) -> Registered {
+    /// Enters a session after the earlier one of the same agent has finished.
+    async fn enter(self: &Arc<Self>, hello: &Hello) -> Registered {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (end, ended) = watch::channel(false);
@@ -79,10 +80,10 @@ impl Sessions {
             done: finished,
             hello: hello.clone(),
         };
-        let older = self.lock().insert(key.clone(), live);
+        let older = self.lock().insert(hello.agent_id.clone(), live);
         let registered = Registered {
             sessions: self.clone(),
-            key: key.clone(),
+            agent_id: hello.agent_id.clone(),
             id,
             end: ended,
             _done: done,
@@ -94,29 +95,30 @@ impl Sessions {
         registered
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<StreamKey, Live>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Live>> {
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub fn hello(&self, key: &StreamKey) -> Option<Hello> {
-        self.lock().get(key).map(|live| live.hello.clone())
+    pub fn hello(&self, agent_id: &str) -> Option<Hello> {
+        self.lock().get(agent_id).map(|live| live.hello.clone())
     }
 
-    pub fn connected(&self) -> Vec<(StreamKey, Hello)> {
-        self.lock()
-            .iter()
-            .map(|(key, live)| (key.clone(), live.hello.clone()))
-            .collect()
+    pub fn connected(&self) -> Vec<Hello> {
+        let live = self.lock();
+        live.values().map(|live| live.hello.clone()).collect()
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut map = self.sessions.lock();
-        if map.get(&self.key).is_some_and(|live| live.id == self.id) {
-            map.remove(&self.key);
+        if map
+            .get(&self.agent_id)
+            .is_some_and(|live| live.id == self.id)
+        {
+            map.remove(&self.agent_id);
         }
     }
 }
@@ -169,12 +171,20 @@ impl Ingest for IngestService {
 type Answers = mpsc::Sender<Result<DeliverResponse, Status>>;
 type Waiting = FuturesOrdered<oneshot::Receiver<Result<i64, String>>>;
 
-/// Where the stream stands, batches in flight included.
+/// Where the history stands.
 struct Position {
-    key: StreamKey,
+    agent_id: String,
+    /// The first batch that the agent still has.
+    first: i64,
     stored: i64,
-    last: i64,
-    last_hash: Vec<u8>,
+    /// Batches in flight included; `None` before the first.
+    past: Option<Past>,
+}
+
+impl Position {
+    fn last(&self) -> i64 {
+        self.past.as_ref().map_or(0, |past| past.batch)
+    }
 }
 
 impl IngestService {
@@ -185,19 +195,22 @@ impl IngestService {
         answers: &Answers,
     ) -> Result<(), Status> {
         let hello = read_hello(&mut inbound).await?;
-        let key = StreamKey::of_hello(&hello);
-        let registered = self.sessions.enter(&key, &hello).await;
-        let state = self.store.stream(&key).unwrap_or_default();
+        let registered = self.sessions.enter(&hello).await;
+        let past = self.store.stream(&hello.agent_id).map(|state| state.past);
         let mut at = Position {
-            key,
-            stored: state.last_batch,
-            last: state.last_batch,
-            last_hash: state.last_hash,
+            agent_id: hello.agent_id.clone(),
+            first: hello.first_batch,
+            stored: past.as_ref().map_or(0, |past| past.batch),
+            past,
         };
         answer(
             answers,
             deliver_response::Message::Welcome(Welcome {
                 last_batch: at.stored,
+                last_hash: at
+                    .past
+                    .as_ref()
+                    .map_or_else(Vec::new, |past| past.hash.clone()),
                 host_id: self.host_id.clone(),
                 pid: i64::from(std::process::id()),
             }),
@@ -260,7 +273,7 @@ impl IngestService {
                     let message = match message {
                         Ok(Some(message)) => message,
                         Ok(None) => return Ok(()),
-                        Err(status) => return self.unreadable(&status, at.last),
+                        Err(status) => return self.unreadable(&status, at.last()),
                     };
                     match message.message {
                         Some(deliver_request::Message::Batch(batch)) => {
@@ -291,62 +304,53 @@ impl IngestService {
         at: &mut Position,
         waiting: &mut Waiting,
     ) -> Result<(), Status> {
-        let header = batch
-            .header
-            .as_ref()
-            .ok_or_else(|| self.refuse("a batch without header"))?;
-        let number = header.batch;
-        if StreamKey::of_header(header) != at.key {
-            return Err(self.refuse(format!(
-                "batch {number} is of stream {}/{}/{}, not of the one in Hello",
-                header.host_id, header.boot_id, header.run
-            )));
+        let header = ledger::header(&batch).map_err(|error| self.refuse(0, error.to_string()))?;
+        let number = header.fields.batch;
+        if header.fields.agent_id != at.agent_id {
+            let of = &header.fields.agent_id;
+            let reason = format!("batch {number} is of agent {of}, not of the one in Hello");
+            return Err(self.refuse(number, reason));
         }
-        if number <= at.last {
-            self.counters.duplicate.fetch_add(1, Ordering::Relaxed);
-            if at.stored >= number {
-                answer(
-                    answers,
-                    deliver_response::Message::Ack(Ack { batch: at.stored }),
-                )
-                .await?;
-            }
-            return Ok(());
+        if number <= at.last() {
+            return self.again(&batch, &header, answers, at).await;
         }
-        if number != at.last + 1 {
+        let gap = match number == at.first {
+            true => Gap::Allowed,
+            false => Gap::Refused,
+        };
+        if gap == Gap::Refused && number != at.last() + 1 {
             return Err(Status::failed_precondition(format!(
                 "batch {number} arrived after batch {}: batches {} to {} are missing; send them first",
-                at.last,
-                at.last + 1,
+                at.last(),
+                at.last() + 1,
                 number - 1
             )));
         }
-        if header.previous_hash != at.last_hash {
-            return Err(self.refuse(format!(
-                "batch {number} does not name the hash of batch {}: the chain of this stream is \
-                 broken",
-                at.last
-            )));
-        }
-        let weight = usize::try_from(header.event_bytes).unwrap_or(usize::MAX);
+        let weight = usize::try_from(header.fields.event_bytes).unwrap_or(usize::MAX);
         let weight = weight.clamp(4096, self.config.in_flight_bytes.min(u32::MAX as usize)) as u32;
         let permit = self.bytes.clone().acquire_many_owned(weight).await;
         let permit = permit.map_err(|_| Status::unavailable("the collector is stopping"))?;
-        let work = tokio::task::spawn_blocking(move || {
-            let record = batch.encode_to_vec();
-            prepare(&record).map(|prepared| (record, prepared))
-        });
-        let prepared = work
+        let past = at.past.clone();
+        let work = tokio::task::spawn_blocking(move || check(batch, header, past.as_ref(), gap));
+        let checked = work
             .await
             .map_err(|_| Status::internal("verification stopped"))?;
-        let (record, prepared) =
-            prepared.map_err(|error| self.refuse(format!("batch {number}: {error}")))?;
-        at.last = number;
-        at.last_hash.clone_from(&prepared.hash);
+        let (record, prepared, past) = match checked {
+            Ok(checked) => checked,
+            Err(Wrong::Fork(batch)) => return Err(self.fork(&batch, number, at)),
+            Err(Wrong::Batch(reason)) => return Err(self.refuse(number, reason)),
+        };
+        if number > at.last() + 1 {
+            self.tell_missing(at, number);
+        }
+        let after = at.last();
+        at.past = Some(past.clone());
         let (reply, stored) = oneshot::channel();
         let submission = Submission {
             record,
             prepared,
+            after,
+            past,
             reply,
             _permit: permit,
         };
@@ -356,6 +360,67 @@ impl IngestService {
             .map_err(|_| Status::unavailable("the collector is stopping"))?;
         waiting.push_back(stored);
         Ok(())
+    }
+
+    /// A batch that is there already, or another one of its number.
+    async fn again(
+        &self,
+        batch: &Batch,
+        header: &Header,
+        answers: &Answers,
+        at: &Position,
+    ) -> Result<(), Status> {
+        let number = header.fields.batch;
+        let state = self.store.stream(&at.agent_id);
+        let is_stored = state.and_then(|state| state.is_stored(header));
+        if is_stored == Some(false) {
+            return Err(self.fork(batch, number, at));
+        }
+        self.counters.duplicate.fetch_add(1, Ordering::Relaxed);
+        if at.stored >= number {
+            let ack = deliver_response::Message::Ack(Ack { batch: at.stored });
+            answer(answers, ack).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the second of two batches with one number, as evidence.
+    fn fork(&self, batch: &Batch, number: i64, at: &Position) -> Status {
+        let reason = format!(
+            "agent {} has two histories: batch {number} is not the one that belongs here; its spool was \
+             restored or copied, or somebody else has its key",
+            at.agent_id
+        );
+        tracing::error!(agent_id = at.agent_id, batch = number, "{reason}");
+        if let Err(error) = self.store.keep_fork(batch) {
+            tracing::error!(%error, "and it cannot be kept as evidence");
+        }
+        self.store
+            .problems()
+            .set(&format!("fork of {}", at.agent_id), &reason);
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+        Status::failed_precondition(reason)
+    }
+
+    fn tell_missing(&self, at: &Position, number: i64) {
+        if at.past.is_none() {
+            tracing::warn!(
+                agent_id = at.agent_id,
+                first_batch = number,
+                "the agent's earlier batches went to another collector"
+            );
+            return;
+        }
+        let missing = format!(
+            "batches {} to {} of agent {} were acknowledged and are not here any more: was the data \
+             directory restored from a backup?",
+            at.last() + 1,
+            number - 1,
+            at.agent_id
+        );
+        self.store
+            .problems()
+            .set(&format!("batches of {}", at.agent_id), missing);
     }
 
     async fn acknowledge(
@@ -380,18 +445,53 @@ impl IngestService {
         let broken = std::error::Error::source(status).is_some();
         match status.code() {
             Code::OutOfRange | Code::ResourceExhausted | Code::Internal if !broken => Err(self
-                .refuse(format!(
-                    "the message after batch {last} cannot be read: {}",
-                    status.message()
-                ))),
+                .refuse(
+                    last + 1,
+                    format!(
+                        "the message after batch {last} cannot be read: {}",
+                        status.message()
+                    ),
+                )),
             _ => Ok(()),
         }
     }
 
-    fn refuse(&self, reason: impl Into<String>) -> Status {
+    /// Of a batch that will never be taken; its number, where it is known, goes with the answer.
+    fn refuse(&self, number: i64, reason: impl Into<String>) -> Status {
         self.counters.rejected.fetch_add(1, Ordering::Relaxed);
-        Status::invalid_argument(reason)
+        let mut status = Status::invalid_argument(reason);
+        status.metadata_mut().insert(REFUSED_BATCH, number.into());
+        status
     }
+}
+
+/// Why a batch cannot be stored.
+enum Wrong {
+    Fork(Box<Batch>),
+    Batch(String),
+}
+
+/// Its record, its rows, and the history with it.
+fn check(
+    batch: Batch,
+    header: Header,
+    past: Option<&Past>,
+    gap: Gap,
+) -> Result<(Vec<u8>, Prepared, Past), Wrong> {
+    let number = header.fields.batch;
+    let followed = match past {
+        Some(past) => past.follow(&batch, &header, gap),
+        None => Past::begin(&batch, &header),
+    };
+    let past = match followed {
+        Ok(past) => past,
+        Err(ChainError::Previous(_)) => return Err(Wrong::Fork(Box::new(batch))),
+        Err(error) => return Err(Wrong::Batch(format!("batch {number} {error}"))),
+    };
+    let record = batch.encode_to_vec();
+    let prepared = prepare_batch(batch, header)
+        .map_err(|error| Wrong::Batch(format!("batch {number}: {error}")))?;
+    Ok((record, prepared, past))
 }
 
 /// Waits for a flag. Drops the guard that `wait_for` returns, which must not live across an await.
@@ -417,6 +517,7 @@ async fn read_hello(inbound: &mut Streaming<DeliverRequest>) -> Result<Hello, St
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
     for (name, value) in [
+        ("agent_id", &hello.agent_id),
         ("host_id", &hello.host_id),
         ("boot_id", &hello.boot_id),
         ("run", &hello.run),

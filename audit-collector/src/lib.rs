@@ -1,8 +1,8 @@
 //! The collector: takes sealed batches from agents, keeps them, and answers questions about them.
 //!
-//! Life of a batch: `ingest` (order, chain) -> `store::prepare` (root, columns) -> `writer` (WAL,
+//! Life of a batch: `ingest` (history) -> `store::prepare_batch` (root, columns) -> `writer` (WAL,
 //! fsync) -> acknowledged and visible -> `detect` -> `alerts` -> `sinks`; `store::compact` moves
-//! rows to Parquet. Readers: `query`, `tail`, `service`. `pipeline` wires them.
+//! rows to Parquet. Readers: `query`, `tail`, `export`, `service`. `pipeline` wires them.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod alerts;
 mod check;
 pub mod config;
 mod detect;
+mod export;
 mod ingest;
 mod pipeline;
 mod problems;

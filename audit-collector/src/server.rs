@@ -10,7 +10,9 @@ use std::{
 
 use audit_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
-    v1::{collector_server::CollectorServer, ingest_server::IngestServer},
+    v1::{
+        collector_server::CollectorServer, ingest_server::IngestServer, ledger_server::LedgerServer,
+    },
 };
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -20,7 +22,7 @@ use tokio::{
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 
-use crate::{ingest::IngestService, service::CollectorService};
+use crate::{export::LedgerService, ingest::IngestService, service::CollectorService};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -112,6 +114,11 @@ async fn routes(
     let ingest = IngestServer::new(ingest)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Zstd);
+    let ledger = LedgerServer::new(LedgerService {
+        store: collector.store.clone(),
+        readers: collector.readers.clone(),
+    })
+    .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let collector = CollectorServer::new(collector)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Zstd)
@@ -121,6 +128,7 @@ async fn routes(
     reporter
         .set_serving::<CollectorServer<CollectorService>>()
         .await;
+    reporter.set_serving::<LedgerServer<LedgerService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -129,6 +137,7 @@ async fn routes(
     routes
         .add_service(ingest)
         .add_service(collector)
+        .add_service(ledger)
         .add_service(health)
         .add_service(reflection);
     Ok(routes.routes())

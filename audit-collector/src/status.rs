@@ -13,7 +13,7 @@ use crate::{
     ingest::{Counters, Sessions},
     problems::Problems,
     store::Store,
-    streams::{StreamKey, Totals},
+    streams::Totals,
 };
 
 pub struct StatusSource {
@@ -26,7 +26,7 @@ pub struct StatusSource {
     pub start_time: i64,
 }
 
-/// Streams in the answer: connected ones and the latest others.
+/// Agents in the answer: connected ones and the latest others.
 const MAX_AGENTS: usize = 1000;
 
 impl StatusSource {
@@ -60,18 +60,15 @@ impl StatusSource {
             .streams()
             .into_iter()
             .map(|stream| {
-                let key = StreamKey {
-                    host_id: stream.host_id.clone(),
-                    boot_id: stream.boot_id.clone(),
-                    run: stream.run.clone(),
-                };
+                let agent_id = stream.past.agent_id;
                 AgentStatus {
-                    connected: self.sessions.hello(&key).is_some(),
+                    connected: self.sessions.hello(&agent_id).is_some(),
+                    agent_id,
                     host_id: stream.host_id,
                     host_name: stream.host_name,
                     boot_id: stream.boot_id,
                     run: stream.run,
-                    last_batch: stream.last_batch,
+                    last_batch: stream.past.batch,
                     events: stream.events,
                     last_time: stream.last_time,
                     lost: stream.lost,
@@ -80,9 +77,10 @@ impl StatusSource {
                 }
             })
             .collect();
-        for (key, hello) in self.sessions.connected() {
-            if self.store.stream(&key).is_none() {
+        for hello in self.sessions.connected() {
+            if self.store.stream(&hello.agent_id).is_none() {
                 agents.push(AgentStatus {
+                    agent_id: hello.agent_id,
                     host_id: hello.host_id,
                     host_name: hello.host_name,
                     boot_id: hello.boot_id,

@@ -6,12 +6,14 @@
 //! the manifest that replaces it is on disk.
 
 mod compact;
+mod forks;
 mod fresh;
 mod manifest;
 mod missing;
 mod reading;
 mod record;
 mod rows;
+mod sealed;
 mod table;
 
 use std::{
@@ -24,19 +26,20 @@ use std::{
     },
 };
 
+use audit_ledger::Past;
 use audit_wal::{Log, Options};
 use tokio::sync::watch;
 
 use crate::{
     config,
     problems::Problems,
-    streams::{StreamKey, StreamState, Streams},
+    streams::{StreamState, Streams},
 };
 pub use compact::Compactor;
 pub use fresh::Chunk;
 pub use manifest::{Manifest, TableFile, replace_file};
 pub use reading::Reading;
-pub use record::{Prepared, Refused, decode_events, prepare, report_recovery};
+pub use record::{Prepared, Refused, decode_events, prepare_batch, report_recovery};
 pub use rows::{
     NotAnEvent, POSITION, POSITION_INDEX, RAW_INDEX, RowsBuilder, events, table_schema,
 };
@@ -210,18 +213,21 @@ impl Store {
         let mut records = 0u64;
         for item in reader {
             let (index, record) = item.map_err(wal_error)?;
-            let prepared = prepare(&record).map_err(|error| OpenError::Record {
+            let prepared = record::prepare(&record).map_err(|error| OpenError::Record {
                 index,
                 reason: error.to_string(),
             })?;
+            let fields = &prepared.header.fields;
             let stored = self
-                .stream(&prepared.key)
-                .map_or(0, |stream| stream.last_batch);
-            if prepared.batch <= stored {
+                .stream(&fields.agent_id)
+                .map_or(0, |stream| stream.past.batch);
+            if fields.batch <= stored {
                 // Written by a sync that reported failure, so the agent sent it again.
                 continue;
             }
-            self.place(prepared, index);
+            // It was found to belong there before it was written.
+            let past = Past::of(&prepared.header);
+            self.place(prepared, past, index);
             records += 1;
             if self.over_bound() {
                 Compactor::new(self.clone()).run_once("fresh_max_bytes");
@@ -260,12 +266,11 @@ impl Store {
     }
 
     /// Makes a durable batch visible.
-    pub fn place(&self, prepared: Prepared, index: u64) {
+    pub fn place(&self, prepared: Prepared, past: Past, index: u64) {
         let chunk_rows = prepared.unplaced.rows as i64;
         let mut state = lock(&self.state);
-        let stream = state.streams.entry(&prepared.key);
-        stream.last_batch = prepared.batch;
-        stream.last_hash = prepared.hash;
+        let stream = state.streams.entry(&past.agent_id);
+        stream.advance(&prepared.header, past);
         stream.events += chunk_rows;
         stream.lost += prepared.lost;
         stream.last_time = stream.last_time.max(prepared.unplaced.last_time);
@@ -314,8 +319,8 @@ impl Store {
         }
     }
 
-    pub fn stream(&self, key: &StreamKey) -> Option<StreamState> {
-        lock(&self.state).streams.get(key).cloned()
+    pub fn stream(&self, agent_id: &str) -> Option<StreamState> {
+        lock(&self.state).streams.get(agent_id).cloned()
     }
 
     pub fn streams(&self) -> Vec<StreamState> {

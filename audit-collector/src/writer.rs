@@ -11,12 +11,10 @@ use std::{
     },
 };
 
+use audit_ledger::Past;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::{
-    store::{Prepared, Store},
-    streams::StreamKey,
-};
+use crate::store::{Prepared, Store};
 
 /// Batches of one sync: enough to share its cost, few enough to keep the wait short.
 const GROUP: usize = 128;
@@ -26,6 +24,9 @@ pub const QUEUE: usize = 256;
 pub struct Submission {
     pub record: Vec<u8>,
     pub prepared: Prepared,
+    /// Of its agent's history: up to the batch before it, and with it.
+    pub after: i64,
+    pub past: Past,
     /// Answered after the sync; an error says why the batch is not stored.
     pub reply: oneshot::Sender<Result<i64, String>>,
     /// This batch's part of the memory bound, given back when it is dropped.
@@ -51,24 +52,21 @@ pub fn run(store: &Arc<Store>, mut queue: mpsc::Receiver<Submission>, stop: &Ato
 /// Answers those whose predecessor was not stored: after a failed write the batches already on
 /// their way must not leave a gap behind them.
 fn refuse_gaps(store: &Store, group: &mut Vec<Submission>) {
-    let mut last: HashMap<StreamKey, i64> = HashMap::new();
+    let mut last: HashMap<String, i64> = HashMap::new();
     let (next, gaps): (Vec<_>, Vec<_>) = group.drain(..).partition(|submission| {
-        let key = &submission.prepared.key;
+        let agent_id = &submission.past.agent_id;
         let stored = last
-            .entry(key.clone())
-            .or_insert_with(|| store.stream(key).map_or(0, |stream| stream.last_batch));
-        let follows = submission.prepared.batch == *stored + 1;
+            .entry(agent_id.clone())
+            .or_insert_with(|| store.stream(agent_id).map_or(0, |stream| stream.past.batch));
+        let follows = submission.after == *stored;
         if follows {
-            *stored += 1;
+            *stored = submission.past.batch;
         }
         follows
     });
     *group = next;
     for submission in gaps {
-        let reason = format!(
-            "the batch before {} is not stored",
-            submission.prepared.batch
-        );
+        let reason = format!("the batch before {} is not stored", submission.past.batch);
         let _ = submission.reply.send(Err(reason));
     }
 }
@@ -83,8 +81,8 @@ fn commit(store: &Store, group: &mut Vec<Submission>) {
         Ok(indexes) => {
             store.problems().clear("write-ahead log");
             for (submission, index) in group.drain(..).zip(indexes) {
-                let batch = submission.prepared.batch;
-                store.place(submission.prepared, index);
+                let batch = submission.past.batch;
+                store.place(submission.prepared, submission.past, index);
                 // A session that is gone will learn it from its next Welcome.
                 let _ = submission.reply.send(Ok(batch));
             }

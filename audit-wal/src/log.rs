@@ -253,6 +253,11 @@ impl<D: Disk> Log<D> {
         self.segments.iter().map(Segment::end).sum()
     }
 
+    /// Of each segment, oldest first, the index of its first record.
+    pub fn segments(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.segments.iter().map(|segment| segment.first)
+    }
+
     /// Durable records from `index` on, to the end of now.
     pub fn read_from(&self, index: u64) -> Result<Reader<D>, WalError> {
         let skip = self.segments.partition_point(|s| s.first <= index);

@@ -35,6 +35,10 @@ pub use prost::Message;
 /// For gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// Metadata of the answer to a batch that a collector will never take: its number, 0 where not even
+/// that can be read.
+pub const REFUSED_BATCH: &str = "hostaudit-refused-batch";
+
 /// Largest gRPC message that agent and collector accept: one batch of events, of which one may
 /// carry the 2 MiB of argv that Linux allows, or one piece of a query result.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;

@@ -3,15 +3,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use audit_ledger::{Key, Origin, Sealer, Summary};
 use audit_proto::{
     Message,
     v1::{
-        Batch, BatchHeader, DeliverRequest, Event, Hello, Host, Kind, Parent, Process,
-        deliver_request, deliver_response, ingest_client::IngestClient,
+        Batch, DeliverRequest, Event, Hello, Host, Kind, Parent, Process, deliver_request,
+        deliver_response, ingest_client::IngestClient,
     },
 };
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tonic::transport::Endpoint;
 
@@ -21,18 +21,21 @@ const RUN: &str = "0badcafe0001";
 /// 2026-05-01T08:00:00Z
 pub const BEGAN: i64 = 1_777_622_400_000_000;
 
-/// An agent of one stream. Its calls block.
+/// An agent of one history. Its calls block.
 pub struct Synthetic {
-    batch: i64,
-    previous_hash: Vec<u8>,
+    sealer: Sealer,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Synthetic {
     pub fn new() -> Result<Self> {
+        let origin = Origin {
+            host_id: HOST.to_owned(),
+            boot_id: BOOT.to_owned(),
+            run: RUN.to_owned(),
+        };
         Ok(Self {
-            batch: 0,
-            previous_hash: Vec::new(),
+            sealer: Sealer::begin(Key::new(1, [1; 32]), origin, None),
             runtime: tokio::runtime::Runtime::new()?,
         })
     }
@@ -40,73 +43,34 @@ impl Synthetic {
     /// Delivers each group as a batch, all in one session; returns when the last is acknowledged.
     pub fn deliver(&mut self, socket: &Path, groups: &[Vec<Event>]) -> Result<()> {
         let mut requests = vec![deliver_request::Message::Hello(Hello {
+            agent_id: self.sealer.agent_id().to_owned(),
             host_id: HOST.to_owned(),
             host_name: "web".to_owned(),
             boot_id: BOOT.to_owned(),
             run: RUN.to_owned(),
             version: "test".to_owned(),
             pid: 0,
+            first_batch: 1,
         })];
         let mut last = 0;
         for events in groups {
-            let batch = self.seal(events)?;
-            last = batch
-                .header
-                .as_ref()
-                .context("a sealed batch has a header")?
-                .batch;
+            let batch = self.seal(events);
+            last = audit_ledger::header(&batch)?.fields.batch;
             requests.push(deliver_request::Message::Batch(batch));
         }
         self.runtime.block_on(send(socket, requests, last))
     }
 
-    /// Written anew from the contract, so that a mistake in the agent's sealing is not repeated.
-    fn seal(&mut self, events: &[Event]) -> Result<Batch> {
-        self.batch += 1;
-        let encoded: Vec<Vec<u8>> = events.iter().map(Message::encode_to_vec).collect();
-        let mut framed = Vec::new();
-        for event in &encoded {
-            prost::encode_length_delimiter(event.len(), &mut framed)?;
-            framed.extend_from_slice(event);
-        }
+    fn seal(&mut self, events: &[Event]) -> Batch {
         let times = || events.iter().map(|e| e.time);
-        let header = BatchHeader {
-            host_id: HOST.to_owned(),
-            boot_id: BOOT.to_owned(),
-            run: RUN.to_owned(),
-            batch: self.batch,
-            previous_hash: std::mem::take(&mut self.previous_hash),
-            event_count: events.len().try_into()?,
-            event_bytes: framed.len().try_into()?,
+        let summary = Summary {
+            sealed_time: times().max().unwrap_or(BEGAN),
             first_time: times().min().unwrap_or(0),
             last_time: times().max().unwrap_or(0),
-            root: root(&encoded).to_vec(),
+            ..Summary::default()
         };
-        self.previous_hash = Sha256::digest(header.encode_to_vec()).to_vec();
-        Ok(Batch {
-            header: Some(header),
-            events: zstd::bulk::compress(&framed, 1)?.into(),
-        })
-    }
-}
-
-/// RFC 6962, by its own recursive definition.
-fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
-    match leaves {
-        [] => Sha256::digest(b"").into(),
-        [leaf] => Sha256::new()
-            .chain_update([0])
-            .chain_update(leaf)
-            .finalize()
-            .into(),
-        _ => {
-            let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
-            let node = Sha256::new().chain_update([1]);
-            node.chain_update(root(left))
-                .chain_update(root(right))
-                .finalize()
-                .into()
-        }
+        let encoded = events.iter().map(Message::encode_to_vec);
+        self.sealer.seal(&encoded.collect(), summary)
     }
 }
 

@@ -491,7 +491,7 @@ fn what_nobody_knows_is_told() -> Result<()> {
     stack.kill_agent();
     let data = stack.data_dir();
     let state = data.parent().context("the stack's directory")?;
-    std::fs::remove_file(state.join("unsent"))?;
+    std::fs::remove_dir_all(state.join("spool"))?;
     stack.start_agent()?;
     load.finish();
     stack.barrier()?;

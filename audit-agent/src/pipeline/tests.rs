@@ -39,7 +39,11 @@ struct Shared {
 }
 
 fn number(batch: &Batch) -> i64 {
-    batch.header.as_ref().expect("header").batch
+    header(batch).fields.batch
+}
+
+fn header(batch: &Batch) -> audit_ledger::Header {
+    audit_ledger::header(batch).expect("header")
 }
 
 fn answer(message: deliver_response::Message) -> Result<DeliverResponse, Status> {
@@ -68,19 +72,28 @@ impl Collector {
         if breaks && received.is_multiple_of(2 * self.0.break_every) {
             return false;
         }
-        assert_eq!(
-            number(&batch),
-            self.last() + 1,
-            "in order, none missing, none stored twice"
-        );
+        // In order, none missing, none stored twice, each signed.
+        let header = header(&batch);
+        let past = match self.past() {
+            Some(past) => past.follow(&batch, &header, audit_ledger::Gap::Refused),
+            None => audit_ledger::Past::begin(&batch, &header),
+        };
+        past.expect("belongs there");
         self.0.stored.lock().expect("lock").push(batch);
         !breaks
+    }
+
+    fn past(&self) -> Option<audit_ledger::Past> {
+        let stored = self.0.stored.lock().expect("lock");
+        stored
+            .last()
+            .map(|batch| audit_ledger::Past::of(&header(batch)))
     }
 
     fn events(&self) -> Vec<Event> {
         let batches = self.0.stored.lock().expect("lock").clone();
         let open = batches.iter().flat_map(|batch| {
-            let open = audit_ledger::open(batch).expect("verifies");
+            let open = audit_ledger::open(batch, &header(batch).fields).expect("verifies");
             let events = open
                 .events()
                 .map(|bytes| Event::decode(bytes).expect("event"));
@@ -130,6 +143,7 @@ impl Ingest for Collector {
                     deliver_request::Message::Hello(hello) => {
                         deliver_response::Message::Welcome(Welcome {
                             last_batch: collector.last(),
+                            last_hash: collector.past().unwrap_or_default().hash,
                             host_id: hello.host_id,
                             pid: 1,
                         })
@@ -187,7 +201,9 @@ impl Agent {
         Replay::open(&path, 100).expect("open")
     }
 
+    /// As often as the agent is to begin, one after the other.
     fn start(&self, source: impl Source + 'static) -> JoinHandle<Result<Ended, AgentError>> {
+        self.stop.send_replace(false);
         let identity = Identity {
             host_id: "0123456789abcdef0123456789abcdef".to_owned(),
             host_name: "test".to_owned(),
@@ -195,7 +211,9 @@ impl Agent {
             run: "0123456789ab".to_owned(),
         };
         let (config, stop) = (self.config.clone(), self.stop.subscribe());
-        tokio::spawn(async move { run(source, config, identity, stop.into()).await })
+        let limits = config.validate().expect("valid").spool;
+        let opened = crate::spool::open(&config.state_dir, &identity, limits).expect("spool");
+        tokio::spawn(async move { run(source, config, identity, opened, stop.into()).await })
     }
 
     /// All that a collector has when the agent was stopped after the first event of `kind`.
@@ -287,7 +305,8 @@ async fn every_event_is_stored_once_though_sessions_break() {
         ended,
         Ended {
             sent: events.len() as u64,
-            unsent: 0
+            unsent: 0,
+            abandoned: 0,
         }
     );
     let stored = collector.0.stored.lock().expect("lock").len();
@@ -336,10 +355,10 @@ async fn batches_wait_for_a_collector_that_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_stops_the_reader_and_loses_nothing() {
+async fn what_memory_cannot_hold_waits_on_disk_and_the_reader_goes_on() {
     let mut agent = Agent::new();
     agent.config.queue.max_bytes = 1 << 20;
-    // Noise does not compress, so that the queue is full long before the end.
+    // Noise does not compress, so that memory is full long before the end.
     let noise = |n: u32| {
         let mut state = u64::from(n) + 1;
         let mut next = || {
@@ -359,6 +378,8 @@ async fn a_full_queue_stops_the_reader_and_loses_nothing() {
     let running = agent.start(agent.replay(&(0..1000).map(noise).collect::<Vec<_>>()));
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(!running.is_finished());
+    let log = agent.dir.path().join("spool");
+    assert!(log.is_dir(), "{}", log.display());
     let collector = Collector::default();
     let _serving = collector.serve(&agent.socket());
     collector
@@ -375,12 +396,12 @@ async fn a_full_queue_stops_the_reader_and_loses_nothing() {
         .agent
         .as_ref()
         .expect("agent");
-    assert!(!told.detail.contains("queue_full=0"), "{}", told.detail);
+    assert!(told.detail.contains("spool_waits=0"), "{}", told.detail);
     assert_eq!((told.lost, told.seen), (Some(0), Some(1000)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_collector_the_agent_ends_and_says_what_it_could_not_send() {
+async fn what_could_not_be_sent_is_kept_and_delivered_by_the_next_run() {
     let agent = Agent::new();
     let running = agent.start(agent.replay(&records(10)));
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -392,9 +413,26 @@ async fn without_a_collector_the_agent_ends_and_says_what_it_could_not_send() {
         ended,
         Ended {
             sent: 0,
-            unsent: 13
+            unsent: 13,
+            abandoned: 0,
         }
     );
+    let collector = Collector::default();
+    let _serving = collector.serve(&agent.socket());
+    let running = agent.start(agent.replay(&records(10)));
+    collector
+        .wait_for("both runs", |events| {
+            of_kind(events, Kind::Exec).len() == 10
+        })
+        .await;
+    agent.stop.send(true).expect("running");
+    let ended = running.await.expect("task").expect("ends well");
+    let events = collector.events().len() as u64;
+    assert_eq!((ended.sent, ended.unsent), (events, 0));
+    let last = collector.0.stored.lock().expect("lock").last().map(header);
+    let last = last.expect("a batch").fields;
+    assert_eq!(last.next_within_ms, 0, "an orderly end");
+    assert_eq!(last.epoch, 2, "each run has a key of its own");
 }
 
 /// Rounds as given, then silence.

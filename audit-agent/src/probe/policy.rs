@@ -38,7 +38,7 @@ use crate::{
         tables::{Tables, UserBlock},
     },
     source::ShedCount,
-    unsent::Told,
+    spool::Told,
 };
 
 /// Programs run for some microseconds, a second at the very most where a host stands still.

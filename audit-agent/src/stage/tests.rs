@@ -8,35 +8,38 @@ use crate::{
     container::Containers,
     identity::Identity,
     process::{Limits, Table},
-    queue::Queue,
-    sample, seal,
+    sample, seal, spool,
     users::Users,
 };
 
 /// A stage, and what its batches go through.
 struct Bench {
     stage: Stage,
-    queue: Arc<Queue>,
-    /// What it abandoned, and its CPU time.
-    sealing: std::thread::JoinHandle<(u64, Duration)>,
+    opened: spool::Opened,
+    /// Its CPU time.
+    sealing: std::thread::JoinHandle<Duration>,
+    /// What it abandoned.
+    keeping: std::thread::JoinHandle<u64>,
+    _dir: tempfile::TempDir,
 }
 
 impl Bench {
     /// The bytes of all events, as they were sealed.
     fn finish(mut self) -> Vec<Vec<u8>> {
-        self.stage.parts.batch.close();
+        self.stage.parts.batch.end();
         drop(self.stage);
-        assert_eq!(self.sealing.join().expect("sealing").0, 0);
+        self.sealing.join().expect("sealing");
+        assert_eq!(self.keeping.join().expect("keeping"), 0);
+        let spool = self.opened.spool;
+        spool.close();
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = runtime.expect("runtime");
         let mut events = Vec::new();
-        while let Some(number) = self.queue.first() {
-            let runtime = tokio::runtime::Builder::new_current_thread().build();
-            let batch = runtime
-                .expect("runtime")
-                .block_on(self.queue.after(number - 1))
-                .expect("batch");
-            let opened = audit_ledger::open(&batch).expect("verifies");
+        while let Some(next) = runtime.block_on(spool.after(0)) {
+            let header = audit_ledger::header(&next.batch).expect("header");
+            let opened = audit_ledger::open(&next.batch, &header.fields).expect("verifies");
             events.extend(opened.events().map(<[u8]>::to_vec));
-            self.queue.acknowledge(number);
+            spool.acknowledge(next.number);
         }
         events
     }
@@ -64,16 +67,23 @@ fn bench() -> Bench {
         bytes: 4 << 20,
         delay: Duration::from_millis(200),
     };
-    let queue = Arc::new(Queue::new(1 << 30));
-    let counters = Arc::<Counters>::default();
-    let parts = seal::Parts {
-        queue: Arc::clone(&queue),
-        counters: Arc::clone(&counters),
-        former: Vec::new(),
-        keeper: None,
-        give_up: Box::new(|| false),
+    let dir = tempfile::tempdir().expect("tempdir");
+    let limits_of_spool = spool::Limits {
+        disk_bytes: 1 << 40,
+        max_age: Duration::from_secs(1000),
+        when_full: spool::WhenFull::Block,
+        memory_bytes: 1 << 30,
     };
-    let (handover, sealing) = seal::handover(&identity, batch.bytes, parts);
+    let opened = spool::open(dir.path(), &identity, limits_of_spool).expect("spool");
+    let counters = Arc::<Counters>::default();
+    let (handover, sealing, keeping) = seal::handover(seal::Parts {
+        spool: Arc::clone(&opened.spool),
+        counters: Arc::clone(&counters),
+        batch_bytes: batch.bytes,
+        next_within: Duration::from_secs(10),
+        give_up: Box::new(|| false),
+        gaps: std::sync::mpsc::sync_channel(1).1,
+    });
     let stage = Stage::new(Parts {
         clock: Clock::from_offset(0),
         enricher: Enricher::new(
@@ -88,8 +98,13 @@ fn bench() -> Bench {
     });
     Bench {
         stage,
-        queue,
-        sealing: std::thread::spawn(|| (sealing.run(), cpu_time())),
+        opened,
+        sealing: std::thread::spawn(|| {
+            sealing.run();
+            cpu_time()
+        }),
+        keeping: std::thread::spawn(|| keeping.run()),
+        _dir: dir,
     }
 }
 
@@ -126,7 +141,7 @@ fn cost_of_an_event() {
             let read = (cpu_time() - before).as_nanos() / 200_000;
             bench.stage.parts.batch.close();
             drop(bench.stage);
-            let (_, sealing) = bench.sealing.join().expect("sealing");
+            let sealing = bench.sealing.join().expect("sealing");
             let sealed = sealing.as_nanos() / 200_000;
             println!(
                 "kind {kind}, {run} of a process: {read} ns an event, and {sealed} to seal it"

@@ -18,11 +18,11 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, RecordBatch, new_null_array},
+    array::{ArrayRef, BinaryBuilder, RecordBatch, new_null_array},
     datatypes::SchemaRef,
 };
 use audit_ledger::Frames;
-use audit_proto::{Message as _, columns::COLUMNS, v1::BatchHeader};
+use audit_proto::{Message as _, v1::Batch};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
@@ -73,7 +73,7 @@ struct Placed {
     start: usize,
     events: usize,
     wal_index: u64,
-    header: Vec<u8>,
+    proof: Vec<u8>,
 }
 
 /// Original bytes by WAL index, for the rows that need them.
@@ -220,10 +220,10 @@ impl Compactor {
         fs::rename(&new, &path)
             .and_then(|()| sync_parent(&path))
             .map_err(io_error)?;
-        let headers = batches
-            .iter()
-            .filter_map(|b| BatchHeader::decode(&b.header[..]).ok());
-        let times: Vec<(i64, i64)> = headers.map(|h| (h.first_time, h.last_time)).collect();
+        let proofs = batches.iter().filter_map(|b| proof(&b.proof));
+        let times: Vec<(i64, i64)> = proofs
+            .map(|(_, header)| (header.fields.first_time, header.fields.last_time))
+            .collect();
         Ok(TableFile {
             path: name,
             bytes,
@@ -273,7 +273,7 @@ fn by_day(chunks: &[Arc<Chunk>]) -> BTreeMap<String, Vec<Placed>> {
                 start,
                 events: entry.events,
                 wal_index: entry.wal_index,
-                header: entry.header.clone(),
+                proof: entry.proof.clone(),
             });
             start += entry.events;
         }
@@ -392,8 +392,10 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
             }
         }
         let leaves = pending.drain(..placed.events).collect();
-        let header = BatchHeader::decode(&placed.header[..]);
-        if !header.is_ok_and(|header| audit_ledger::root_of(leaves)[..] == header.root[..]) {
+        let is_right = proof(&placed.proof).is_some_and(|(batch, header)| {
+            batch.dropped.is_some() || audit_ledger::root_of(leaves)[..] == header.fields.root[..]
+        });
+        if !is_right {
             wrong.push(placed.wal_index);
         }
     }
@@ -403,40 +405,35 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
 /// Of a block's events, what is kept for the next one.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// Rebuilds the events of some rows and appends the hash of each one's bytes. A block of them at a
-/// time, because events column by column are only fast where all of them stay in the cache.
+/// Rebuilds the events of some rows and appends the hash of each one's bytes, a block of them at a
+/// time.
 fn hash_events(batch: &RecordBatch, hashes: &mut VecDeque<[u8; 32]>) -> Result<(), CompactError> {
-    let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
-        .iter()
-        .map(|array| (array.null_count() < array.len()).then(|| array.clone()))
-        .collect();
-    let raw: &BinaryArray = batch.column(rows::RAW_INDEX).as_binary();
-    let rows: Vec<usize> = (0..batch.num_rows()).collect();
-    let (mut frames, mut bytes) = (Frames::default(), Vec::new());
-    for block in rows.chunks(rows::BLOCK_EVENTS) {
-        for (&row, event) in block.iter().zip(rows::events(&columns, block)?) {
-            if raw.is_valid(row) {
-                frames.push(raw.value(row));
-            } else {
-                bytes.clear();
-                // Into a Vec, which grows.
-                let _ = event.encode(&mut bytes);
-                frames.push(&bytes);
-            }
+    let mut frames = Frames::default();
+    rows::encode(batch, |event| {
+        frames.push(event);
+        if frames.len() == rows::BLOCK_EVENTS {
+            hashes.extend(audit_ledger::leaves(frames.events()));
+            frames.clear(KEPT_BYTES);
         }
-        hashes.extend(audit_ledger::leaves(frames.events()));
-        frames.clear(KEPT_BYTES);
-    }
+    })?;
+    hashes.extend(audit_ledger::leaves(frames.events()));
     Ok(())
 }
 
-/// WAL index, event count and header of each batch, length-prefixed: enough to prove a row later.
+/// What an encoded batch without its events says.
+fn proof(encoded: &[u8]) -> Option<(Batch, audit_ledger::Header)> {
+    let batch = Batch::decode(encoded).ok()?;
+    let header = audit_ledger::header(&batch).ok()?;
+    Some((batch, header))
+}
+
+/// WAL index and proof of each batch, after its length: enough to prove a row later.
 fn write_headers(path: &Path, batches: &[Placed]) -> io::Result<()> {
     let mut out = Vec::new();
     for batch in batches {
         out.extend_from_slice(&batch.wal_index.to_le_bytes());
-        out.extend_from_slice(&(batch.header.len() as u32).to_le_bytes());
-        out.extend_from_slice(&batch.header);
+        out.extend_from_slice(&(batch.proof.len() as u32).to_le_bytes());
+        out.extend_from_slice(&batch.proof);
     }
     let mut file = File::create(path)?;
     file.write_all(&out)?;

@@ -21,8 +21,8 @@ use super::{
 pub struct BatchEntry {
     pub wal_index: u64,
     pub events: usize,
-    /// The encoded `BatchHeader`: what proofs and compaction check against.
-    pub header: Vec<u8>,
+    /// The encoded `Batch` without its events: what proofs and compaction check against.
+    pub proof: Vec<u8>,
     pub first_time: i64,
 }
 
@@ -43,7 +43,7 @@ pub struct Chunk {
 pub struct Unplaced {
     pub columns: Columns,
     pub rows: usize,
-    pub header: Vec<u8>,
+    pub proof: Vec<u8>,
     pub first_time: i64,
     pub last_time: i64,
 }
@@ -55,7 +55,7 @@ impl Chunk {
         let batch = BatchEntry {
             wal_index,
             events: unplaced.rows,
-            header: unplaced.header,
+            proof: unplaced.proof,
             first_time: unplaced.first_time,
         };
         let mut chunk = Self {
@@ -79,7 +79,7 @@ impl Chunk {
             + self
                 .batches
                 .iter()
-                .map(|b| b.header.len() + 64)
+                .map(|b| b.proof.len() + 64)
                 .sum::<usize>()
     }
 
@@ -217,7 +217,7 @@ mod tests {
         let unplaced = Unplaced {
             rows: builder.rows(),
             columns: builder.finish(),
-            header: vec![1],
+            proof: vec![1],
             first_time: wal_index as i64,
             last_time: wal_index as i64,
         };

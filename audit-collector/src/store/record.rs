@@ -1,6 +1,6 @@
 //! A WAL record is an encoded `Batch`, verbatim: how it is checked and turned into columns.
 
-use audit_ledger::{self as ledger, BatchError, Frames};
+use audit_ledger::{self as ledger, BatchError, Frames, Header};
 use audit_proto::{
     Message as _,
     columns::{self, Value},
@@ -11,19 +11,14 @@ use super::{
     fresh::Unplaced,
     rows::{BLOCK_EVENTS, RowsBuilder},
 };
-use crate::{
-    problems::Problems,
-    streams::{StreamKey, Totals},
-};
+use crate::{problems::Problems, streams::Totals};
 
 /// `position` has 20 bits for the place in a batch.
 const MAX_EVENTS: usize = 1 << 20;
 
 /// A verified batch on its way into the store.
 pub struct Prepared {
-    pub key: StreamKey,
-    pub batch: i64,
-    pub hash: Vec<u8>,
+    pub header: Header,
     pub host_name: String,
     pub lost: i64,
     /// Of the last heartbeat in it, if there is one.
@@ -36,8 +31,6 @@ pub struct Prepared {
 pub enum Refused {
     #[error("not an encoded batch: {0}")]
     Encoding(#[from] prost::DecodeError),
-    #[error("it has no header")]
-    NoHeader,
     #[error(transparent)]
     Batch(#[from] BatchError),
     #[error("{0} events are more than the {MAX_EVENTS} that a batch may hold")]
@@ -51,7 +44,9 @@ pub enum Refused {
 
 /// The encoded events of a record that was verified before.
 pub fn frames(record: &[u8]) -> Result<Frames, Refused> {
-    Ok(ledger::unpack(&Batch::decode(record)?)?)
+    let batch = Batch::decode(record)?;
+    let header = ledger::header(&batch)?;
+    Ok(ledger::unpack(&batch, &header.fields)?)
 }
 
 /// The events of a record that was verified before.
@@ -63,11 +58,17 @@ pub fn decode_events(record: &[u8]) -> Result<Vec<Event>, Refused> {
         .collect()
 }
 
-/// Verifies a record and decodes its events into columns, each event once.
+/// Verifies a record and decodes its events into columns, each event once. Whether it belongs into its
+/// agent's history is another question.
 pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
     let batch = Batch::decode(record)?;
-    let header = batch.header.clone().ok_or(Refused::NoHeader)?;
-    let open = ledger::open(&batch)?;
+    let header = ledger::header(&batch)?;
+    prepare_batch(batch, header)
+}
+
+/// As [`prepare`], of a batch that is decoded already.
+pub fn prepare_batch(batch: Batch, header: Header) -> Result<Prepared, Refused> {
+    let open = ledger::open(&batch, &header.fields)?;
     let count = open.len();
     if count >= MAX_EVENTS {
         return Err(Refused::TooMany(count));
@@ -103,19 +104,21 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
     }
     builder.push(&block);
     if count == 0 {
-        times = (header.first_time, header.last_time);
+        times = (header.fields.first_time, header.fields.last_time);
     }
+    let proof = Batch {
+        events: Default::default(),
+        ..batch
+    };
     Ok(Prepared {
-        key: StreamKey::of_header(&header),
-        batch: header.batch,
-        hash: ledger::header_hash(&header).to_vec(),
+        header,
         host_name,
         lost,
         totals,
         unplaced: Unplaced {
             rows: builder.rows(),
             columns: builder.finish(),
-            header: header.encode_to_vec(),
+            proof: proof.encode_to_vec(),
             first_time: times.0,
             last_time: times.1,
         },

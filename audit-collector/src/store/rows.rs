@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BooleanBuilder, Int64Builder, ListBuilder, StringBuilder,
-        TimestampMicrosecondBuilder, new_null_array,
+        Array, ArrayRef, AsArray, BinaryArray, BooleanBuilder, Int64Builder, ListBuilder,
+        RecordBatch, StringBuilder, TimestampMicrosecondBuilder, new_null_array,
     },
     compute::concat,
     datatypes::{
@@ -19,6 +19,7 @@ use arrow::{
     error::ArrowError,
 };
 use audit_proto::{
+    Message as _,
     columns::{self, COLUMNS, ColumnType, OwnedValue, Value},
     v1::Event,
 };
@@ -243,11 +244,45 @@ pub fn events(columns: &[Option<ArrayRef>], rows: &[usize]) -> Result<Vec<Event>
     Ok(events)
 }
 
-fn not_an_event(at: usize, array: &ArrayRef) -> NotAnEvent {
-    NotAnEvent {
-        column: COLUMNS[at].name,
-        found: array.data_type().clone(),
+/// Gives the encoded event of each row of a table file, `raw` where that is kept. A block of rows at a
+/// time, because events column by column are only fast where all of them stay in the cache.
+pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), NotAnEvent> {
+    let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
+        .iter()
+        .map(|array| (array.null_count() < array.len()).then(|| array.clone()))
+        .collect();
+    let raw = batch.column(RAW_INDEX);
+    let raw: &BinaryArray = raw
+        .as_binary_opt()
+        .ok_or_else(|| NotAnEvent::new(RAW, raw))?;
+    let rows: Vec<usize> = (0..batch.num_rows()).collect();
+    let mut bytes = Vec::new();
+    for block in rows.chunks(BLOCK_EVENTS) {
+        for (&row, event) in block.iter().zip(events(&columns, block)?) {
+            if raw.is_valid(row) {
+                sink(raw.value(row));
+                continue;
+            }
+            bytes.clear();
+            // Into a Vec, which grows.
+            let _ = event.encode(&mut bytes);
+            sink(&bytes);
+        }
     }
+    Ok(())
+}
+
+impl NotAnEvent {
+    fn new(column: &'static str, array: &ArrayRef) -> Self {
+        Self {
+            column,
+            found: array.data_type().clone(),
+        }
+    }
+}
+
+fn not_an_event(at: usize, array: &ArrayRef) -> NotAnEvent {
+    NotAnEvent::new(COLUMNS[at].name, array)
 }
 
 type Cell<'a> = Box<dyn Fn(usize) -> OwnedValue + 'a>;

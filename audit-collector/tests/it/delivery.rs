@@ -69,22 +69,27 @@ async fn a_bad_batch_is_named_counted_and_costs_nothing_else() {
     let batches = agent.batches(3, 5);
     deliver(&collector.channel, &agent, &batches[..1]).await;
 
-    let mut wrong_root = batches[1].clone();
-    wrong_root.header.as_mut().expect("header").root[0] ^= 1;
+    let mut wrong_events = batches[1].clone();
+    wrong_events.events = batches[2].events.clone();
     let mut wrong_payload = batches[1].clone();
     wrong_payload.events = vec![1, 2, 3].into();
-    let mut wrong_chain = batches[1].clone();
-    wrong_chain.header.as_mut().expect("header").previous_hash[5] ^= 1;
-    for (bad, words) in [
-        (wrong_root, "root"),
-        (wrong_payload, "batch 2"),
-        (wrong_chain, "chain"),
+    let mut wrong_signature = batches[1].clone();
+    wrong_signature.signature = batches[2].signature.clone();
+    let mut wrong_header = batches[1].clone();
+    wrong_header.header = vec![0xff; 9].into();
+    for (bad, words, named) in [
+        (wrong_events, "its events", "2"),
+        (wrong_payload, "batch 2", "2"),
+        (wrong_signature, "signature", "2"),
+        (wrong_header, "not an encoded BatchHeader", "0"),
     ] {
         let mut session = Session::open(&collector.channel, &agent.hello).await;
         session.send(&bad).await;
         let error = session.ack().await.expect_err("refused");
         assert_eq!(error.code(), Code::InvalidArgument);
         assert!(error.message().contains(words), "{error}");
+        let refused = error.metadata().get(audit_proto::REFUSED_BATCH);
+        assert_eq!(refused.expect("a number"), named);
     }
     let mut session = Session::open(&collector.channel, &agent.hello).await;
     session.send(&batches[2]).await;
@@ -100,7 +105,7 @@ async fn a_bad_batch_is_named_counted_and_costs_nothing_else() {
         number(&collector.channel, "select count(*) from events").await,
         15
     );
-    assert_eq!(status(&collector.channel).await.rejected_batches, 3);
+    assert_eq!(status(&collector.channel).await.rejected_batches, 4);
     collector.stop().await;
 }
 

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod delivery;
 mod full_disk;
+mod ledger;
 mod network;
 mod query;
 mod support;

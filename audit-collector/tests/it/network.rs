@@ -36,7 +36,7 @@ async fn garbage_on_the_port_hurts_nobody() {
     );
     assert_eq!(
         services(address).await,
-        ["audit.v1.Collector", "audit.v1.Ingest"]
+        ["audit.v1.Collector", "audit.v1.Ingest", "audit.v1.Ledger"]
     );
     let mut health = HealthClient::new(collector.channel.clone());
     let request = HealthCheckRequest {

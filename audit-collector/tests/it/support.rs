@@ -4,14 +4,12 @@ use std::path::{Path, PathBuf};
 
 use arrow::{array::RecordBatch, ipc::reader::StreamReader};
 use audit_collector::{Config, Running};
-use audit_proto::{
-    Message as _,
-    v1::{
-        Batch, BatchHeader, DeliverRequest, DeliverResponse, Event, Hello, Host, Kind, Process,
-        QueryRequest, StatusRequest, StatusResponse, TailRequest, TailResponse,
-        collector_client::CollectorClient, deliver_request, deliver_response,
-        ingest_client::IngestClient,
-    },
+use audit_ledger::{Key, Origin, Sealer, Summary};
+use audit_proto::v1::{
+    Batch, BatchHeader, DeliverRequest, DeliverResponse, Event, Hello, Host, Kind, Process,
+    QueryRequest, StatusRequest, StatusResponse, TailRequest, TailResponse,
+    collector_client::CollectorClient, deliver_request, deliver_response,
+    ingest_client::IngestClient,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -89,28 +87,36 @@ pub async fn connect(socket: &Path) -> Channel {
     panic!("nobody answers on {}", socket.display());
 }
 
-/// Makes the batches of one run.
+/// Makes the batches of one agent.
 pub struct Agent {
     pub hello: Hello,
-    batch: i64,
-    previous: Vec<u8>,
+    pub sealer: Sealer,
     sequence: i64,
 }
 
 impl Agent {
+    /// `run` names it: another one is another agent on the same host.
     pub fn new(run: &str) -> Self {
+        let origin = Origin {
+            host_id: "host-1".into(),
+            boot_id: "boot-1".into(),
+            run: run.into(),
+        };
+        let seed = Sha256::digest(run).into();
+        let sealer = Sealer::begin(Key::new(1, seed), origin, None);
         let hello = Hello {
+            agent_id: sealer.agent_id().into(),
             host_id: "host-1".into(),
             host_name: "testhost".into(),
             boot_id: "boot-1".into(),
             run: run.into(),
             version: "test".into(),
             pid: 1,
+            first_batch: 1,
         };
         Self {
             hello,
-            batch: 0,
-            previous: Vec::new(),
+            sealer,
             sequence: 0,
         }
     }
@@ -154,30 +160,16 @@ impl Agent {
     }
 
     pub fn seal_bytes(&mut self, encoded: &[Vec<u8>], events: &[Event]) -> Batch {
-        self.batch += 1;
-        let mut raw = Vec::new();
-        for event in encoded {
-            prost::encode_length_delimiter(event.len(), &mut raw).expect("vec");
-            raw.extend_from_slice(event);
-        }
-        let header = BatchHeader {
-            host_id: self.hello.host_id.clone(),
-            boot_id: self.hello.boot_id.clone(),
-            run: self.hello.run.clone(),
-            batch: self.batch,
-            previous_hash: self.previous.clone(),
-            event_count: encoded.len() as i32,
-            event_bytes: raw.len() as i64,
+        let summary = Summary {
+            sealed_time: 1_795_000_000_000_000 + self.sequence * 1000,
             first_time: events.iter().map(|e| e.time).min().unwrap_or_default(),
             last_time: events.iter().map(|e| e.time).max().unwrap_or_default(),
-            root: root(encoded).to_vec(),
+            ..Summary::default()
         };
-        self.previous = Sha256::digest(header.encode_to_vec()).to_vec();
-        let payload = zstd::bulk::compress(&raw, 1).expect("compress");
-        Batch {
-            header: Some(header),
-            events: payload.into(),
-        }
+        let batch = self.sealer.seal(&encoded.iter().collect(), summary);
+        // Written a second time on purpose: the collector's own must agree.
+        assert_eq!(header(&batch).root, root(encoded));
+        batch
     }
 
     pub fn batches(&mut self, count: usize, events: usize) -> Vec<Batch> {
@@ -190,7 +182,11 @@ impl Agent {
     }
 }
 
-/// RFC 6962, written a second time on purpose: the collector's own must agree.
+pub fn header(batch: &Batch) -> BatchHeader {
+    audit_ledger::header(batch).expect("header").fields
+}
+
+/// RFC 6962 by its definition.
 fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
     let hash = |parts: &[&[u8]]| -> [u8; 32] { Sha256::digest(parts.concat()).into() };
     match leaves {
@@ -256,11 +252,7 @@ pub async fn deliver(channel: &Channel, agent: &Agent, batches: &[Batch]) {
     for batch in batches {
         session.send(batch).await;
     }
-    let last = batches
-        .last()
-        .and_then(|b| b.header.as_ref())
-        .expect("batches")
-        .batch;
+    let last = header(batches.last().expect("batches")).batch;
     session.acked(last).await;
 }
 

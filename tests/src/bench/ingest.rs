@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use audit_ledger::{Frames, Sealer};
+use audit_ledger::{Frames, Key, Origin, Sealer, Summary};
 use audit_proto::{
     Message as _,
     v1::{
@@ -135,16 +135,33 @@ fn host(agent: u64) -> Host {
     }
 }
 
+fn sealer(host: &Host) -> Sealer {
+    let origin = Origin {
+        host_id: host.id.clone(),
+        boot_id: host.boot_id.clone(),
+        run: host.run.clone(),
+    };
+    let mut seed = [0; 32];
+    seed.copy_from_slice(host.id.as_bytes());
+    Sealer::begin(Key::new(1, seed), origin, None)
+}
+
 fn seal(agent: u64, batches: u64) -> Result<Vec<Batch>> {
     let host = host(agent);
-    let mut sealer = Sealer::new(host.id.clone(), host.boot_id.clone(), host.run.clone());
+    let mut sealer = sealer(&host);
     let batch = |number: u64| {
         let range: Range<i64> = i64::try_from(number * EVENTS_PER_BATCH)?
             ..i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
         let events = range.clone().map(|n| event(&host, n).encode_to_vec());
         let frames: Frames = events.collect();
         let (first, last) = (BEGAN + range.start * 1000, BEGAN + (range.end - 1) * 1000);
-        Ok::<_, anyhow::Error>(sealer.seal(&frames, first, last))
+        let summary = Summary {
+            sealed_time: last,
+            first_time: first,
+            last_time: last,
+            ..Summary::default()
+        };
+        Ok::<_, anyhow::Error>(sealer.seal(&frames, summary))
     };
     (0..batches).map(batch).collect()
 }
@@ -218,6 +235,8 @@ async fn deliver(socket: &Path, agent: u64, batches: Vec<Batch>) -> Result<()> {
     let (sender, receiver) = mpsc::channel(1);
     let host = host(agent);
     let hello = Hello {
+        agent_id: sealer(&host).agent_id().to_owned(),
+        first_batch: 1,
         host_id: host.id,
         host_name: host.name,
         boot_id: host.boot_id,

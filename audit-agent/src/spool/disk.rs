@@ -1,0 +1,411 @@
+//! The part of a spool that is on disk: which batches are in its logs, and what may be removed.
+//!
+//! Batches are read in the order of their numbers, so both logs are only ever read forward.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use audit_ledger::Past;
+use audit_proto::{MAX_MESSAGE_BYTES, v1::Batch};
+use audit_wal::{Log, Options, Recovery, WalError};
+
+use super::{
+    State,
+    record::{self, Record},
+};
+
+/// Small enough that a spool of 64 MiB has some to drop, large enough that few are made.
+const SEGMENT_BYTES: u64 = 8 << 20;
+/// Headers and statements are some 600 bytes.
+const DROPPED_SEGMENT_BYTES: u64 = 1 << 20;
+/// Batches that are found together: a read skips at most so many, or so much.
+const RUN: i64 = 256;
+const RUN_BYTES: usize = 1 << 20;
+
+/// Both logs, and where in them the batches are.
+pub struct Disk {
+    log: Log,
+    dropped: Log,
+    runs: VecDeque<Run>,
+    dropped_runs: VecDeque<Run>,
+    last: Option<Last>,
+    /// Index and content of the last mark.
+    mark: Option<(u64, Vec<u8>)>,
+    reading: Option<Reading>,
+    dir: PathBuf,
+}
+
+/// Batches in a row.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    first: i64,
+    last: i64,
+    /// Where the first of them is.
+    index: u64,
+    bytes: usize,
+    /// When this process first knew of them: clocks of the wall may jump.
+    since: Instant,
+}
+
+/// The last batch.
+struct Last {
+    index: u64,
+    past: Past,
+}
+
+/// Reads on where the last read ended.
+struct Reading {
+    of_dropped: bool,
+    next: i64,
+    records: audit_wal::Reader,
+}
+
+/// What opening found.
+pub struct Found {
+    pub past: Option<Past>,
+    pub host_id: String,
+    pub state: Option<State>,
+    pub recovery: Recovery,
+    /// Batches that are there, and events up to the first of them.
+    pub numbers: Option<(i64, i64)>,
+    pub events_before: i64,
+}
+
+/// A kind, and a batch that fits a message.
+pub const fn max_record_bytes() -> u32 {
+    MAX_MESSAGE_BYTES as u32 + 1
+}
+
+fn options(segment_bytes: u64) -> Options {
+    Options {
+        segment_bytes,
+        max_record_bytes: max_record_bytes(),
+    }
+}
+
+fn add(runs: &mut VecDeque<Run>, number: i64, index: u64, bytes: usize) {
+    match runs.back_mut() {
+        Some(run)
+            if number == run.last + 1 && number - run.first < RUN && run.bytes < RUN_BYTES =>
+        {
+            run.last = number;
+            run.bytes += bytes;
+        }
+        _ => runs.push_back(Run {
+            first: number,
+            last: number,
+            index,
+            bytes,
+            since: Instant::now(),
+        }),
+    }
+}
+
+impl Disk {
+    pub fn open(dir: &Path) -> Result<(Self, Found), WalError> {
+        let (log, recovery) = Log::open(&dir.join("log"), options(SEGMENT_BYTES))?;
+        let (dropped, _) = Log::open(&dir.join("dropped"), options(DROPPED_SEGMENT_BYTES))?;
+        let mut disk = Self {
+            log,
+            dropped,
+            runs: VecDeque::new(),
+            dropped_runs: VecDeque::new(),
+            last: None,
+            mark: None,
+            reading: None,
+            dir: dir.to_owned(),
+        };
+        let mut found = Found {
+            past: None,
+            host_id: String::new(),
+            state: None,
+            recovery,
+            numbers: None,
+            events_before: 0,
+        };
+        for record in disk.log.read_from(disk.log.first_index())? {
+            // What cannot be read is in `recovery`.
+            let Ok((index, bytes)) = record else { continue };
+            disk.meet(index, bytes, &mut found);
+        }
+        let first = disk.runs.front().map(|run| run.first);
+        for record in disk.dropped.read_from(disk.dropped.first_index())? {
+            let Ok((index, bytes)) = record else { continue };
+            let length = bytes.len();
+            if let Some(Record::Batch(batch)) = record::read(bytes)
+                && let Ok(header) = audit_ledger::header(&batch)
+                // What a crash left in both logs is whole in the other one.
+                && first.is_none_or(|first| header.fields.batch < first)
+            {
+                found.events_before = match disk.dropped_runs.is_empty() {
+                    true => header.fields.events_before,
+                    false => found.events_before,
+                };
+                add(&mut disk.dropped_runs, header.fields.batch, index, length);
+            }
+        }
+        found.past = disk.last.as_ref().map(|last| last.past.clone());
+        found.numbers = disk.first().zip(disk.runs.back().map(|run| run.last));
+        Ok((disk, found))
+    }
+
+    fn meet(&mut self, index: u64, bytes: Vec<u8>, found: &mut Found) {
+        let (length, is_mark) = (bytes.len(), record::is_mark(&bytes).then(|| bytes.clone()));
+        match record::read(bytes) {
+            Some(Record::Batch(batch)) => {
+                if let Ok(header) = audit_ledger::header(&batch) {
+                    if self.runs.is_empty() {
+                        found.events_before = header.fields.events_before;
+                    }
+                    add(&mut self.runs, header.fields.batch, index, length);
+                    self.last = Some(Last {
+                        index,
+                        past: Past::of(&header),
+                    });
+                    found.host_id = header.fields.host_id;
+                }
+            }
+            Some(Record::Mark(state)) => {
+                found.state = Some(state);
+                self.mark = is_mark.map(|record| (index, record));
+            }
+            Some(Record::Past(past)) => self.last = Some(Last { index, past }),
+            None => tracing::warn!(index, "the spool has a record of a kind that is not known"),
+        }
+    }
+
+    /// All of it, or nothing.
+    pub fn append(
+        &mut self,
+        unkept: &[Batch],
+        batches: &[Batch],
+        state: Option<&State>,
+    ) -> Result<(), WalError> {
+        let all = || unkept.iter().chain(batches);
+        let mut records: Vec<Vec<u8>> = all().map(record::batch).collect();
+        records.extend(state.map(record::mark));
+        if records.is_empty() {
+            return Ok(());
+        }
+        let slices: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+        let indexes = self.log.append_all(&slices)?;
+        for ((batch, record), index) in all().zip(&records).zip(&indexes) {
+            if let Ok(header) = audit_ledger::header(batch) {
+                add(&mut self.runs, header.fields.batch, *index, record.len());
+                self.last = Some(Last {
+                    index: *index,
+                    past: Past::of(&header),
+                });
+            }
+        }
+        if let (Some(_), Some(index), Some(record)) = (state, indexes.last(), records.pop()) {
+            self.mark = Some((*index, record));
+        }
+        Ok(())
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.log.bytes() + self.dropped.bytes()
+    }
+
+    /// What is to be said where nothing may be dropped.
+    pub fn full(&self) -> WalError {
+        WalError::Io {
+            path: self.dir.clone(),
+            source: io::Error::other("spool.max_bytes is reached, and spool.when_full is `block`"),
+        }
+    }
+
+    /// How long the oldest batch is here.
+    pub fn oldest(&self) -> Option<Duration> {
+        let oldest = self.runs.front();
+        oldest.map(|run| run.since.elapsed())
+    }
+
+    pub fn first(&self) -> Option<i64> {
+        let runs = self.dropped_runs.front().or(self.runs.front());
+        runs.map(|run| run.first)
+    }
+
+    /// Where it goes on, if this number is missing.
+    pub fn behind_hole(&self, number: i64) -> Option<i64> {
+        let runs = self.dropped_runs.iter().chain(&self.runs);
+        let next = runs.filter(|run| run.last >= number);
+        let next = next.map(|run| run.first).min()?;
+        (next > number).then_some(next)
+    }
+
+    /// Batches that are missing between those that are there.
+    pub fn holes(&self) -> Vec<(i64, i64)> {
+        let runs = || self.dropped_runs.iter().chain(&self.runs);
+        let pairs = runs().zip(runs().skip(1));
+        pairs
+            .filter(|(run, next)| next.first > run.last + 1)
+            .map(|(run, next)| (run.last + 1, next.first - 1))
+            .collect()
+    }
+
+    /// Removes segments in which every batch is acknowledged, but for what must stay.
+    pub fn remove(&mut self, acknowledged: i64) -> Result<(), WalError> {
+        let done = |run: &Run| run.last <= acknowledged;
+        let open = self.dropped_runs.iter().find(|run| !done(run));
+        let through = open.map_or(self.dropped.next_index(), |run| run.index);
+        self.dropped.drop_before(through)?;
+        let first = self.dropped.first_index();
+        self.dropped_runs.retain(|run| run.index >= first);
+
+        let open = self.runs.iter().find(|run| !done(run));
+        let through = open.map_or(self.log.next_index(), |run| run.index);
+        let last = self.last.as_ref().map_or(through, |last| last.index);
+        let mark = self.mark.as_ref().map_or(through, |(index, _)| *index);
+        self.log.drop_before(through.min(last).min(mark))?;
+        let first = self.log.first_index();
+        self.runs.retain(|run| run.index >= first);
+        Ok(())
+    }
+
+    /// Turns the batches of the oldest segment into what is left of them without events, and removes it.
+    /// Returns how many events that were of each class, `None` where there is only one segment.
+    pub fn drop_oldest(
+        &mut self,
+        acknowledged: i64,
+        without_events: impl Fn(&Batch) -> Batch,
+    ) -> Result<Option<BTreeMap<i32, i64>>, WalError> {
+        let Some(end) = self.log.segments().nth(1) else {
+            return Ok(None);
+        };
+        let mut counts = BTreeMap::new();
+        let mut left = Vec::new();
+        for record in self.log.read_from(self.log.first_index())? {
+            let Ok((index, bytes)) = record else { continue };
+            if index >= end {
+                break;
+            }
+            let Some(Record::Batch(batch)) = record::read(bytes) else {
+                continue;
+            };
+            let Ok(header) = audit_ledger::header(&batch) else {
+                continue;
+            };
+            if header.fields.batch <= acknowledged {
+                continue;
+            }
+            let mut rest = i64::from(header.fields.event_count);
+            for class in &header.fields.classes {
+                *counts.entry(class.class).or_default() += class.events;
+                rest -= class.events;
+            }
+            if rest > 0 {
+                *counts.entry(0).or_default() += rest;
+            }
+            left.push((header.fields.batch, record::batch(&without_events(&batch))));
+        }
+        self.carry_over(end)?;
+        let slices: Vec<&[u8]> = left.iter().map(|(_, record)| record.as_slice()).collect();
+        let indexes = match slices.is_empty() {
+            true => Vec::new(),
+            false => self.dropped.append_all(&slices)?,
+        };
+        self.log.drop_before(end)?;
+        for ((number, record), index) in left.iter().zip(indexes) {
+            add(&mut self.dropped_runs, *number, index, record.len());
+        }
+        while let Some(run) = self.runs.front_mut()
+            && run.index < end
+        {
+            let through = left.last().map_or(acknowledged, |(number, _)| *number);
+            if run.last <= through {
+                self.runs.pop_front();
+            } else {
+                run.first = through + 1;
+                run.index = end;
+            }
+        }
+        self.reading = None;
+        Ok(Some(counts))
+    }
+
+    /// What must stay, and is only in the segments before `end`.
+    fn carry_over(&mut self, end: u64) -> Result<(), WalError> {
+        let mut records = Vec::new();
+        let mark = self.mark.as_ref().filter(|(index, _)| *index < end);
+        records.extend(mark.map(|(_, record)| record.clone()));
+        let has_mark = !records.is_empty();
+        let last = self.last.as_ref().filter(|last| last.index < end);
+        records.extend(last.map(|last| record::past(&last.past)));
+        if records.is_empty() {
+            return Ok(());
+        }
+        let slices: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+        let indexes = self.log.append_all(&slices)?;
+        for (index, record) in indexes.into_iter().zip(records) {
+            match (has_mark, self.mark.as_mut(), self.last.as_mut()) {
+                (true, Some(mark), _) if mark.1 == record => mark.0 = index,
+                (_, _, Some(last)) => last.index = index,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch of this number, or the first one after it.
+    pub fn read(&mut self, number: i64) -> Option<Batch> {
+        let of_dropped = self
+            .dropped_runs
+            .back()
+            .is_some_and(|run| run.last >= number);
+        let fits = |reading: &Reading| reading.of_dropped == of_dropped && reading.next == number;
+        // A reader ends where its log ended when it was made.
+        for is_new in [false, true] {
+            if is_new || !self.reading.as_ref().is_some_and(fits) {
+                self.reading = self.begin(number, of_dropped);
+            }
+            if let Some(batch) = self.read_on(number) {
+                return Some(batch);
+            }
+        }
+        None
+    }
+
+    fn begin(&self, number: i64, of_dropped: bool) -> Option<Reading> {
+        let (log, runs) = match of_dropped {
+            true => (&self.dropped, &self.dropped_runs),
+            false => (&self.log, &self.runs),
+        };
+        let run = runs.iter().find(|run| run.last >= number)?;
+        match log.read_from(run.index) {
+            Ok(records) => Some(Reading {
+                of_dropped,
+                next: number,
+                records,
+            }),
+            Err(error) => {
+                tracing::error!(%error, "the spool cannot be read");
+                None
+            }
+        }
+    }
+
+    fn read_on(&mut self, number: i64) -> Option<Batch> {
+        let reading = self.reading.as_mut()?;
+        for record in reading.records.by_ref() {
+            match record {
+                Ok((_, bytes)) => {
+                    if let Some(Record::Batch(batch)) = record::read(bytes)
+                        && let Ok(header) = audit_ledger::header(&batch)
+                        && header.fields.batch >= number
+                    {
+                        reading.next = header.fields.batch + 1;
+                        return Some(batch);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "a part of the spool cannot be read"),
+            }
+        }
+        None
+    }
+}

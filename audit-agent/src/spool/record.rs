@@ -1,0 +1,59 @@
+//! What is a record of the spool's log? A kind, and then a batch as it is sent, a mark of the source, or
+//! the end of a history whose last batch left the log.
+
+use audit_ledger::Past;
+use audit_proto::{Message as _, v1::Batch};
+use bytes::Bytes;
+
+use super::State;
+
+const BATCH: u8 = 1;
+const MARK: u8 = 2;
+const PAST: u8 = 3;
+
+#[derive(Debug)]
+pub enum Record {
+    Batch(Batch),
+    Mark(State),
+    Past(Past),
+}
+
+pub fn batch(batch: &Batch) -> Vec<u8> {
+    let mut record = Vec::with_capacity(1 + batch.encoded_len());
+    record.push(BATCH);
+    // A Vec grows as needed, so encoding cannot run out of room.
+    batch.encode_raw(&mut record);
+    record
+}
+
+pub fn mark(state: &State) -> Vec<u8> {
+    json(MARK, state)
+}
+
+pub fn past(past: &Past) -> Vec<u8> {
+    json(PAST, past)
+}
+
+fn json(kind: u8, value: &impl serde::Serialize) -> Vec<u8> {
+    let mut record = vec![kind];
+    // Numbers and texts: nothing that JSON refuses.
+    let _ = serde_json::to_writer(&mut record, value);
+    record
+}
+
+pub fn is_mark(record: &[u8]) -> bool {
+    record.first() == Some(&MARK)
+}
+
+/// `None` for what this version does not know.
+pub fn read(record: Vec<u8>) -> Option<Record> {
+    let mut body = Bytes::from(record);
+    let kind = body.first().copied()?;
+    let body = body.split_off(1);
+    match kind {
+        BATCH => Batch::decode(body).ok().map(Record::Batch),
+        MARK => serde_json::from_slice(&body).ok().map(Record::Mark),
+        PAST => serde_json::from_slice(&body).ok().map(Record::Past),
+        _ => None,
+    }
+}

@@ -1,0 +1,221 @@
+//! How does a stored batch become again what its agent had sealed? From the WAL as it is there; from a
+//! table file by encoding its rows anew, which compaction has proven to give the same bytes.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::{self, File},
+    io,
+    path::PathBuf,
+    vec,
+};
+
+use arrow::array::RecordBatch;
+use audit_ledger::Frames;
+use audit_proto::{Message as _, v1::Batch};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+
+use super::{Snapshot, Store, TableFile, rows};
+
+/// Rows of a file in memory at once.
+const WINDOW_ROWS: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SealedError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("write-ahead log: {0}")]
+    Wal(#[from] audit_wal::WalError),
+    #[error("write-ahead log record {0} is no batch")]
+    Record(u64),
+}
+
+/// Every stored batch in the order in which they were stored, as of one moment.
+pub struct Sealed {
+    groups: vec::IntoIter<Vec<TableFile>>,
+    open: Vec<OpenFile>,
+    /// Files that cannot be read, to be told.
+    errors: Vec<SealedError>,
+    snapshot: Snapshot,
+    log: audit_wal::Reader,
+    zstd: zstd::bulk::Compressor<'static>,
+}
+
+impl Store {
+    /// All of them, those in the WAL after those in files.
+    pub fn sealed(&self) -> Result<Sealed, SealedError> {
+        let snapshot = self.snapshot();
+        let log = self.read_from(snapshot.manifest.compacted_through + 1)?;
+        let zstd = zstd::bulk::Compressor::new(1).map_err(|source| SealedError::Io {
+            path: self.dir.clone(),
+            source,
+        })?;
+        Ok(Sealed {
+            groups: groups(snapshot.manifest.files.clone()).into_iter(),
+            open: Vec::new(),
+            errors: Vec::new(),
+            snapshot,
+            log,
+            zstd,
+        })
+    }
+}
+
+/// Files of one compaction, whose batches are mixed by day, are read together.
+fn groups(mut files: Vec<TableFile>) -> Vec<Vec<TableFile>> {
+    files.sort_by_key(|file| file.first_position);
+    let mut groups: Vec<(i64, Vec<TableFile>)> = Vec::new();
+    for file in files {
+        match groups.last_mut() {
+            Some((last, group)) if file.first_position <= *last => {
+                *last = (*last).max(file.last_position);
+                group.push(file);
+            }
+            _ => groups.push((file.last_position, vec![file])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+impl Iterator for Sealed {
+    type Item = Result<Batch, SealedError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(error) = self.errors.pop() {
+                return Some(Err(error));
+            }
+            let next = self.open.iter_mut().min_by_key(|file| file.next_index());
+            if let Some(file) = next
+                && file.next_index() != u64::MAX
+            {
+                let batch = file.next_batch(&mut self.zstd);
+                if batch.is_err() {
+                    file.proofs.clear();
+                }
+                return Some(batch);
+            }
+            self.open.clear();
+            let Some(group) = self.groups.next() else {
+                break;
+            };
+            for file in group {
+                match OpenFile::open(&self.snapshot, &file) {
+                    Ok(file) => self.open.push(file),
+                    Err(error) => self.errors.push(error),
+                }
+            }
+        }
+        let record = self.log.next()?;
+        let read = |(index, record): (u64, Vec<u8>)| {
+            Batch::decode(&record[..]).map_err(|_| SealedError::Record(index))
+        };
+        Some(record.map_err(SealedError::from).and_then(read))
+    }
+}
+
+struct OpenFile {
+    path: PathBuf,
+    /// By WAL index, the batches without their events.
+    proofs: VecDeque<(u64, Batch)>,
+    rows: ParquetRecordBatchReader,
+    /// Events of rows that were read and belong to later batches.
+    ahead: VecDeque<Vec<u8>>,
+}
+
+impl OpenFile {
+    fn open(snapshot: &Snapshot, file: &TableFile) -> Result<Self, SealedError> {
+        let path = snapshot.dir.join(&file.path);
+        let damaged = |reason: String| SealedError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let proofs = path.with_extension("headers");
+        let bytes = fs::read(&proofs).map_err(|source| SealedError::Io {
+            path: proofs,
+            source,
+        })?;
+        let proofs =
+            read_proofs(&bytes).ok_or_else(|| damaged("its headers are cut".to_owned()))?;
+        let rows = File::open(&path).map_err(|source| SealedError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let rows = ParquetRecordBatchReaderBuilder::try_new(rows)
+            .and_then(|builder| builder.with_batch_size(WINDOW_ROWS).build())
+            .map_err(|error| damaged(error.to_string()))?;
+        Ok(Self {
+            path,
+            proofs: proofs.into(),
+            rows,
+            ahead: VecDeque::new(),
+        })
+    }
+
+    fn next_index(&self) -> u64 {
+        self.proofs.front().map_or(u64::MAX, |(index, _)| *index)
+    }
+
+    fn next_batch(
+        &mut self,
+        zstd: &mut zstd::bulk::Compressor<'static>,
+    ) -> Result<Batch, SealedError> {
+        let Some((index, mut batch)) = self.proofs.pop_front() else {
+            return Err(SealedError::Record(0));
+        };
+        if batch.dropped.is_some() {
+            return Ok(batch);
+        }
+        let path = self.path.clone();
+        let damaged = |reason: String| SealedError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let header = match audit_ledger::header(&batch) {
+            Ok(header) => header.fields,
+            Err(error) => return Err(damaged(format!("record {index}: {error}"))),
+        };
+        let mut frames = Frames::default();
+        while frames.len() < header.event_count.max(0) as usize {
+            match self.ahead.pop_front() {
+                Some(event) => frames.push(&event),
+                None => match self.rows.next() {
+                    Some(rows) => {
+                        let rows = rows.map_err(|error| damaged(error.to_string()));
+                        self.read_ahead(&rows?)?;
+                    }
+                    // Fewer rows than the header says; whoever looks at the batch will see it.
+                    None => break,
+                },
+            }
+        }
+        let packed = frames.packed(zstd);
+        batch.events = packed.map_err(|error| damaged(error.to_string()))?.into();
+        Ok(batch)
+    }
+
+    fn read_ahead(&mut self, batch: &RecordBatch) -> Result<(), SealedError> {
+        let ahead = &mut self.ahead;
+        rows::encode(batch, |event| ahead.push_back(event.to_vec())).map_err(|error| {
+            SealedError::Damaged {
+                path: self.path.clone(),
+                reason: error.to_string(),
+            }
+        })
+    }
+}
+
+/// As compaction has written them, in order of their WAL indexes.
+fn read_proofs(bytes: &[u8]) -> Option<Vec<(u64, Batch)>> {
+    let mut proofs = BTreeMap::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (index, behind) = rest.split_first_chunk::<8>()?;
+        let (length, behind) = behind.split_first_chunk::<4>()?;
+        let (encoded, behind) = behind.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        proofs.insert(u64::from_le_bytes(*index), Batch::decode(encoded).ok()?);
+        rest = behind;
+    }
+    Some(proofs.into_iter().collect())
+}
