@@ -120,7 +120,10 @@ fn deleted_batches_are_found_with_their_events() {
     let report = verify(&batches);
     assert_eq!(found(&report), [(Tampering::Deleted, 4)]);
     let what = &report.histories[0].findings[0].what;
-    assert_eq!(what, "batches 4 to 9 (12 events) are missing");
+    assert!(
+        what.starts_with("batches 4 to 9 (12 events) are missing"),
+        "{what}"
+    );
     batches.drain(..2);
     assert_eq!(
         found(&verify(&batches)),
@@ -301,24 +304,32 @@ fn events_that_the_agent_dropped_are_lost_and_those_that_others_dropped_are_tamp
 
 #[test]
 fn what_the_collector_lost_is_no_tampering_once_the_agent_says_so() {
-    let (batches, mut sealer) = history(1, 12);
-    let mut kept: Vec<Batch> = batches[..3].iter().chain(&batches[8..]).cloned().collect();
-    assert_eq!(found(&verify(&kept)), [(Tampering::Deleted, 4)]);
-    let gaps = vec![BatchRange {
-        first_batch: 4,
-        last_batch: 8,
-    }];
-    kept.push(sealer.seal(
-        &events(13),
-        Summary {
-            gaps,
-            ..summary(13)
-        },
-    ));
-    let report = verify(&kept);
+    let without = |from: usize, to: usize| {
+        let (batches, mut sealer) = history(1, 12);
+        let left = batches[..from].iter().chain(&batches[to..]);
+        let mut kept: Vec<Batch> = left.cloned().collect();
+        let first = from as i64 + 1;
+        assert_eq!(found(&verify(&kept)), [(Tampering::Deleted, first)]);
+        let gaps = vec![BatchRange {
+            first_batch: first,
+            last_batch: to as i64,
+        }];
+        kept.push(sealer.seal(
+            &events(13),
+            Summary {
+                gaps,
+                ..summary(13)
+            },
+        ));
+        verify(&kept)
+    };
+    let report = without(3, 7);
     assert_eq!(report.verdict(), Verdict::Incomplete, "{report:?}");
     let loss = &report.histories[0].losses[0];
-    assert_eq!((loss.count, &loss.place[..]), (Some(10), "collector"));
+    assert_eq!((loss.count, &loss.place[..]), (Some(8), "collector"));
+    // Whoever has no key of this history could have said that of so much.
+    let report = without(3, 9);
+    assert_eq!(found(&report), [(Tampering::Deleted, 4)]);
 }
 
 #[test]
@@ -335,7 +346,12 @@ fn a_history_that_takes_the_place_of_another_names_its_end() {
     let mut all = batches.clone();
     all.push(successor(12));
     let report = verify_at(&all, 500 * SECOND);
-    assert_eq!(report.verdict(), Verdict::Complete, "{report:?}");
+    assert_eq!(
+        report.verdict(),
+        Verdict::Incomplete,
+        "its tail may be gone"
+    );
+    assert!(found(&report).is_empty(), "{report:?}");
     all.pop();
     all.push(successor(14));
     assert_eq!(
