@@ -43,6 +43,8 @@ pub struct Options {
     /// `key.sub=value`, as after `-o`.
     pub agent: Vec<String>,
     pub collector: Vec<String>,
+    /// Words before the collector's command, such as `ip netns exec NAME`.
+    pub collector_within: Vec<String>,
     /// Another agent binary, for example of the release profile.
     pub agent_binary: Option<PathBuf>,
     /// The agent's, from its first instruction on: a file that takes a pid, as `cgroup.procs`.
@@ -104,7 +106,14 @@ impl Stack {
 
     pub fn start_collector(&mut self) -> Result<()> {
         ensure!(self.collector.is_none(), "the collector runs already");
-        let mut command = Command::new(binary("audit-collector")?);
+        let mut command = match self.options.collector_within.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(binary("audit-collector")?);
+                command
+            }
+            None => Command::new(binary("audit-collector")?),
+        };
         command
             .arg("--config")
             .arg(self.directory.path().join("collector.yaml"));

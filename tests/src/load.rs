@@ -1,0 +1,129 @@
+//! What does a host do while its agent is killed, and was all of it told? Programs and files, counted by
+//! who made them, against what is in the store.
+
+use std::{
+    fs::File,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+use crate::Stack;
+
+/// Numbered programs, some 100 a second, and numbered files, some thousands, until it is finished.
+pub struct Load {
+    directory: tempfile::TempDir,
+    stop: Arc<AtomicBool>,
+    counts: [Arc<AtomicI64>; 2],
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    pub fn start() -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("hostaudit-load-")
+            .tempdir()?;
+        let mut load = Self {
+            directory,
+            stop: Arc::default(),
+            counts: [Arc::default(), Arc::default()],
+            threads: Vec::new(),
+        };
+        let marker = load.marker();
+        load.act(0, Duration::from_millis(8), move |number| {
+            let status = Command::new("/bin/true")
+                .args([&marker, &number.to_string()])
+                .status();
+            assert!(status.is_ok_and(|status| status.success()));
+        });
+        let files = load.directory.path().to_owned();
+        load.act(1, Duration::from_micros(300), move |number| {
+            let path = files.join(format!("f{number}"));
+            assert!(File::create(&path).is_ok() && std::fs::remove_file(&path).is_ok());
+        });
+        Ok(load)
+    }
+
+    fn act(&mut self, kind: usize, pause: Duration, action: impl Fn(i64) + Send + 'static) {
+        let (stop, count) = (Arc::clone(&self.stop), Arc::clone(&self.counts[kind]));
+        self.threads.push(std::thread::spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                let next = count.load(Ordering::Relaxed) + 1;
+                action(next);
+                count.store(next, Ordering::Release);
+                std::thread::sleep(pause);
+            }
+        }));
+    }
+
+    fn marker(&self) -> String {
+        self.directory.path().display().to_string()
+    }
+
+    pub fn finish(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            assert!(thread.join().is_ok(), "an action failed");
+        }
+    }
+
+    /// Made, stored, and different of those, of programs and of files made and removed.
+    pub fn found(&self, stack: &mut Stack) -> Result<Vec<(&'static str, i64, i64, i64)>> {
+        let marker = self.marker();
+        let [programs, files] = self
+            .counts
+            .each_ref()
+            .map(|count| count.load(Ordering::Acquire));
+        let of_file = format!("file_path like '{marker}/f%'");
+        let asked = [
+            (
+                "exec",
+                programs,
+                format!("process_argv[2] = '{marker}'"),
+                "process_argv[3]",
+            ),
+            ("open", files, of_file.clone(), "file_path"),
+            ("close_write", files, of_file.clone(), "file_path"),
+            ("unlink", files, of_file, "file_path"),
+        ];
+        let mut found = Vec::new();
+        for (kind, made, condition, name) in asked {
+            let from = format!("from events where kind = '{kind}' and {condition}");
+            let stored = stack.number(&format!("select count(*) {from}"))?;
+            let different = stack.number(&format!("select count(distinct {name}) {from}"))?;
+            found.push((kind, made, stored, different));
+        }
+        Ok(found)
+    }
+
+    /// Nothing missing, nothing twice, nothing lost.
+    pub fn check_whole(&mut self, stack: &mut Stack) -> Result<()> {
+        self.finish();
+        stack.barrier()?;
+        for (kind, made, stored, different) in self.found(stack)? {
+            ensure!(made > 100, "only {made} of {kind}; the test says little");
+            ensure!(
+                (stored, different) == (made, made),
+                "{kind}: {made} made; {stored} stored, {different} different\n{}",
+                stack.agent_log()
+            );
+        }
+        // Of the lanes that it uses: others on this host may flood the third.
+        let lost = stack.query(
+            "select * from events where kind = 'lost' and lost_class in ('process', 'file')",
+        )?;
+        ensure!(lost.is_empty(), "lost: {lost:?}");
+        let twice = stack.number("select count(*) - count(distinct id) from events")?;
+        ensure!(twice == 0, "{twice} ids twice");
+        // Two sets of programs do not mix up what one call was given.
+        let raced = stack.number("select count(*) from events where kind = 'argument_race'")?;
+        ensure!(raced == 0, "{raced} arguments are told as changed");
+        Ok(())
+    }
+}
