@@ -16,7 +16,7 @@ use crate::{
     filter::{Filter, FilterError},
     policy::{Budgets, Policy, PolicyError, Rule},
     process::Limits as ProcessLimits,
-    ship::{Server, ServerError},
+    server::{Server, ServerError},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

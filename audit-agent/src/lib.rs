@@ -78,6 +78,7 @@ pub mod resolve;
 mod sample;
 pub mod seal;
 pub mod sequence;
+pub mod server;
 pub mod shed;
 pub mod ship;
 pub mod source;
