@@ -7,10 +7,11 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "audit/v1/event.proto",
     "audit/v1/ingest.proto",
     "audit/v1/collector.proto",
+    "audit/v1/pki.proto",
 ];
 
 fn main() -> Result<()> {
