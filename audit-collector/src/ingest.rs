@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
+    access::Caller,
     config,
     store::{Store, prepare},
     streams::StreamKey,
@@ -151,12 +152,13 @@ impl Ingest for IngestService {
         let Some(writer) = self.writer.upgrade() else {
             return Err(Status::unavailable("the collector is stopping"));
         };
+        let caller = Caller::of(&request)?;
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let service = self.clone();
         tokio::spawn(async move {
             let _slot = slot;
             if let Err(status) = service
-                .session(request.into_inner(), writer, &answers)
+                .session(&caller, request.into_inner(), writer, &answers)
                 .await
             {
                 let _ = answers.send(Err(status)).await;
@@ -180,11 +182,13 @@ struct Position {
 impl IngestService {
     async fn session(
         &self,
+        caller: &Caller,
         mut inbound: Streaming<DeliverRequest>,
         writer: mpsc::Sender<Submission>,
         answers: &Answers,
     ) -> Result<(), Status> {
         let hello = read_hello(&mut inbound).await?;
+        caller.authorize_stream(&hello)?;
         let key = StreamKey::of_hello(&hello);
         let registered = self.sessions.enter(&key, &hello).await;
         let state = self.store.stream(&key).unwrap_or_default();

@@ -5,22 +5,31 @@ use std::{
     net::SocketAddr,
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use audit_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
-    v1::{collector_server::CollectorServer, ingest_server::IngestServer},
+    v1::{
+        collector_server::CollectorServer, identity_server::IdentityServer,
+        ingest_server::IngestServer,
+    },
 };
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
     task::JoinSet,
 };
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 
-use crate::{ingest::IngestService, service::CollectorService};
+use crate::{
+    access::Authorize,
+    identity::IdentityService,
+    ingest::{IngestService, raised},
+    service::CollectorService,
+    transport::{self, Incoming, Tls, Trusted},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -104,10 +113,20 @@ fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
 #[error("gRPC reflection: {0}")]
 pub struct ReflectionError(#[from] tonic_reflection::server::Error);
 
+/// What is served, and to whom.
+pub struct Services {
+    pub ingest: IngestService,
+    pub collector: CollectorService,
+    pub identity: Option<IdentityService>,
+    pub tls: Option<Arc<Tls>>,
+    pub trusted: Trusted,
+}
+
 /// All services; the same for every listener.
 async fn routes(
     ingest: IngestService,
     collector: CollectorService,
+    identity: Option<IdentityService>,
 ) -> Result<Routes, ReflectionError> {
     let ingest = IngestServer::new(ingest)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -131,6 +150,9 @@ async fn routes(
         .add_service(collector)
         .add_service(health)
         .add_service(reflection);
+    if let Some(identity) = identity {
+        routes.add_service(IdentityServer::new(identity));
+    }
     Ok(routes.routes())
 }
 
@@ -150,24 +172,36 @@ fn server() -> Server {
 /// One server per listener, until `stop` and then until open requests have ended.
 pub async fn start(
     listeners: Listeners,
-    ingest: IngestService,
-    collector: CollectorService,
+    services: Services,
     stop: &watch::Receiver<bool>,
 ) -> Result<JoinSet<Result<(), tonic::transport::Error>>, ReflectionError> {
-    let routes = routes(ingest, collector).await?;
+    let Services {
+        ingest,
+        collector,
+        identity,
+        tls,
+        trusted,
+    } = services;
+    let routes = routes(ingest, collector, identity).await?;
     let mut tasks = JoinSet::new();
-    let stopped = |mut stop: watch::Receiver<bool>| async move {
-        let _ = stop.wait_for(|stop| *stop).await;
+    let mut serve = |incoming: Incoming| {
+        let server = server().layer(Authorize).add_routes(routes.clone());
+        let mut stop = stop.clone();
+        let stopped = async move { raised(&mut stop).await };
+        tasks.spawn(server.serve_with_incoming_shutdown(incoming, stopped));
     };
     if let Some((listener, _)) = listeners.tcp {
-        let serving = server().add_routes(routes.clone());
-        let stop = stopped(stop.clone());
-        tasks.spawn(serving.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
+        serve(transport::tcp(listener, tls.clone()));
     }
     if let Some((listener, _)) = listeners.unix {
-        let serving = server().add_routes(routes.clone());
-        let stop = stopped(stop.clone());
-        tasks.spawn(serving.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
+        serve(transport::unix(listener, trusted));
+    }
+    if let Some(tls) = tls {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            tls.watch(stop).await;
+            Ok(())
+        });
     }
     Ok(tasks)
 }

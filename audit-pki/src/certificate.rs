@@ -45,24 +45,25 @@ pub struct Validity {
 impl Certificate {
     pub fn of_der(der: &[u8]) -> Result<Self, CertificateError> {
         let parsed = parse(der)?;
-        let mut peer = None;
+        let mut uris = Vec::new();
         let mut hosts = Vec::new();
         let names = parsed.subject_alternative_name();
         let names = names.map_err(|_| CertificateError::Form)?;
         for name in names.iter().flat_map(|names| &names.value.general_names) {
             match name {
-                GeneralName::URI(uri) if Peer::is_ours(uri) => {
-                    if peer.replace(uri.parse()?).is_some() {
-                        return Err(CertificateError::Ambiguous);
-                    }
-                }
+                GeneralName::URI(uri) if Peer::is_ours(uri) => uris.push(*uri),
                 GeneralName::DNSName(name) => hosts.push((*name).to_owned()),
                 GeneralName::IPAddress(bytes) => hosts.extend(address(bytes)),
                 _ => {}
             }
         }
+        let peer = match uris.as_slice() {
+            [] => return Err(CertificateError::Anonymous),
+            [uri] => uri.parse()?,
+            _ => return Err(CertificateError::Ambiguous),
+        };
         Ok(Self {
-            peer: peer.ok_or(CertificateError::Anonymous)?,
+            peer,
             serial: hex(parsed.raw_serial()),
             validity: Validity::of(&parsed),
             hosts,
