@@ -145,7 +145,11 @@ pub async fn run_source<S: source::Source + 'static>(
     control: impl Into<Control>,
 ) -> Result<Ended, AgentError> {
     let identity = identity::Identity::of_host(&config.state_dir)?;
-    pipeline::run(source, config, identity, control.into()).await
+    let server = config.server().map_err(InvalidConfig::from)?;
+    tokio::select! {
+        ended = pipeline::run(source, config, identity, control.into()) => ended,
+        never = server.watch_certificate() => never,
+    }
 }
 
 /// Why the agent cannot run (any more).

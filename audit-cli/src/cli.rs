@@ -1,8 +1,8 @@
 //! The options that every subcommand shares, and the list of subcommands.
 
 use crate::{
-    alerts::Alerts, client::Target, color::Choice, doctor::Doctor, query::Query, rules::Rules,
-    status::Status, tail::Tail, tree::Tree, up::Up,
+    alerts::Alerts, client::Target, color::Choice, doctor::Doctor, pki::Pki, query::Query,
+    rules::Rules, status::Status, tail::Tail, tree::Tree, up::Up,
 };
 
 const EXAMPLES: &str = "\
@@ -39,6 +39,7 @@ pub enum Command {
     Rules(Rules),
     Status(Status),
     Doctor(Doctor),
+    Pki(Pki),
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod display;
 mod host;
 mod json;
 mod output;
+mod pki;
 mod probe;
 mod query;
 mod status;
@@ -68,6 +69,7 @@ async fn run(cli: &Cli, terminal: &Terminal) -> Result<ExitCode> {
         Command::Alerts(args) => alerts::run(args, target, terminal).await?,
         Command::Rules(args) => return rules::run(args, terminal),
         Command::Status(args) => status::run(args, target, terminal).await?,
+        Command::Pki(args) => pki::run(args, target, terminal).await?,
         Command::Doctor(args) => return doctor::run(args, target, terminal).await,
     }
     Ok(ExitCode::SUCCESS)

@@ -39,7 +39,7 @@ enum Needs {
     Analyst,
 }
 
-const TABLE: [(&str, Needs); 11] = [
+const TABLE: [(&str, Needs); 10] = [
     ("/audit.v1.Ingest/Deliver", Needs::Agent),
     ("/audit.v1.Collector/Tail", Needs::Reader),
     ("/audit.v1.Collector/Alerts", Needs::Reader),
@@ -49,7 +49,6 @@ const TABLE: [(&str, Needs); 11] = [
     ("/audit.v1.Identity/Rotate", Needs::Certificate),
     ("/grpc.health.v1.Health/Check", Needs::Reader),
     ("/grpc.health.v1.Health/Watch", Needs::Reader),
-    ("/grpc.health.v1.Health/List", Needs::Reader),
     (
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         Needs::Reader,
@@ -191,7 +190,7 @@ mod tests {
         let set = FileDescriptorSet::decode(descriptors).expect("descriptors");
         let mut calls = Vec::new();
         for file in set.file {
-            for service in file.service {
+            for service in &file.service {
                 for method in &service.method {
                     let (service, method) = (service.name(), method.name());
                     calls.push(format!("/{}.{service}/{method}", file.package()));

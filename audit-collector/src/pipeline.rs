@@ -140,6 +140,16 @@ impl Transport {
             trusted: Trusted::new(&listen.unix_admin_uids),
         })
     }
+
+    fn services(self, ingest: IngestService, collector: CollectorService) -> Services {
+        Services {
+            ingest,
+            collector,
+            identity: self.identity,
+            tls: self.tls,
+            trusted: self.trusted,
+        }
+    }
 }
 
 struct Opened {
@@ -248,13 +258,7 @@ async fn wire(
         readers: Arc::new(Semaphore::new(config.query.max_tails)),
         stop: stop.clone(),
     };
-    let services = Services {
-        ingest,
-        collector,
-        identity: transport.identity,
-        tls: transport.tls,
-        trusted: transport.trusted,
-    };
+    let services = transport.services(ingest, collector);
     let servers = server::start(listeners, services, &stop).await?;
     Ok(Running {
         addresses,

@@ -12,8 +12,9 @@ use std::{
 use audit_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
     v1::{
-        collector_server::CollectorServer, identity_server::IdentityServer,
-        ingest_server::IngestServer,
+        collector_server::{self, CollectorServer},
+        identity_server::{self, IdentityServer},
+        ingest_server::{self, IngestServer},
     },
 };
 use tokio::{
@@ -22,6 +23,8 @@ use tokio::{
     task::JoinSet,
 };
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
+use tonic_health::pb::health_server;
+use tonic_reflection::pb::v1::server_reflection_server;
 
 use crate::{
     access::Authorize,
@@ -140,10 +143,21 @@ async fn routes(
     reporter
         .set_serving::<CollectorServer<CollectorService>>()
         .await;
-    let reflection = tonic_reflection::server::Builder::configure()
+    let mut reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    // What is served, of all that the contract has.
+    let joining = identity.as_ref().map(|_| identity_server::SERVICE_NAME);
+    let names = [
+        ingest_server::SERVICE_NAME,
+        collector_server::SERVICE_NAME,
+        health_server::SERVICE_NAME,
+        server_reflection_server::SERVICE_NAME,
+    ];
+    for name in names.into_iter().chain(joining) {
+        reflection = reflection.with_service_name(name);
+    }
+    let reflection = reflection.build_v1()?;
     let mut routes = Routes::builder();
     routes
         .add_service(ingest)

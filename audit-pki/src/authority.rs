@@ -166,14 +166,15 @@ impl Authority {
             return Err(AuthorityError::Exists(directory.to_owned()));
         }
         let key = KeyPair::generate()?;
+        let serial = serial()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "hostaudit authority");
+        // Each has a name of its own, so that another's certificates are told apart by it.
+        let name = format!("hostaudit authority {}", crate::hex(&serial[..4]));
+        params.distinguished_name.push(DnType::CommonName, name);
         params.not_before = date(now - BACKDATED);
         params.not_after = date(now + CA_LIFETIME);
-        params.serial_number = Some(SerialNumber::from_slice(&serial()?));
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;

@@ -2,7 +2,7 @@
 //! each connection; or, before there are any, the authority's fingerprint from a join token.
 //!
 //! Invariant: whoever is connected to has proved to have a certificate of that authority, for the
-//! name that was dialled and for answering; nothing is sent before.
+//! name that was dialled and for answering, and has taken ours; nothing is sent before.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use rustls::{
     crypto::WebPkiSupportedAlgorithms,
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncBufReadExt as _, net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -27,6 +27,8 @@ use crate::{
     token::Fingerprint,
 };
 
+/// Of TCP, and then of TLS until the first byte.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,19 +91,60 @@ impl Credentials {
         Ok(Arc::new(config))
     }
 
-    /// Connects, and returns when the collector has proved who it is. Whether it takes our
-    /// certificate is told by the first read.
-    pub async fn connect(&self, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
-        let config = self.load().map_err(io::Error::other)?;
+    /// Connects, and returns when both ends have proved who they are.
+    pub async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let config = self.load()?;
         // In a URI, an address of IPv6 stands in brackets.
         let host = host.trim_matches(['[', ']']);
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        let handshake = TlsConnector::from(config).connect(name, stream);
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time"))?
+        let name = ServerName::try_from(host.to_owned());
+        let name = name.map_err(|_| ConnectError::Name(host.to_owned()))?;
+        let late = || io::Error::from(io::ErrorKind::TimedOut);
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await;
+        let stream = stream.map_err(|_| late()).flatten();
+        let stream = stream.map_err(ConnectError::Tcp)?;
+        let handshake = async {
+            stream.set_nodelay(true)?;
+            let mut stream = TlsConnector::from(config).connect(name, stream).await?;
+            // Whether our certificate is taken is told after ours is sent; who serves HTTP/2 speaks
+            // first. Nothing is consumed.
+            match stream.fill_buf().await? {
+                [] => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                _ => Ok(stream),
+            }
+        };
+        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await;
+        stream.map_err(|_| late()).flatten().map_err(refused)
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Files(#[from] TlsError),
+    #[error("`{0}` is neither a DNS name nor an IP address")]
+    Name(String),
+    #[error("{0}")]
+    Tcp(io::Error),
+    /// Says what to do.
+    #[error("{advice} ({error})")]
+    Refused {
+        advice: &'static str,
+        error: io::Error,
+    },
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+}
+
+fn refused(error: io::Error) -> ConnectError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner.and_then(advice) {
+        Some(advice) => ConnectError::Refused { advice, error },
+        None => ConnectError::Tls(error),
     }
 }
 
@@ -155,26 +198,8 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// What to do about a connection that TLS ended, if it did.
-pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let io = error.downcast_ref::<io::Error>();
-        let inner = io.and_then(io::Error::get_ref);
-        let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(tls) = inner.or_else(|| error.downcast_ref()) {
-            return of_tls(tls);
-        }
-        // An io::Error shows the source of what is in it, and not that itself.
-        next = match io.and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-fn of_tls(error: &rustls::Error) -> Option<&'static str> {
+/// What to do about it, where it is known.
+fn advice(error: &rustls::Error) -> Option<&'static str> {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     let advice = match error {
         AlertReceived(AlertDescription::CertificateRevoked) => {
@@ -192,7 +217,7 @@ fn of_tls(error: &rustls::Error) -> Option<&'static str> {
         AlertReceived(AlertDescription::CertificateRequired) => {
             "the collector wants a certificate; enrol with a join token (hostaudit pki enroll)"
         }
-        InvalidCertificate(CertificateError::UnknownIssuer) => {
+        InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "whoever answers has no certificate of the authority that is expected: another collector, \
              or somebody in between"
         }

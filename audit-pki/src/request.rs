@@ -47,6 +47,7 @@ impl Request {
     }
 
     /// Checks the answer, a chain from the certificate to the authority's, and keeps it with the key.
+    /// What is trusted already stays, unless another `authority` is to be from now on.
     pub fn keep(
         &self,
         chain: &[CertificateDer<'_>],
@@ -67,12 +68,12 @@ impl Request {
         files::directory(directory)?;
         let key = self.key.serialize_pem();
         files::write(&directory.join(KEY_FILE), key.as_bytes(), For::Owner)?;
-        for (name, certificates) in [
-            (CERTIFICATE_FILE, chain),
-            (CA_FILE, &chain[chain.len() - 1..]),
-        ] {
-            let text: String = certificates.iter().map(|one| pem(one)).collect();
-            files::write(&directory.join(name), text.as_bytes(), For::Everybody)?;
+        let text: String = chain.iter().map(pem).collect();
+        let path = directory.join(CERTIFICATE_FILE);
+        files::write(&path, text.as_bytes(), For::Everybody)?;
+        let trusted = directory.join(CA_FILE);
+        if authority.is_some() || !trusted.exists() {
+            files::write(&trusted, pem(last).as_bytes(), For::Everybody)?;
         }
         Ok(certificate)
     }
