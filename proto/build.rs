@@ -7,11 +7,12 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "audit/v1/event.proto",
     "audit/v1/ingest.proto",
     "audit/v1/ledger.proto",
     "audit/v1/collector.proto",
+    "audit/v1/pki.proto",
 ];
 
 fn main() -> Result<()> {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use audit_config::ConfigError;
+use audit_pki::{ClientFiles, Credentials};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -17,15 +18,16 @@ use crate::{
     filter::{Filter, FilterError},
     policy::{Budgets, Policy, PolicyError, Rule},
     process::Limits as ProcessLimits,
-    ship::{Server, ServerError},
+    server::{Server, ServerError},
     spool::{Limits as SpoolLimits, WhenFull},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Collector: `unix:///path` or `http://host:port`.
+    /// Collector: `unix:///path`, `https://host:port` or `http://host:port`.
     pub server: String,
+    pub tls: Tls,
     /// Holds the spool, the key that signs, and the host id where /etc/machine-id has none.
     pub state_dir: PathBuf,
     pub rings: Rings,
@@ -41,6 +43,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             server: "unix:///run/hostaudit/collector.sock".to_owned(),
+            tls: Tls::default(),
             state_dir: PathBuf::from("/var/lib/hostaudit"),
             rings: Rings::default(),
             capture: Capture::default(),
@@ -50,6 +53,48 @@ impl Default for Config {
             process_table: ProcessTable::default(),
             containers: Containers::default(),
         }
+    }
+}
+
+/// With what it connects to an `https` server. Files are read for each connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Where `hostaudit pki enroll` keeps what it got.
+const CREDENTIALS: &str = "/etc/hostaudit/tls";
+
+impl Default for Tls {
+    fn default() -> Self {
+        let ClientFiles {
+            ca,
+            certificate,
+            key,
+        } = ClientFiles::within(CREDENTIALS);
+        Self {
+            ca,
+            certificate,
+            key,
+        }
+    }
+}
+
+impl Tls {
+    fn credentials(&self) -> Credentials {
+        let Self {
+            ca,
+            certificate,
+            key,
+        } = self.clone();
+        Credentials::Files(ClientFiles {
+            ca,
+            certificate,
+            key,
+        })
     }
 }
 
@@ -347,7 +392,7 @@ impl Config {
             "an entry takes up to 8 KiB",
         )?;
         Ok(Valid {
-            server: self.server.parse()?,
+            server: self.server()?,
             filter: Filter::new(&self.capture.watch_reads, &self.capture.off_kinds)?,
             policy: Arc::new(self.policy()?),
             batch: self.batch.limits()?,
@@ -364,6 +409,10 @@ impl Config {
         })
     }
 
+    pub fn server(&self) -> Result<Server, ServerError> {
+        Server::parse(&self.server, self.tls.credentials())
+    }
+
     /// Rules and budgets.
     pub fn policy(&self) -> Result<Policy, PolicyError> {
         Policy::new(&self.capture.filters, &self.capture.budgets)
@@ -373,6 +422,7 @@ impl Config {
     pub fn reload(&mut self, new: Self) -> Vec<&'static str> {
         let Self {
             server,
+            tls,
             state_dir,
             rings,
             capture,
@@ -386,6 +436,7 @@ impl Config {
         self.capture.budgets = capture.budgets;
         let different = [
             ("server", server != self.server),
+            ("tls", tls != self.tls),
             ("state_dir", state_dir != self.state_dir),
             ("rings", rings != self.rings),
             (

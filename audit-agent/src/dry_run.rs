@@ -21,6 +21,9 @@ pub fn describe(config: &Config) -> Result<String> {
     let rings = &config.rings;
     writeln!(page, "configuration  valid, hash {}", config.hash())?;
     writeln!(page, "collector      {}", valid.server)?;
+    if let Some((certificate, _)) = valid.server.certificate() {
+        writeln!(page, "  certificate  {certificate}")?;
+    }
     writeln!(
         page,
         "rings          process {} KiB, network {} KiB, file {} KiB",

@@ -77,6 +77,7 @@ pub mod resolve;
 mod sample;
 pub mod seal;
 pub mod sequence;
+pub mod server;
 pub mod shed;
 pub mod ship;
 pub mod source;
@@ -114,7 +115,11 @@ impl<S: source::Source + 'static> Ready<S> {
             identity,
             opened,
         } = self;
-        pipeline::run(source, config, identity, opened, control.into()).await
+        let server = config.server().map_err(InvalidConfig::from)?;
+        tokio::select! {
+            ended = pipeline::run(source, config, identity, opened, control.into()) => ended,
+            never = server.watch_certificate() => never,
+        }
     }
 }
 

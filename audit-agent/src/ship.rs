@@ -9,10 +9,6 @@ use std::{
     collections::hash_map::RandomState,
     fmt::Write as _,
     hash::{BuildHasher as _, Hasher as _},
-    io,
-    net::IpAddr,
-    path::PathBuf,
-    str::FromStr,
     sync::{
         Arc,
         mpsc::{SyncSender, TrySendError},
@@ -27,25 +23,22 @@ use audit_proto::{
         deliver_response, ingest_client::IngestClient,
     },
 };
-use hyper_util::rt::TokioIo;
 use tokio::{
-    net::UnixStream,
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint, Uri},
-};
+use tonic::Streaming;
 
 use crate::{
     counters::{self, Counters},
     identity::Identity,
+    server::Server,
     spool::{Next, Spool},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the call to the collector's first answer.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 /// A collector that has not acknowledged anything for so long, with batches sent, is taken for dead.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between looks at a channel that is full.
@@ -54,102 +47,6 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 /// Messages between the session and the connection; the queue is the buffer, this only decouples.
 const REQUESTS: usize = 2;
-
-/// Where the collector listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Server {
-    Unix(PathBuf),
-    Http(String),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServerError {
-    #[error("server: `{0}` is neither unix:///path nor http://host:port")]
-    Form(String),
-    #[error(
-        "server: `{0}`: TLS is not supported yet; use http:// over loopback or a tunnel, or unix:///path"
-    )]
-    Tls(String),
-}
-
-impl FromStr for Server {
-    type Err = ServerError;
-
-    fn from_str(text: &str) -> Result<Self, ServerError> {
-        let malformed = || ServerError::Form(text.to_owned());
-        if let Some(path) = text.strip_prefix("unix://") {
-            let path = PathBuf::from(path);
-            return if path.is_absolute() {
-                Ok(Self::Unix(path))
-            } else {
-                Err(malformed())
-            };
-        }
-        if text.starts_with("https://") {
-            return Err(ServerError::Tls(text.to_owned()));
-        }
-        let uri: Uri = text.parse().map_err(|_| malformed())?;
-        let whole =
-            uri.scheme_str() == Some("http") && uri.host().is_some() && uri.port().is_some();
-        if whole {
-            Ok(Self::Http(text.to_owned()))
-        } else {
-            Err(malformed())
-        }
-    }
-}
-
-impl std::fmt::Display for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Http(uri) => f.write_str(uri),
-        }
-    }
-}
-
-impl Server {
-    fn is_local(&self) -> bool {
-        match self {
-            Self::Unix(_) => true,
-            Self::Http(uri) => {
-                let uri = uri.parse::<Uri>().ok();
-                let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-                let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-                host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
-        let configure = |endpoint: Endpoint| {
-            endpoint
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(10))
-                .keep_alive_while_idle(true)
-                .tcp_nodelay(true)
-        };
-        match self {
-            Self::Http(uri) => {
-                configure(Endpoint::from_shared(uri.clone())?)
-                    .connect()
-                    .await
-            }
-            Self::Unix(path) => {
-                let path = path.clone();
-                let connector = tower::service_fn(move |_: Uri| {
-                    let path = path.clone();
-                    async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-                });
-                // The name is never resolved; HTTP/2 wants an authority.
-                configure(Endpoint::from_static("http://localhost"))
-                    .connect_with_connector(connector)
-                    .await
-            }
-        }
-    }
-}
 
 /// Why a session ended. The reaction is always to wait and try again.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +57,7 @@ enum SessionError {
     Status(Box<tonic::Status>),
     #[error("the collector ended the session")]
     Closed,
-    #[error("the collector's first answer was not Welcome within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("the collector's first answer was not Welcome within {} s", WELCOME_TIMEOUT.as_secs())]
     NoWelcome,
     #[error("no acknowledgement for {} s", ACK_TIMEOUT.as_secs())]
     Silent,
@@ -332,7 +229,7 @@ impl Ship {
                 None => Err(SessionError::Closed),
             }
         };
-        let (answers, welcome) = timeout(CONNECT_TIMEOUT, first)
+        let (answers, welcome) = timeout(WELCOME_TIMEOUT, first)
             .await
             .map_err(|_| SessionError::NoWelcome)??;
         self.welcomed(&welcome).await?;
@@ -528,33 +425,6 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_parse_or_say_what_is_wrong() {
-        let unix: Server = "unix:///run/x.sock".parse().expect("unix");
-        assert_eq!(unix, Server::Unix("/run/x.sock".into()));
-        assert_eq!(unix.to_string(), "unix:///run/x.sock");
-        let http: Server = "http://[::1]:4620".parse().expect("http");
-        assert!(http.is_local() && unix.is_local());
-        let far: Server = "http://collector.example:4620".parse().expect("http");
-        assert!(!far.is_local());
-        for bad in [
-            "",
-            "unix://relative",
-            "http://host",
-            "tcp://h:1",
-            "/run/x.sock",
-        ] {
-            assert!(
-                matches!(bad.parse::<Server>(), Err(ServerError::Form(_))),
-                "{bad}"
-            );
-        }
-        assert!(matches!(
-            "https://h:1".parse::<Server>(),
-            Err(ServerError::Tls(_))
-        ));
-    }
 
     #[test]
     fn waits_grow_to_five_seconds_and_never_above() {

@@ -1,8 +1,8 @@
 //! The options that every subcommand shares, and the list of subcommands.
 
 use crate::{
-    alerts::Alerts, client::Target, color::Choice, doctor::Doctor, export::Export, query::Query,
-    rules::Rules, status::Status, tail::Tail, tree::Tree, up::Up, verify::Verify,
+    alerts::Alerts, client::Target, color::Choice, doctor::Doctor, export::Export, pki::Pki,
+    query::Query, rules::Rules, status::Status, tail::Tail, tree::Tree, up::Up, verify::Verify,
 };
 
 const EXAMPLES: &str = "\
@@ -42,6 +42,7 @@ pub enum Command {
     Rules(Rules),
     Status(Status),
     Doctor(Doctor),
+    Pki(Pki),
 }
 
 #[cfg(test)]

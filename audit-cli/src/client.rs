@@ -10,6 +10,8 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
+use audit_agent::server::Server;
+use audit_pki::{ClientFiles, Credentials, client::ConnectError};
 use audit_proto::{
     MAX_MESSAGE_BYTES,
     v1::{collector_client::CollectorClient, ledger_client::LedgerClient},
@@ -24,6 +26,7 @@ use tonic::{
 pub const SOCKET_NAME: &str = "collector.sock";
 /// What `up` uses, relative to the current directory.
 pub const DEFAULT_DATA: &str = "hostaudit-data";
+const TLS_DIR: &str = "/etc/hostaudit/tls";
 const SYSTEM_SOCKET: &str = "/run/hostaudit/collector.sock";
 /// A local socket answers at once; a collector elsewhere may be a slow link away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,25 +36,58 @@ pub type Client = CollectorClient<Channel>;
 /// The options that say which collector is meant.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Target {
-    /// Collector to ask: unix:///path/to/collector.sock or http://host:port
+    /// Collector to ask: unix:///path/to/collector.sock, https://host:port or http://host:port
     #[arg(long, global = true, value_name = "ADDR")]
     pub server: Option<String>,
     /// Data directory of the collector (its socket is DIR/collector.sock)
     #[arg(long, global = true, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub tls: Tls,
+}
+
+/// Who we are for an https collector, and which authority it has to be of.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Tls {
+    /// Authority of an https collector [default: ca.pem in $HOSTAUDIT_TLS_DIR or /etc/hostaudit/tls]
+    #[arg(long = "tls-ca", global = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Own certificate [default: cert.pem there]
+    #[arg(long = "tls-cert", global = true, value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// Own private key [default: key.pem there]
+    #[arg(long = "tls-key", global = true, value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+/// The directory with credentials, unless single files are named.
+pub fn tls_dir() -> PathBuf {
+    env::var_os("HOSTAUDIT_TLS_DIR").map_or_else(|| PathBuf::from(TLS_DIR), PathBuf::from)
+}
+
+impl Tls {
+    pub fn files(&self) -> ClientFiles {
+        let usual = ClientFiles::within(tls_dir());
+        ClientFiles {
+            ca: self.ca.clone().unwrap_or(usual.ca),
+            certificate: self.certificate.clone().unwrap_or(usual.certificate),
+            key: self.key.clone().unwrap_or(usual.key),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     Socket(PathBuf),
     Http(String),
+    Https { url: String, files: ClientFiles },
 }
 
 impl Target {
     /// In the order in which they are tried.
     pub fn candidates(&self, current: &Path) -> Result<Vec<Address>> {
         if let Some(server) = &self.server {
-            return Ok(vec![address(server)?]);
+            return Ok(vec![self.address(server)?]);
         }
         if let Some(data) = &self.data {
             return Ok(vec![Address::Socket(current.join(data).join(SOCKET_NAME))]);
@@ -85,29 +121,33 @@ impl Target {
              is with --data DIR or --server ADDR."
         )
     }
-}
 
-fn address(server: &str) -> Result<Address> {
-    if let Some(path) = server.strip_prefix("unix:") {
-        let path = path.strip_prefix("//").unwrap_or(path);
-        return Ok(Address::Socket(path.into()));
-    }
-    if server.starts_with("http://") {
-        return Ok(Address::Http(server.to_owned()));
-    }
-    if server.starts_with("https://") {
+    fn address(&self, server: &str) -> Result<Address> {
+        if let Some(path) = server.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return Ok(Address::Socket(path.into()));
+        }
+        if server.starts_with("http://") {
+            return Ok(Address::Http(server.to_owned()));
+        }
+        if server.starts_with("https://") {
+            return Ok(Address::Https {
+                url: server.to_owned(),
+                files: self.tls.files(),
+            });
+        }
         bail!(
-            "--server {server:?}: this version has no TLS; use http:// to a loopback address or a unix socket"
-        );
+            "--server {server:?}: write unix:///path/to/collector.sock, https://host:port or \
+             http://host:port"
+        )
     }
-    bail!("--server {server:?}: write unix:///path/to/collector.sock or http://host:port")
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Address::Socket(path) => write!(f, "{}", path.display()),
-            Address::Http(url) => f.write_str(url),
+            Address::Http(url) | Address::Https { url, .. } => f.write_str(url),
         }
     }
 }
@@ -118,12 +158,19 @@ impl Address {
     }
 
     async fn channel(&self) -> Result<Channel, String> {
+        match self {
+            Address::Https { url, files } => secure(url, Credentials::Files(files.clone())).await,
+            _ => self.plain().await,
+        }
+    }
+
+    async fn plain(&self) -> Result<Channel, String> {
         let url = match self {
             Address::Socket(path) => {
                 probe(path).await?;
                 format!("unix://{}", path.display())
             }
-            Address::Http(url) => url.clone(),
+            Address::Http(url) | Address::Https { url, .. } => url.clone(),
         };
         Endpoint::from_shared(url)
             .map_err(|e| format!("not an address: {e}"))?
@@ -138,6 +185,12 @@ fn client(channel: Channel) -> Client {
     CollectorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Zstd)
+}
+
+/// A connection on which both ends have proved who they are.
+pub async fn secure(url: &str, credentials: Credentials) -> Result<Channel, String> {
+    let server = Server::parse(url, credentials).map_err(|e| e.to_string())?;
+    server.connect().await.map_err(|e| root_cause(&e))
 }
 
 /// Says what is wrong with a socket in words; a channel only says "transport error".
@@ -155,9 +208,12 @@ async fn probe(path: &Path) -> Result<(), String> {
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
-    while let Some(source) = cause.source() {
+    // It says all of its own causes.
+    while !cause.is::<ConnectError>()
+        && let Some(source) = cause.source()
+    {
         cause = source;
     }
     cause.to_string()
@@ -176,6 +232,9 @@ pub fn plain(status: &Status) -> anyhow::Error {
             "this collector does not know the request; is it a hostaudit collector of this version?"
         ),
         Code::Unavailable => anyhow!("the collector went away: {}", status.message()),
+        Code::PermissionDenied | Code::Unauthenticated | Code::AlreadyExists => {
+            anyhow!("the collector refuses: {}", status.message())
+        }
         code => anyhow!("the collector answers {code:?}: {}", status.message()),
     }
 }
@@ -205,6 +264,7 @@ mod tests {
         let target = Target {
             server: server.map(str::to_owned),
             data: data.map(PathBuf::from),
+            ..Target::default()
         };
         target.candidates(Path::new("/home/a"))
     }
@@ -235,10 +295,22 @@ mod tests {
 
     #[test]
     fn an_address_of_another_form_is_refused_by_name() {
-        for bad in ["localhost:4620", "https://a", "/run/x.sock"] {
+        for bad in ["localhost:4620", "ftp://a", "/run/x.sock"] {
             let error = candidates(Some(bad), None).expect_err(bad).to_string();
             assert!(error.contains(bad), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_https_collector_without_credentials_names_the_file_that_is_missing() {
+        let mut target = Target {
+            server: Some("https://127.0.0.1:1".to_owned()),
+            ..Target::default()
+        };
+        target.tls.ca = Some("/nowhere/ca.pem".into());
+        target.tls.certificate = Some("/nowhere/mine.pem".into());
+        let error = target.connect().await.expect_err("none").to_string();
+        assert!(error.contains("/nowhere/mine.pem"), "{error}");
     }
 
     #[test]
@@ -254,6 +326,7 @@ mod tests {
         let target = Target {
             server: None,
             data: Some(dir.path().into()),
+            ..Target::default()
         };
         let error = target
             .connect()

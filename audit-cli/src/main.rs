@@ -15,6 +15,7 @@ mod export;
 mod host;
 mod json;
 mod output;
+mod pki;
 mod probe;
 mod query;
 mod status;
@@ -72,6 +73,7 @@ async fn run(cli: &Cli, terminal: &Terminal) -> Result<ExitCode> {
         Command::Export(args) => export::run(args, target, terminal).await?,
         Command::Rules(args) => return rules::run(args, terminal),
         Command::Status(args) => status::run(args, target, terminal).await?,
+        Command::Pki(args) => pki::run(args, target, terminal).await?,
         Command::Doctor(args) => return doctor::run(args, target, terminal).await,
     }
     Ok(ExitCode::SUCCESS)

@@ -78,7 +78,7 @@ pub fn rfc3339(micros: Micros, remainder_ns: i64) -> String {
 }
 
 /// Whole numbers with a unit, largest first: "1d", "1h30m". None for anything else.
-fn duration(text: &str) -> Option<SignedDuration> {
+pub fn duration(text: &str) -> Option<SignedDuration> {
     const UNITS: [(char, i64); 5] = [
         ('w', 604_800),
         ('d', 86_400),

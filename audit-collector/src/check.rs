@@ -1,6 +1,6 @@
 //! `--dry-run`: would this configuration work here? Nothing is changed.
 
-use std::path::Path;
+use std::{path::Path, time::SystemTime};
 
 use crate::{config::Config, detect::Rules, pipeline::CollectorError};
 
@@ -25,6 +25,7 @@ pub fn check(config: &Config) -> Result<Vec<String>, CollectorError> {
             if value.is_empty() { "none" } else { &value }
         ));
     }
+    lines.push(tls(config)?);
     lines.push(format!("rules: {} loaded", rules.loaded()));
     lines.extend(
         rules
@@ -39,6 +40,22 @@ pub fn check(config: &Config) -> Result<Vec<String>, CollectorError> {
             .map(|reason| format!("  cannot fire: {reason}")),
     );
     Ok(lines)
+}
+
+fn tls(config: &Config) -> Result<String, CollectorError> {
+    let Some(files) = config.listen.tls.files()? else {
+        return Ok("TLS: none".to_owned());
+    };
+    let loaded = files.load()?;
+    if files.joining {
+        audit_pki::Authority::open(&config.listen.tls.authority)?;
+    }
+    Ok(format!(
+        "TLS: the certificate {}, {} are revoked, hosts can{} join",
+        audit_pki::certificate::expiry(loaded.validity.expires_in(SystemTime::now())),
+        loaded.revoked.len(),
+        if files.joining { "" } else { "not" }
+    ))
 }
 
 /// Whether the nearest existing parent can hold it.

@@ -5,6 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use audit_pki::{CA_FILE, ServerFiles, authority::REVOKED};
 use serde::{Deserialize, Serialize};
 
 /// Where the collector looks when `--config` is not given.
@@ -36,6 +37,24 @@ pub struct Listen {
     pub tcp: String,
     /// Serve a TCP address that other hosts can reach, without encryption.
     pub allow_insecure: bool,
+    /// Users of this host that may do everything over the unix socket, beside root and its own.
+    pub unix_admin_uids: Vec<u32>,
+    pub tls: Tls,
+}
+
+/// Of the TCP listener; all empty for none. Files are read again when they change.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Its certificate, then those up to the authority's.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Of whom certificates of clients must be; empty: the authority's.
+    pub clients_ca: PathBuf,
+    /// The revocation list; empty: the authority's, none where there is no authority.
+    pub revoked: PathBuf,
+    /// Directory of an authority with which hosts can join; empty for none.
+    pub authority: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,6 +170,8 @@ impl Default for Listen {
             unix: "/run/hostaudit/collector.sock".into(),
             tcp: "127.0.0.1:4620".to_owned(),
             allow_insecure: false,
+            unix_admin_uids: Vec::new(),
+            tls: Tls::default(),
         }
     }
 }
@@ -245,6 +266,7 @@ impl Config {
         if self.nice > 19 {
             return Err(invalid("nice", format!("{} is not 0 to 19", self.nice)));
         }
+        self.listen.tls.files()?;
         self.tcp_address()?;
         if self.listen.unix.as_os_str().is_empty() && self.listen.tcp.is_empty() {
             return Err(invalid(
@@ -314,17 +336,55 @@ impl Config {
                 ),
             )
         })?;
-        if !address.ip().is_loopback() && !self.listen.allow_insecure {
+        let open = !self.listen.allow_insecure && self.listen.tls.files()?.is_none();
+        if !address.ip().is_loopback() && open {
             return Err(invalid(
                 "listen.tcp",
                 format!(
                     "{address} can be reached from other hosts, and the traffic is neither \
-                     encrypted nor authenticated; listen on a loopback address, or set \
-                     `listen.allow_insecure: true` where the network itself is trusted"
+                     encrypted nor authenticated; set `listen.tls` (docs/identity.md says how), listen \
+                     on a loopback address, or set `listen.allow_insecure: true` where the network \
+                     itself is trusted"
                 ),
             ));
         }
         Ok(Some(address))
+    }
+}
+
+impl Tls {
+    /// What to serve TCP with, `None` where it is to be without TLS.
+    pub fn files(&self) -> Result<Option<ServerFiles>, InvalidConfig> {
+        if *self == Self::default() {
+            return Ok(None);
+        }
+        let given = |path: &PathBuf| !path.as_os_str().is_empty();
+        for (key, path) in [("certificate", &self.certificate), ("key", &self.key)] {
+            if !given(path) {
+                return Err(invalid(
+                    format!("listen.tls.{key}"),
+                    "empty; `hostaudit pki issue --role collector` makes certificate and key",
+                ));
+            }
+        }
+        let joining = given(&self.authority);
+        let of_authority = |path: &PathBuf, name| match given(path) {
+            true => Some(path.clone()),
+            false => joining.then(|| self.authority.join(name)),
+        };
+        let clients_ca = of_authority(&self.clients_ca, CA_FILE).ok_or_else(|| {
+            invalid(
+                "listen.tls.clients_ca",
+                "empty, as is `authority`; name the ca.pem of which clients' certificates are",
+            )
+        })?;
+        Ok(Some(ServerFiles {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            clients_ca,
+            revoked: of_authority(&self.revoked, REVOKED),
+            joining,
+        }))
     }
 }
 
@@ -378,12 +438,42 @@ mod tests {
         // Each key is there, so that each is explained.
         let text = std::fs::read_to_string(path).expect("text");
         let keys = serde_json::to_value(&config).expect("json");
-        for (section, keys) in keys.as_object().expect("sections") {
-            let keys = keys.as_object().into_iter().flatten().map(|(key, _)| key);
-            for key in keys.chain([section]) {
-                assert!(text.contains(&format!("{key}:")), "{key} is explained");
-            }
+        for key in names(&keys) {
+            assert!(text.contains(&format!("{key}:")), "{key} is explained");
         }
+    }
+
+    /// All keys, those below others too.
+    fn names(value: &serde_json::Value) -> Vec<String> {
+        let keys = value.as_object().into_iter().flatten();
+        keys.flat_map(|(key, below)| [vec![key.clone()], names(below)].concat())
+            .collect()
+    }
+
+    #[test]
+    fn tls_is_whole_or_the_missing_key_is_named() {
+        let tls = |text: &[&str]| {
+            let text: Vec<String> = text.iter().map(|t| format!("listen.tls.{t}")).collect();
+            let config: Config = audit_config::load(None, None, &text).expect("loads");
+            config.listen.tls.files()
+        };
+        assert_eq!(tls(&[]).expect("none"), None);
+        for (text, key) in [
+            (&["key=/k"][..], "listen.tls.certificate"),
+            (&["certificate=/c"], "listen.tls.key"),
+            (&["authority=/a"], "listen.tls.certificate"),
+            (&["certificate=/c", "key=/k"], "listen.tls.clients_ca"),
+        ] {
+            assert_eq!(tls(text).expect_err("partial").key, key);
+        }
+        let files = tls(&["certificate=/c", "key=/k", "authority=/a"]);
+        let files = files.expect("whole").expect("there");
+        assert_eq!(files.clients_ca, Path::new("/a/ca.pem"));
+        assert_eq!(files.revoked.as_deref(), Some(Path::new("/a/revoked.crl")));
+        assert!(files.joining);
+        let files = tls(&["certificate=/c", "key=/k", "clients_ca=/x"]);
+        let files = files.expect("whole").expect("there");
+        assert!(files.revoked.is_none() && !files.joining);
     }
 
     #[test]
@@ -396,6 +486,11 @@ mod tests {
             "{error}"
         );
         with_tcp("0.0.0.0:4620", true).validate().expect("allowed");
+        let mut secure = with_tcp("0.0.0.0:4620", false);
+        secure.listen.tls.certificate = "/c".into();
+        secure.listen.tls.key = "/k".into();
+        secure.listen.tls.clients_ca = "/a".into();
+        secure.validate().expect("TLS needs no consent");
         with_tcp("[::1]:0", false).validate().expect("loopback");
         assert!(with_tcp("localhost", false).validate().is_err());
     }

@@ -27,6 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
+    access::Caller,
     config,
     store::{Prepared, Store, prepare_batch},
     writer::Submission,
@@ -153,12 +154,13 @@ impl Ingest for IngestService {
         let Some(writer) = self.writer.upgrade() else {
             return Err(Status::unavailable("the collector is stopping"));
         };
+        let caller = Caller::of(&request)?;
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let service = self.clone();
         tokio::spawn(async move {
             let _slot = slot;
             if let Err(status) = service
-                .session(request.into_inner(), writer, &answers)
+                .session(&caller, request.into_inner(), writer, &answers)
                 .await
             {
                 let _ = answers.send(Err(status)).await;
@@ -190,11 +192,13 @@ impl Position {
 impl IngestService {
     async fn session(
         &self,
+        caller: &Caller,
         mut inbound: Streaming<DeliverRequest>,
         writer: mpsc::Sender<Submission>,
         answers: &Answers,
     ) -> Result<(), Status> {
         let hello = read_hello(&mut inbound).await?;
+        caller.authorize_stream(&hello)?;
         let registered = self.sessions.enter(&hello).await;
         let past = self.store.stream(&hello.agent_id).map(|state| state.past);
         let mut at = Position {

@@ -2,15 +2,18 @@
 //!
 //! Life of a batch: `ingest` (history) -> `store::prepare_batch` (root, columns) -> `writer` (WAL,
 //! fsync) -> acknowledged and visible -> `detect` -> `alerts` -> `sinks`; `store::compact` moves
-//! rows to Parquet. Readers: `query`, `tail`, `export`, `service`. `pipeline` wires them.
+//! rows to Parquet. Readers: `query`, `tail`, `export`, `service`. Before all of them: `transport` (who
+//! is at the other end) and `access` (who may call what). `pipeline` wires them.
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod alerts;
 mod check;
 pub mod config;
 mod detect;
 mod export;
+mod identity;
 mod ingest;
 mod pipeline;
 mod problems;
@@ -22,6 +25,7 @@ mod status;
 mod store;
 mod streams;
 mod tail;
+mod transport;
 mod writer;
 
 pub use check::check;

@@ -23,16 +23,18 @@ use tokio::{
 
 use crate::{
     alerts::{AlertLog, AlertsError},
-    config::{Config, InvalidConfig},
+    config::{self, Config, InvalidConfig},
     detect::{DetectError, Detector, Rules},
+    identity::IdentityService,
     ingest::{Counters, IngestService, Sessions, raised},
     problems::Problems,
     query::Engine,
-    server::{self, ListenError, Listeners, ReflectionError},
+    server::{self, ListenError, Listeners, ReflectionError, Services},
     service::CollectorService,
     sinks,
     status::StatusSource,
     store::{Compactor, OpenError, Store},
+    transport::{Tls, Trusted},
     writer,
 };
 
@@ -45,6 +47,10 @@ pub enum CollectorError {
     Config(#[from] InvalidConfig),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error("configuration key `listen.tls`: {0}")]
+    Tls(#[from] audit_pki::server::TlsError),
+    #[error("configuration key `listen.tls.authority`: {0}")]
+    Authority(#[from] audit_pki::AuthorityError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -94,14 +100,56 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> Result<Runnin
         tcp: listeners.tcp.as_ref().map(|(_, address)| *address),
     };
     let problems = Arc::new(Problems::default());
+    let transport = Transport::open(&config.listen, &problems)?;
     let opened = {
         let (config, problems) = (config.clone(), problems.clone());
         tokio::task::spawn_blocking(move || open(&config, &problems)).await
     };
     let opened = opened.map_err(std::io::Error::other)??;
-    let running = wire(config, stop, listeners, addresses, problems, opened).await?;
+    let running = wire(
+        config, stop, listeners, transport, addresses, problems, opened,
+    )
+    .await?;
     tracing::info!(unix = ?running.addresses.unix, tcp = ?running.addresses.tcp, "collector listens");
     Ok(running)
+}
+
+/// What stands between the listeners and the services.
+struct Transport {
+    tls: Option<Arc<Tls>>,
+    identity: Option<IdentityService>,
+    trusted: Trusted,
+}
+
+impl Transport {
+    fn open(listen: &config::Listen, problems: &Arc<Problems>) -> Result<Self, CollectorError> {
+        let files = listen.tls.files()?;
+        let joining = files.as_ref().is_some_and(|files| files.joining);
+        let tls = match files {
+            Some(files) => Some(Arc::new(Tls::load(files, problems.clone())?)),
+            None => None,
+        };
+        let authority = &listen.tls.authority;
+        if joining {
+            // A broken one is told now, and not by the first host that wants to join.
+            audit_pki::Authority::open(authority)?;
+        }
+        Ok(Self {
+            tls,
+            identity: joining.then(|| IdentityService::new(authority.clone())),
+            trusted: Trusted::new(&listen.unix_admin_uids),
+        })
+    }
+
+    fn services(self, ingest: IngestService, collector: CollectorService) -> Services {
+        Services {
+            ingest,
+            collector,
+            identity: self.identity,
+            tls: self.tls,
+            trusted: self.trusted,
+        }
+    }
 }
 
 struct Opened {
@@ -148,6 +196,7 @@ async fn wire(
     config: Config,
     stop: watch::Receiver<bool>,
     listeners: Listeners,
+    transport: Transport,
     addresses: Addresses,
     problems: Arc<Problems>,
     Opened {
@@ -209,7 +258,8 @@ async fn wire(
         readers: Arc::new(Semaphore::new(config.query.max_tails)),
         stop: stop.clone(),
     };
-    let servers = server::start(listeners, ingest, collector, &stop).await?;
+    let services = transport.services(ingest, collector);
+    let servers = server::start(listeners, services, &stop).await?;
     Ok(Running {
         addresses,
         stop,

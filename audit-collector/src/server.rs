@@ -5,13 +5,17 @@ use std::{
     net::SocketAddr,
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use audit_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
     v1::{
-        collector_server::CollectorServer, ingest_server::IngestServer, ledger_server::LedgerServer,
+        collector_server::{self, CollectorServer},
+        identity_server::{self, IdentityServer},
+        ingest_server::{self, IngestServer},
+        ledger_server::{self, LedgerServer},
     },
 };
 use tokio::{
@@ -19,10 +23,18 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
+use tonic_health::pb::health_server;
+use tonic_reflection::pb::v1::server_reflection_server;
 
-use crate::{export::LedgerService, ingest::IngestService, service::CollectorService};
+use crate::{
+    access::Authorize,
+    export::LedgerService,
+    identity::IdentityService,
+    ingest::{IngestService, raised},
+    service::CollectorService,
+    transport::{self, Incoming, Tls, Trusted},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -106,10 +118,20 @@ fn listen_unix(path: &Path) -> Result<UnixListener, ListenError> {
 #[error("gRPC reflection: {0}")]
 pub struct ReflectionError(#[from] tonic_reflection::server::Error);
 
+/// What is served, and to whom.
+pub struct Services {
+    pub ingest: IngestService,
+    pub collector: CollectorService,
+    pub identity: Option<IdentityService>,
+    pub tls: Option<Arc<Tls>>,
+    pub trusted: Trusted,
+}
+
 /// All services; the same for every listener.
 async fn routes(
     ingest: IngestService,
     collector: CollectorService,
+    identity: Option<IdentityService>,
 ) -> Result<Routes, ReflectionError> {
     let ingest = IngestServer::new(ingest)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -129,10 +151,22 @@ async fn routes(
         .set_serving::<CollectorServer<CollectorService>>()
         .await;
     reporter.set_serving::<LedgerServer<LedgerService>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
+    let mut reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    // What is served, of all that the contract has.
+    let joining = identity.as_ref().map(|_| identity_server::SERVICE_NAME);
+    let names = [
+        ingest_server::SERVICE_NAME,
+        collector_server::SERVICE_NAME,
+        ledger_server::SERVICE_NAME,
+        health_server::SERVICE_NAME,
+        server_reflection_server::SERVICE_NAME,
+    ];
+    for name in names.into_iter().chain(joining) {
+        reflection = reflection.with_service_name(name);
+    }
+    let reflection = reflection.build_v1()?;
     let mut routes = Routes::builder();
     routes
         .add_service(ingest)
@@ -140,6 +174,9 @@ async fn routes(
         .add_service(ledger)
         .add_service(health)
         .add_service(reflection);
+    if let Some(identity) = identity {
+        routes.add_service(IdentityServer::new(identity));
+    }
     Ok(routes.routes())
 }
 
@@ -159,24 +196,36 @@ fn server() -> Server {
 /// One server per listener, until `stop` and then until open requests have ended.
 pub async fn start(
     listeners: Listeners,
-    ingest: IngestService,
-    collector: CollectorService,
+    services: Services,
     stop: &watch::Receiver<bool>,
 ) -> Result<JoinSet<Result<(), tonic::transport::Error>>, ReflectionError> {
-    let routes = routes(ingest, collector).await?;
+    let Services {
+        ingest,
+        collector,
+        identity,
+        tls,
+        trusted,
+    } = services;
+    let routes = routes(ingest, collector, identity).await?;
     let mut tasks = JoinSet::new();
-    let stopped = |mut stop: watch::Receiver<bool>| async move {
-        let _ = stop.wait_for(|stop| *stop).await;
+    let mut serve = |incoming: Incoming| {
+        let server = server().layer(Authorize).add_routes(routes.clone());
+        let mut stop = stop.clone();
+        let stopped = async move { raised(&mut stop).await };
+        tasks.spawn(server.serve_with_incoming_shutdown(incoming, stopped));
     };
     if let Some((listener, _)) = listeners.tcp {
-        let serving = server().add_routes(routes.clone());
-        let stop = stopped(stop.clone());
-        tasks.spawn(serving.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
+        serve(transport::tcp(listener, tls.clone()));
     }
     if let Some((listener, _)) = listeners.unix {
-        let serving = server().add_routes(routes.clone());
-        let stop = stopped(stop.clone());
-        tasks.spawn(serving.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
+        serve(transport::unix(listener, trusted));
+    }
+    if let Some(tls) = tls {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            tls.watch(stop).await;
+            Ok(())
+        });
     }
     Ok(tasks)
 }

@@ -1,5 +1,6 @@
-//! The collector from outside: real gRPC over unix sockets, real files, real kills.
+//! The collector from outside: real gRPC over unix sockets and TLS, real files, real kills.
 
+mod access;
 mod alerts;
 mod crash;
 mod damage;
@@ -7,6 +8,7 @@ mod delivery;
 mod full_disk;
 mod ledger;
 mod network;
+mod pki;
 mod query;
 mod support;
 mod tail;

@@ -62,7 +62,7 @@ fn what_is_taken_is_refused_by_naming_who_has_it() {
 }
 
 /// What a build of the agent reads, without what was built.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "Cargo.toml",
     "Cargo.lock",
     "audit-common",
@@ -72,6 +72,7 @@ const SOURCES: [&str; 16] = [
     "audit-wal",
     "audit-ledger",
     "audit-detect",
+    "audit-pki",
     "audit-agent",
     "audit-collector",
     "audit-cli",
