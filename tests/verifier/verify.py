@@ -18,8 +18,6 @@ import enum
 import json
 import re
 import sys
-from array import array
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +26,9 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from sealed_batch import (
-    Batch, Header, Malformed, Seal, agent_id_of, check_events, decode, merkle_tree, next_seed, public_key_of,
-)
+from numbered import Hashes, Ranges
+from sealed_batch import Batch, Header, Malformed, Seal, agent_id_of, check_events, decode
+from sealed_batch import merkle_tree, next_seed, public_key_of
 
 MAX_BATCH_BYTES = 16 << 20
 
@@ -46,58 +44,6 @@ CLASS_NAMES = {1: "process", 2: "network", 3: "file", 4: "flow", 5: "agent"}
 
 class Unusable(Exception):
     """A folder or file that is not what the command line says it is."""
-
-
-# ---------------------------------------------------------------- small containers
-
-
-class Hashes:
-    """The header hash of each number: 40 bytes for each, also where there are millions."""
-
-    WIDTH = 32
-
-    def __init__(self) -> None:
-        self._numbers = array("q")
-        self._hashes = bytearray()
-
-    def add(self, number: int, digest: bytes) -> None:
-        at = bisect_left(self._numbers, number)
-        self._numbers.insert(at, number)
-        self._hashes[at * self.WIDTH : at * self.WIDTH] = digest
-
-    def get(self, number: int) -> bytes | None:
-        at = bisect_left(self._numbers, number)
-        if self._numbers[at : at + 1] != array("q", [number]):
-            return None
-        return bytes(self._hashes[at * self.WIDTH : (at + 1) * self.WIDTH])
-
-
-class Ranges:
-    """A set of numbers as disjoint ranges, in order, both ends included."""
-
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
-
-    def add(self, first: int, last: int) -> None:
-        begin = bisect_left(self._ranges, first - 1, key=lambda known: known[1])
-        end = bisect_right(self._ranges, last + 1, key=lambda known: known[0])
-        touched = [(first, last), *self._ranges[begin:end]]
-        self._ranges[begin:end] = [(min(touched)[0], max(last for _, last in touched))]
-
-    def rest_of(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """What of a range is not in the set."""
-        begin = bisect_left(self._ranges, first, key=lambda known: known[1])
-        for known_first, known_last in islice(self._ranges, begin, None):
-            if known_first > last:
-                break
-            if first < known_first:
-                yield first, known_first - 1
-            first = known_last + 1
-        if first <= last:
-            yield first, last
-
-    def has_all(self, first: int, last: int) -> bool:
-        return next(self.rest_of(first, last), None) is None
 
 
 # ---------------------------------------------------------------- what one history tells
@@ -268,10 +214,10 @@ class History:
     def add_fork(self, batch: Batch) -> None:
         """Takes a batch that was refused; only after all others, for anybody may send such things."""
         header = batch.header
-        is_signed_here = self._keys.known.get(header.epoch) == header.public_key
-        if is_signed_here and batch.seal.is_by(header.public_key):
-            if self._hashes.get(header.batch) != batch.seal.digest:
-                self._find(Tampering.FORKED, header.batch, "another one was refused")
+        is_of_its_epoch = self._keys.known.get(header.epoch) == header.public_key
+        is_stored = self._hashes.get(header.batch) == batch.seal.digest
+        if is_of_its_epoch and not is_stored and batch.seal.is_by(header.public_key):
+            self._find(Tampering.FORKED, header.batch, "another one was refused")
 
     def _enter(self, batch: Batch) -> None:
         """Gives a sound batch its place in the chain."""
@@ -306,7 +252,7 @@ class History:
         number = batch.header.batch
         finding = self._find(unsound.tampering, number, str(unsound))
         self._passed.add(number, number)
-        if unsound.tampering is Tampering.HEADER_CHANGED and len(self._bad_signatures) < MAX_FINDINGS:
+        if not batch.seal.is_by(batch.header.public_key) and len(self._bad_signatures) < MAX_FINDINGS:
             self._bad_signatures.append((finding, batch.seal))
 
     def _find(self, tampering: Tampering, batch: int, detail: str) -> Finding:
@@ -478,7 +424,8 @@ class Ledger:
         return [finding for history in self._histories.values() for finding in history.findings]
 
     def _reasons(self) -> list[str]:
-        return [f"{history.agent_id}: {reason}" for history in self._histories.values() for reason in history.reasons()]
+        histories = self._histories.values()
+        return [f"{history.agent_id}: {reason}" for history in histories for reason in history.reasons()]
 
     def verdict(self) -> Verdict:
         if self.unreadable or self.findings():
@@ -602,9 +549,10 @@ def compare_history(vector: dict[str, Any]) -> Iterator[Compared]:
 
 
 def verify_vectors(path: Path) -> int:
-    vectors = zip((compare_root, compare_keys, compare_history), read_json(path, roots=list, keys=list, histories=list))
+    parts = read_json(path, roots=list, keys=list, histories=list)
+    compares = (compare_root, compare_keys, compare_history)
     try:
-        values = [value for compare, part in vectors for vector in part for value in compare(vector)]
+        values = [v for compare, part in zip(compares, parts) for vector in part for v in compare(vector)]
     except (KeyError, TypeError, ValueError) as error:
         raise Unusable(f"{path}: not as docs/ledger.md describes vectors: {error!r}") from None
     different = [value for value in values if value[1] != value[2]]
