@@ -37,9 +37,7 @@ pub use fresh::Chunk;
 pub use manifest::{Manifest, TableFile, replace_file};
 pub use reading::Reading;
 pub use record::{Prepared, Refused, decode_events, prepare, report_recovery};
-pub use rows::{
-    NotAnEvent, POSITION, POSITION_INDEX, RAW_INDEX, RowsBuilder, events, table_schema,
-};
+pub use rows::{NotAnEvent, POSITION, RAW_INDEX, RowsBuilder, events, table_schema};
 pub use table::{EventsTable, fresh_columns};
 
 use fresh::Fresh;
