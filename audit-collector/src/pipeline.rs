@@ -180,6 +180,14 @@ async fn wire(
         store.clone(),
         alerts.clone(),
     )?);
+    let files = &config.sinks.events_files;
+    threads.extend(sinks::events::start(
+        files,
+        &engine,
+        &store,
+        &problems,
+        &threads_stop,
+    )?);
     let (sessions, counters) = (Arc::new(Sessions::default()), Arc::new(Counters::default()));
     let status = StatusSource {
         store: store.clone(),

@@ -4,6 +4,7 @@
 //! lags, retries and resumes alone, and needs no queue. At least once: a crash between delivery and
 //! the cursor repeats the last alert. A new sink starts at the present.
 
+pub mod events;
 mod file;
 mod stdout;
 mod webhook;

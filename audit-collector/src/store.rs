@@ -34,7 +34,7 @@ use crate::{
 };
 pub use compact::Compactor;
 pub use fresh::Chunk;
-pub use manifest::{Manifest, TableFile, replace_file};
+pub use manifest::{Manifest, TableFile, replace_file, sync_parent};
 pub use reading::Reading;
 pub use record::{Prepared, Refused, decode_events, prepare, report_recovery};
 pub use rows::{NotAnEvent, POSITION, RAW_INDEX, RowsBuilder, events, table_schema};
