@@ -88,7 +88,7 @@ fn unknown_column(name: &str) -> String {
 
 /// The columns of a mask, in order; `None` where nothing is left out.
 pub fn mask(fields: &[String]) -> Result<Option<Vec<usize>>, InvalidFilter> {
-    const ALWAYS: [&str; 4] = ["id", "time", "time_remainder_ns", "kind"];
+    const ALWAYS: [&str; 5] = ["id", "kind", "time", "time_remainder_ns", "boot_time_ns"];
     if fields.is_empty() {
         return Ok(None);
     }

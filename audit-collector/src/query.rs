@@ -133,6 +133,10 @@ impl Engine {
         &self.threads
     }
 
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// A session over this moment's rows.
     pub fn session(&self, raw: bool) -> SqlResult<Session> {
         let config = SessionConfig::new()

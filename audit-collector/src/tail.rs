@@ -24,6 +24,7 @@ use audit_proto::{
 use datafusion::{
     common::DataFusionError,
     logical_expr::{col, lit},
+    prelude::DataFrame,
 };
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
@@ -266,7 +267,7 @@ impl Tail {
         }
     }
 
-    /// At most [`WINDOW_ROWS`] events of a window; where it has more, the next one begins there.
+    /// Of a window that was widened at most [`WINDOW_ROWS`] events; the next begins behind them.
     async fn read_window(
         &mut self,
         session: &Session,
@@ -279,7 +280,36 @@ impl Tail {
             from.and(col(POSITION).lt_eq(lit(through)))
         };
         let events = session.table("events").await?;
-        let mut passed = events.clone().filter(within(through))?;
+        let batches = self.passed(events.clone().filter(within(through))?).await?;
+        let rows: i64 = batches.iter().map(|b| b.num_rows() as i64).sum();
+        let cut = self.window_rows > WINDOW_ROWS && rows >= WINDOW_ROWS;
+        let reached = match batches.iter().rfind(|b| b.num_rows() > 0) {
+            Some(last) if cut => positions(last)?[last.num_rows() - 1],
+            _ => through,
+        };
+        let examined = match self.filter {
+            Some(_) => events.filter(within(reached))?.count().await? as i64,
+            None => rows,
+        };
+        if cut {
+            self.window_rows = WINDOW_ROWS;
+        } else if self.filter.is_some() && rows < WINDOW_ROWS / 8 {
+            self.window_rows = (self.window_rows * 2).min(WIDEST_WINDOW_ROWS);
+        }
+        let mut placed = Vec::with_capacity(rows as usize);
+        for batch in &batches {
+            let events = self.file_events(batch)?;
+            placed.extend(events.into_iter().zip(positions(batch)?.iter().copied()));
+        }
+        drop(batches);
+        self.send(placed, examined).await?;
+        self.cursor = self.cursor.max(reached);
+        Ok(())
+    }
+
+    /// Of `events`, what passes, in order, with the columns that are sent.
+    async fn passed(&self, events: DataFrame) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let mut passed = events;
         if let Some(filter) = &self.filter {
             passed = passed.filter(filter.expr.clone())?;
         }
@@ -287,38 +317,11 @@ impl Tail {
             let names = mask.iter().map(|at| COLUMNS[*at].name);
             passed = passed.select_columns(&names.chain([POSITION]).collect::<Vec<_>>())?;
         }
-        let batches = passed
-            .sort(vec![col(POSITION).sort(true, false)])?
-            .limit(0, Some(WINDOW_ROWS as usize))?
-            .collect()
-            .await?;
-        let rows: i64 = batches.iter().map(|b| b.num_rows() as i64).sum();
-        let full = rows >= WINDOW_ROWS;
-        let reached = match (full, batches.iter().rfind(|b| b.num_rows() > 0)) {
-            (true, Some(last)) => positions(last)?[last.num_rows() - 1],
-            _ => through,
-        };
-        let examined = match self.filter {
-            Some(_) => events.filter(within(reached))?.count().await? as i64,
-            None => rows,
-        };
-        self.window_rows = match () {
-            () if full => WINDOW_ROWS,
-            () if self.filter.is_some() && rows < WINDOW_ROWS / 8 => {
-                (self.window_rows * 2).min(WIDEST_WINDOW_ROWS)
-            }
-            () => self.window_rows,
-        };
-        self.seen += examined;
-        for batch in &batches {
-            let events = self.file_events(batch)?;
-            let positions = positions(batch)?;
-            let placed: Vec<(Event, i64)> =
-                events.into_iter().zip(positions.iter().copied()).collect();
-            self.send(placed).await?;
+        passed = passed.sort(vec![col(POSITION).sort(true, false)])?;
+        if self.window_rows > WINDOW_ROWS {
+            passed = passed.limit(0, Some(WINDOW_ROWS as usize))?;
         }
-        self.cursor = self.cursor.max(reached);
-        Ok(())
+        passed.collect().await
     }
 
     async fn read_chunk(&mut self, chunk: &Chunk, stop: i64) -> Result<(), End> {
@@ -330,21 +333,29 @@ impl Tail {
             None => (first..chunk.rows).collect(),
         };
         rows.retain(|row| *row < beyond);
-        self.seen += (beyond - first) as i64;
         let columns = match &self.mask {
             Some(mask) => &masked(&chunk.columns, mask),
             None => &chunk.columns,
         };
+        let mut examined = beyond.saturating_sub(first) as i64;
         for page in rows.chunks(PAGE_EVENTS) {
             let events = store::events(columns, page)?;
-            let placed = page.iter().map(|row| positions[*row]);
-            self.send(events.into_iter().zip(placed).collect()).await?;
+            let placed = events
+                .into_iter()
+                .zip(page.iter().map(|row| positions[*row]));
+            let last = page.last() == rows.last();
+            let of_page = if last { examined } else { page.len() as i64 };
+            examined -= of_page;
+            self.send(placed.collect(), of_page).await?;
         }
+        self.seen += examined;
         self.cursor = self.cursor.max(end_position(chunk.last_index()).min(stop));
         Ok(())
     }
 
-    async fn send(&mut self, events: Vec<(Event, i64)>) -> Result<(), End> {
+    /// Sends what passed of so many events that were examined.
+    async fn send(&mut self, events: Vec<(Event, i64)>, examined: i64) -> Result<(), End> {
+        let all = self.seen + examined;
         let mut page = Vec::new();
         let mut bytes = 0;
         for (event, position) in events {
@@ -356,10 +367,12 @@ impl Tail {
             });
             self.cursor = self.cursor.max(position);
             if page.len() >= PAGE_EVENTS || bytes >= PAGE_BYTES {
+                self.seen += page.len() as i64;
                 self.respond(std::mem::take(&mut page), 0, None).await?;
                 bytes = 0;
             }
         }
+        self.seen = all;
         match page.is_empty() {
             true => Ok(()),
             false => self.respond(page, 0, None).await,

@@ -7,18 +7,6 @@
 
 use crate::v1::{Condition, EventFilter};
 
-/// For help texts; each line is an example and what it means.
-pub const GRAMMAR: &str = "\
-  kind=exec|fork                 one of these values
-  process_exe^=/usr/bin/         begins with
-  file_path$=.so                 ends with
-  process_argv*=--privileged     has in it; of a list, any item
-  process_argv~=^-{1\\,2}rm$      a regular expression (RE2), found anywhere
-  socket_peer_address<<=10.0.0.0/8   an address in a network
-  socket_peer_port>=1024         bounds of a number, <= too
-  container_id  or  !container_id    the event has it, or does not
-  kind=connect,process_uid=0     both; give the option twice for either";
-
 /// Longest first where one begins with another.
 const TESTS: [(&str, Test); 8] = [
     ("<<=", Test::Networks),

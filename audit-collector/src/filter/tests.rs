@@ -72,6 +72,7 @@ fn a_mask_is_columns_and_objects_and_keeps_what_identifies() {
             "id",
             "time",
             "time_remainder_ns",
+            "boot_time_ns",
             "kind",
             "process_exe",
             "socket_peer_address",

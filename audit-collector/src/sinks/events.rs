@@ -26,7 +26,6 @@ use crate::{
     json::{self, Beside},
     problems::Problems,
     query::Engine,
-    store::Store,
     tail,
 };
 use line_file::{Line, LineFile};
@@ -46,7 +45,6 @@ struct Exporter {
     /// Of events whose table files are gone, since the start.
     missing_events: i64,
     engine: Arc<Engine>,
-    store: Arc<Store>,
     problems: Arc<Problems>,
     stop: Arc<AtomicBool>,
 }
@@ -62,14 +60,14 @@ enum Interrupted {
 
 /// Starts the configured files.
 pub fn start(
-    files: &[config::EventsFile],
+    config: &config::Sinks,
     engine: &Arc<Engine>,
-    store: &Arc<Store>,
     problems: &Arc<Problems>,
     stop: &Arc<AtomicBool>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::new();
-    for config in files {
+    let store = engine.store();
+    for config in &config.events_files {
         let state_path = state_path(store.dir(), &config.name);
         let (allow, deny) = config.filters().map_err(std::io::Error::other)?;
         let mut exporter = Exporter {
@@ -80,7 +78,6 @@ pub fn start(
             file: LineFile::new(config, state_path, *store.present().borrow()),
             missing_events: 0,
             engine: engine.clone(),
-            store: store.clone(),
             problems: problems.clone(),
             stop: stop.clone(),
         };
@@ -102,7 +99,7 @@ impl Exporter {
         loop {
             match self.export() {
                 Interrupted::Stop => break,
-                interrupted => self.problem(interrupted.to_string()),
+                interrupted @ Interrupted::Tail(_) => self.problem(interrupted.to_string()),
             }
             if self.pause().is_err() {
                 break;
@@ -127,7 +124,8 @@ impl Exporter {
         // The walk ends when its responses are dropped.
         let (_running, stop) = watch::channel(false);
         let threads = self.engine.threads().clone();
-        let walk = tail::start(request, self.engine.clone(), self.store.clone(), stop);
+        let store = self.engine.store().clone();
+        let walk = tail::start(request, self.engine.clone(), store, stop);
         let mut responses = match threads.block_on(walk) {
             Ok(responses) => responses,
             Err(status) => return Interrupted::Tail(status.message().to_owned()),

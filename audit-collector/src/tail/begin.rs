@@ -1,5 +1,6 @@
 //! Where does a walk begin? At a cursor, a time, so many events before the present, or the present.
 
+use arrow::array::RecordBatch;
 use audit_proto::v1::TailRequest;
 use datafusion::{
     common::DataFusionError,
@@ -125,7 +126,7 @@ async fn last_of(
             .limit(0, Some(last as usize))?
             .collect()
             .await?;
-        let rows: usize = found.iter().map(|batch| batch.num_rows()).sum();
+        let rows: usize = found.iter().map(RecordBatch::num_rows).sum();
         let first = found.iter().rfind(|batch| batch.num_rows() > 0);
         if let Some(batch) = first
             && rows as i64 == last

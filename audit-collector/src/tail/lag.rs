@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use audit_proto::v1::Lagged;
 use tonic::Status;
 
-/// Where the reader does not say: some hundredths of a second of a busy host.
+/// Where the reader does not say: less than a second of a busy host.
 const DEFAULT_EVENTS: i64 = 10_000;
 
 #[derive(Debug)]

@@ -172,6 +172,7 @@ async fn filters_and_fields_hold_and_an_orderly_stop_repeats_nothing() {
     assert_eq!(
         keys,
         [
+            "boot_time_ns",
             "cursor",
             "id",
             "kind",

@@ -137,6 +137,7 @@ async fn check_fields(collector: &Collector, samples: &[Event]) {
         let expected = Event {
             id: sample.id.clone(),
             time: sample.time,
+            boot_time_ns: sample.boot_time_ns,
             kind: sample.kind,
             sequence: sample.sequence,
             process: sample.process.as_ref().map(|p| audit_proto::v1::Process {

@@ -176,8 +176,8 @@ impl LineFile {
             bytes: opened.bytes,
             began: opened.began,
         };
-        self.synced = Instant::now();
         if state == self.saved {
+            self.synced = Instant::now();
             return Ok(());
         }
         opened.file.sync_data().map_err(failed(&self.path))?;
@@ -185,6 +185,7 @@ impl LineFile {
         text.and_then(|text| replace_file(&self.state_path, &text))
             .map_err(failed(&self.state_path))?;
         self.saved = state;
+        self.synced = Instant::now();
         Ok(())
     }
 
