@@ -67,7 +67,7 @@ async fn run(cli: &Cli, terminal: &Terminal) -> Result<ExitCode> {
         Command::Tree(args) => tree::run(args, target, terminal).await?,
         Command::Alerts(args) => alerts::run(args, target, terminal).await?,
         Command::Rules(args) => return rules::run(args, terminal),
-        Command::Status(args) => status::run(args, target, terminal).await?,
+        Command::Status(args) => return status::run(args, target, terminal).await,
         Command::Doctor(args) => return doctor::run(args, target, terminal).await,
     }
     Ok(ExitCode::SUCCESS)
