@@ -1,40 +1,12 @@
-//! An event as one JSON object on one line: the flat columns that are set, under their names.
+//! Events and alerts as one JSON object on one line. Events are as [`audit_collector::json`] has
+//! them, so that what is tailed and what is exported are one form.
 
-use audit_proto::{
-    columns::{self, COLUMNS, ColumnType, Value},
-    v1::{Alert, Ancestor, Event, Rule},
-};
+use audit_collector::json::{self, Beside, push, rfc3339};
+use audit_proto::v1::{Alert, Ancestor, Event, Rule};
 use serde_json::json;
 
-use crate::when;
-
-/// `time` carries the nanoseconds, so the remainder column is left out. `cursor` resumes after it.
-pub fn event(event: &Event, cursor: &str) -> String {
-    let mut out = String::with_capacity(1024);
-    out.push('{');
-    for (at, column) in COLUMNS.iter().enumerate() {
-        if column.name == "time_remainder_ns" {
-            continue;
-        }
-        let Some(value) = columns::get(event, at) else {
-            continue;
-        };
-        let value = match (column.ty, value) {
-            (ColumnType::Time, Value::Int(micros)) => {
-                json!(when::rfc3339(micros, event.time_remainder_ns.into()))
-            }
-            (_, Value::Int(v)) => json!(v),
-            (_, Value::Bool(v)) => json!(v),
-            (_, Value::Text(v)) => json!(v),
-            (_, Value::TextList(v)) => json!(v),
-        };
-        push(&mut out, column.name, &value);
-    }
-    if !cursor.is_empty() {
-        push(&mut out, "cursor", &json!(cursor));
-    }
-    out.push('}');
-    out
+pub fn event(event: &Event, cursor: &str, masked: bool) -> String {
+    json::event(event, Beside { cursor, masked })
 }
 
 /// An alert: its own fields, the rule's, and the whole event under `event`.
@@ -42,13 +14,13 @@ pub fn alert(alert: &Alert) -> String {
     let rule = alert.rule.as_ref();
     let mut out = String::from("{");
     push(&mut out, "number", &json!(alert.number));
-    push(&mut out, "time", &json!(when::rfc3339(alert.time, 0)));
+    push(&mut out, "time", &json!(rfc3339(alert.time, 0)));
     push(&mut out, "rule", &rule.map_or(json!(null), rule_object));
     let ancestry: Vec<_> = alert.ancestry.iter().map(ancestor).collect();
     push(&mut out, "ancestry", &json!(ancestry));
     if let Some(e) = &alert.event {
         out.push_str(",\"event\":");
-        out.push_str(&event(e, &alert.cursor));
+        out.push_str(&event(e, &alert.cursor, false));
     }
     out.push('}');
     out
@@ -67,46 +39,9 @@ fn ancestor(process: &Ancestor) -> serde_json::Value {
     })
 }
 
-fn push(out: &mut String, name: &str, value: &serde_json::Value) {
-    if !out.ends_with('{') {
-        out.push(',');
-    }
-    // Names are ours; only values need escaping.
-    out.push_str(&format!("\"{name}\":{value}"));
-}
-
 #[cfg(test)]
 mod tests {
-    use audit_proto::v1::Process;
-
     use super::*;
-
-    #[test]
-    fn columns_keep_their_names_and_types() {
-        let e = Event {
-            id: "r-process-0-1".to_owned(),
-            time: 1_000_001,
-            time_remainder_ns: 7,
-            kind: 1,
-            process: Some(Process {
-                pid: Some(7),
-                argv: vec!["a\n\"b".to_owned(), String::new()],
-                exe_memfd: Some(true),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let line = event(&e, "42");
-        assert!(!line.contains('\n'), "{line}");
-        let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!(value["time"], "1970-01-01T00:00:01.000001007Z");
-        assert_eq!(value["kind"], "exec");
-        assert_eq!(value["process_pid"], 7);
-        assert_eq!(value["process_argv"], json!(["a\n\"b", ""]));
-        assert_eq!(value["process_exe_memfd"], true);
-        assert_eq!(value["cursor"], "42");
-        assert!(value.get("process_uid").is_none() && value.get("time_remainder_ns").is_none());
-    }
 
     #[test]
     fn an_alert_holds_rule_event_and_ancestry() {

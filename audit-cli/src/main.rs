@@ -72,8 +72,8 @@ async fn run(cli: &Cli, terminal: &Terminal) -> Result<ExitCode> {
         Command::Verify(args) => return Ok(verify::run(args, target, terminal).await),
         Command::Export(args) => export::run(args, target, terminal).await?,
         Command::Rules(args) => return rules::run(args, terminal),
-        Command::Status(args) => status::run(args, target, terminal).await?,
         Command::Pki(args) => pki::run(args, target, terminal).await?,
+        Command::Status(args) => return status::run(args, target, terminal).await,
         Command::Doctor(args) => return doctor::run(args, target, terminal).await,
     }
     Ok(ExitCode::SUCCESS)

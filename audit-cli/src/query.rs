@@ -5,7 +5,12 @@ mod cells;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use arrow::{array::RecordBatch, buffer::Buffer, datatypes::SchemaRef, ipc::reader::StreamDecoder};
+use arrow::{
+    array::RecordBatch,
+    buffer::Buffer,
+    datatypes::{Field, SchemaRef},
+    ipc::reader::StreamDecoder,
+};
 use audit_proto::{
     columns::{COLUMNS, ColumnType},
     v1::{QueryRequest, QueryResponse},
@@ -183,34 +188,38 @@ impl Answer {
     }
 }
 
+/// Rows by whose cells columns get their widths; the first are printed when so many are there.
+const WIDTH_ROWS: usize = 500;
+
 async fn table(answer: &mut Answer, terminal: &Terminal) -> Result<usize> {
-    let mut batches = Vec::new();
-    while let Some(batch) = answer.next().await? {
-        batches.push(batch);
-    }
+    let mut batch = answer.next().await?;
     let schema = answer.schema()?;
-    let names: Vec<String> = schema
-        .fields()
-        .iter()
-        .map(|f| {
-            if f.data_type().is_numeric() {
-                format!(">{}", f.name())
-            } else {
-                f.name().clone()
-            }
-        })
-        .collect();
+    let name = |field: &Field| match field.data_type().is_numeric() {
+        true => format!(">{}", field.name()),
+        false => field.name().clone(),
+    };
+    let names: Vec<String> = schema.fields().iter().map(|f| name(f)).collect();
     let mut table = Table::new(names.iter().map(|n| &**n));
-    for batch in &batches {
-        for row in cells::rows(batch)? {
+    let print = |table: &mut Table| {
+        write(
+            table
+                .print(terminal.width, terminal.palette, terminal.glyphs)
+                .as_bytes(),
+        )
+    };
+    while let Some(rows) = batch {
+        for row in cells::rows(&rows)? {
             table.row(row);
+            if table.waiting() >= WIDTH_ROWS {
+                print(&mut table)?;
+            }
         }
+        batch = answer.next().await?;
     }
-    let mut out = Output::new();
-    out.text(&table.render(terminal.width, terminal.palette, terminal.glyphs))?;
-    out.line(&format!("({})", display::plural(table.len() as i64, "row")))?;
-    out.flush()?;
-    Ok(table.len())
+    print(&mut table)?;
+    let rows = table.len();
+    write(format!("({})\n", display::plural(rows as i64, "row")).as_bytes())?;
+    Ok(rows)
 }
 
 async fn json(answer: &mut Answer) -> Result<usize> {

@@ -1,4 +1,10 @@
 //! `hostaudit status`: how the collector and the agents that deliver to it are doing.
+//!
+//! Exit code: 0 no problems, 1 no answer, 2 problems, or events lost or missing.
+
+mod json;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use audit_proto::v1::{AgentStatus, StatusRequest, StatusResponse};
@@ -18,6 +24,9 @@ Examples:
   hostaudit status
   hostaudit status --data /var/lib/hostaudit
   hostaudit status --rules                 also each rule that cannot fire here, and why
+  hostaudit status -o json                 everything, as one JSON object
+  hostaudit status > /dev/null || page     exit code: 0 no problems; 1 no collector answers;
+                                           2 problems, or events were lost or are missing
 
 Of each connected agent, as of its last heartbeat (every 10 seconds) and since it started: what became
 of the records of each class (filtered: hidden by capture.filters, unwatched reads, the agent's own;
@@ -30,9 +39,27 @@ pub struct Status {
     /// List the rules that cannot fire here, with the reason
     #[arg(long)]
     rules: bool,
+    /// text: to read; json: one object with everything
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
 }
 
-pub async fn run(args: &Status, target: &Target, terminal: &Terminal) -> Result<()> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// What "No problems." is not said of.
+fn has_problems(status: &StatusResponse) -> bool {
+    lost(status) > 0 || status.missing_events > 0 || !status.problems.is_empty()
+}
+
+fn lost(status: &StatusResponse) -> i64 {
+    status.agents.iter().map(|agent| agent.lost).sum()
+}
+
+pub async fn run(args: &Status, target: &Target, terminal: &Terminal) -> Result<ExitCode> {
     let mut client = target.connect().await?;
     let status = client
         .status(StatusRequest {})
@@ -40,16 +67,23 @@ pub async fn run(args: &Status, target: &Target, terminal: &Terminal) -> Result<
         .map_err(|s| client::plain(&s))?
         .into_inner();
     let mut out = Output::new();
-    out.text(&report(
-        &status,
-        args.rules,
-        &Clock::system(),
-        terminal.width,
-        terminal.palette,
-        terminal.glyphs,
-    ))?;
+    let text = match args.output {
+        Format::Json => format!("{}\n", json::status(&status)),
+        Format::Text => report(
+            &status,
+            args.rules,
+            &Clock::system(),
+            terminal.width,
+            terminal.palette,
+            terminal.glyphs,
+        ),
+    };
+    out.text(&text)?;
     out.flush()?;
-    Ok(())
+    Ok(match has_problems(&status) {
+        true => ExitCode::from(2),
+        false => ExitCode::SUCCESS,
+    })
 }
 
 struct Report<'a> {
@@ -119,7 +153,7 @@ impl Report<'_> {
     }
 
     fn problems(&mut self) {
-        let lost: i64 = self.status.agents.iter().map(|agent| agent.lost).sum();
+        let lost = lost(self.status);
         if lost > 0 {
             let text = format!(
                 "{} lost; where and why: select * from events where kind = 'lost'",
@@ -127,7 +161,7 @@ impl Report<'_> {
             );
             self.out.push_str(&self.palette.paint(Style::Alarm, &text));
             self.out.push('\n');
-        } else if self.status.problems.is_empty() {
+        } else if !has_problems(self.status) {
             let text = self.palette.paint(Style::Green, "No problems.");
             self.out.push_str(&format!("{text}\n"));
         }
@@ -341,5 +375,14 @@ mod tests {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }
         assert!(!text.contains("No problems"));
+        assert!(has_problems(&status));
+        assert!(!has_problems(&StatusResponse::default()));
+
+        let value = json::status(&status);
+        assert_eq!(value["stored_events"], 1_234_567);
+        assert_eq!(value["problems"][0], "the disk is full");
+        assert_eq!(value["agents"][0]["host_name"], "web");
+        assert_eq!(value["agents"][0]["classes"][0]["shed"], 302);
+        assert_eq!(value["agents"][0]["filters"][0]["hidden"], 198);
     }
 }

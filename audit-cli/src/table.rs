@@ -1,6 +1,8 @@
 //! Rows and columns of text as a person reads them: aligned, within the terminal's width, and
 //! turned on its side where the columns do not fit.
 
+use std::borrow::Cow;
+
 use crate::{
     color::{Palette, Style},
     display::{self, Glyphs},
@@ -14,6 +16,17 @@ const GAP: &str = "  ";
 pub struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
+    /// Rows that are printed already, and with which widths.
+    printed: usize,
+    layout: Option<Layout>,
+}
+
+#[derive(Debug, Clone)]
+enum Layout {
+    /// Column widths.
+    Lines(Vec<usize>),
+    /// The columns do not fit beside each other.
+    Records,
 }
 
 #[derive(Debug)]
@@ -37,7 +50,7 @@ impl Table {
         };
         Self {
             columns: names.into_iter().map(column).collect(),
-            rows: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -51,16 +64,42 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// Rows, printed ones included.
     pub fn len(&self) -> usize {
+        self.printed + self.rows.len()
+    }
+
+    /// Rows that [`Table::print`] has not given yet.
+    pub fn waiting(&self) -> usize {
         self.rows.len()
     }
 
     /// Lines, each ended; nothing exceeds `width` where one is given.
-    pub fn render(&self, width: Option<usize>, palette: Palette, glyphs: Glyphs) -> String {
-        match self.widths(width) {
-            Some(widths) => self.lines(&widths, palette, glyphs),
-            None => self.records(width, palette, glyphs),
-        }
+    pub fn render(mut self, width: Option<usize>, palette: Palette, glyphs: Glyphs) -> String {
+        self.print(width, palette, glyphs)
+    }
+
+    /// The same, a piece at a time: the rows since the last call, in the widths of the first.
+    pub fn print(&mut self, width: Option<usize>, palette: Palette, glyphs: Glyphs) -> String {
+        let first = self.layout.is_none();
+        let layout = self
+            .layout
+            .take()
+            .unwrap_or_else(|| self.widths(width).map_or(Layout::Records, Layout::Lines));
+        let text = match &layout {
+            Layout::Lines(widths) => {
+                let head = match first {
+                    true => self.head(widths, palette, glyphs),
+                    false => String::new(),
+                };
+                head + &self.lines(widths, width.is_some(), palette, glyphs)
+            }
+            Layout::Records => self.records(width, palette, glyphs),
+        };
+        self.layout = Some(layout);
+        self.printed += self.rows.len();
+        self.rows.clear();
+        text
     }
 
     /// Column widths; None where they cannot be made to fit.
@@ -85,32 +124,35 @@ impl Table {
         Some(shrink(wanted, room))
     }
 
-    fn lines(&self, widths: &[usize], palette: Palette, glyphs: Glyphs) -> String {
-        let mut out = String::new();
+    fn head(&self, widths: &[usize], palette: Palette, glyphs: Glyphs) -> String {
         let names = self.columns.iter().map(|c| &*c.name).collect::<Vec<_>>();
-        self.line(&mut out, &names, widths, Style::Bold, palette, glyphs);
         let rules: Vec<String> = widths.iter().map(|w| glyphs.rule.repeat(*w)).collect();
         let rules: Vec<&str> = rules.iter().map(|r| &**r).collect();
-        self.line(&mut out, &rules, widths, Style::Dim, palette, glyphs);
+        let names = self.line(&names, widths, Some(glyphs));
+        let rules = self.line(&rules, widths, Some(glyphs));
+        let names = palette.paint(Style::Bold, &names);
+        format!("{names}\n{}\n", palette.paint(Style::Dim, &rules))
+    }
+
+    /// A cell that is wider than its column is cut, or pushes the next ones aside.
+    fn lines(&self, widths: &[usize], cut: bool, palette: Palette, glyphs: Glyphs) -> String {
+        let mut out = String::new();
         for row in &self.rows {
             let cells: Vec<&str> = row.iter().map(|c| &**c).collect();
-            self.line(&mut out, &cells, widths, Style::Plain, palette, glyphs);
+            let line = self.line(&cells, widths, cut.then_some(glyphs));
+            out.push_str(&palette.paint(Style::Plain, &line));
+            out.push('\n');
         }
         out
     }
 
-    fn line(
-        &self,
-        out: &mut String,
-        cells: &[&str],
-        widths: &[usize],
-        style: Style,
-        palette: Palette,
-        glyphs: Glyphs,
-    ) {
+    fn line(&self, cells: &[&str], widths: &[usize], cut: Option<Glyphs>) -> String {
         let mut line = String::new();
         for (at, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            let text = display::fit(cell, *width, glyphs.ellipsis);
+            let text = match cut {
+                Some(glyphs) => display::fit(cell, *width, glyphs.ellipsis),
+                None => Cow::Borrowed(*cell),
+            };
             let blank = width.saturating_sub(display::width(&text));
             if at > 0 {
                 line.push_str(GAP);
@@ -121,8 +163,8 @@ impl Table {
                 line.push_str(&format!("{text}{:blank$}", ""));
             }
         }
-        out.push_str(&palette.paint(style, line.trim_end()));
-        out.push('\n');
+        line.truncate(line.trim_end().len());
+        line
     }
 
     /// One block of "name  value" lines per row, empty values left out.
@@ -138,7 +180,7 @@ impl Table {
         });
         let mut out = String::new();
         for (number, row) in self.rows.iter().enumerate() {
-            let title = format!("{0}{0} row {1}", glyphs.rule, number + 1);
+            let title = format!("{0}{0} row {1}", glyphs.rule, self.printed + number + 1);
             out.push_str(&palette.paint(Style::Dim, &title));
             out.push('\n');
             for (column, cell) in self
@@ -188,7 +230,7 @@ mod tests {
     use super::*;
     use crate::display::UNICODE;
 
-    fn render(table: &Table, width: Option<usize>) -> String {
+    fn render(table: Table, width: Option<usize>) -> String {
         table.render(width, Palette::OFF, UNICODE)
     }
 
@@ -198,7 +240,7 @@ mod tests {
         t.row(["exec", "12"]);
         t.row(["open", "1234567"]);
         assert_eq!(
-            render(&t, None),
+            render(t, None),
             "kind    count\n────  ───────\nexec       12\nopen  1234567\n"
         );
     }
@@ -207,17 +249,17 @@ mod tests {
     fn wide_columns_give_way_first() {
         let mut t = Table::new(["a", "b"]);
         t.row(["short", &"x".repeat(500)]);
-        let text = render(&t, Some(40));
+        let text = render(t, Some(40));
         assert!(text.lines().all(|l| display::width(l) <= 40), "{text}");
         assert!(text.contains("short") && text.contains('…'), "{text}");
     }
 
     #[test]
     fn every_width_is_kept() {
-        let mut t = Table::new(["one", "two", "three"]);
-        t.row(["漢字漢字漢字", "b\nc", &"y".repeat(99)]);
         for width in 30..140 {
-            let text = render(&t, Some(width));
+            let mut t = Table::new(["one", "two", "three"]);
+            t.row(["漢字漢字漢字", "b\nc", &"y".repeat(99)]);
+            let text = render(t, Some(width));
             assert!(
                 text.lines().all(|l| display::width(l) <= width),
                 "{width}\n{text}"
@@ -237,8 +279,32 @@ mod tests {
                 format!("value {n}")
             }
         }));
-        let text = render(&t, Some(80));
+        let text = render(t, Some(80));
         assert!(text.starts_with("── row 1\ncolumn_0   value 0\n"), "{text}");
         assert!(!text.contains("column_3 "), "{text}");
+    }
+
+    #[test]
+    fn pieces_are_one_table_in_the_widths_of_the_first() {
+        let mut t = Table::new(["kind", ">count"]);
+        t.row(["exec", "12"]);
+        assert_eq!(
+            t.print(None, Palette::OFF, UNICODE),
+            "kind  count\n────  ─────\nexec     12\n"
+        );
+        t.row(["exec_failed", "1"]);
+        assert_eq!((t.len(), t.waiting()), (2, 1));
+        let more = t.print(None, Palette::OFF, UNICODE);
+        assert_eq!(
+            more, "exec_failed      1\n",
+            "nothing is cut where no width is kept"
+        );
+        assert_eq!(t.len(), 2);
+        let mut t = Table::new(["kind"]);
+        t.row(["exec"]);
+        let first = t.print(Some(10), Palette::OFF, UNICODE);
+        t.row(["exec_failed"]);
+        let more = t.print(Some(10), Palette::OFF, UNICODE);
+        assert_eq!((first.lines().count(), more.as_str()), (3, "exe…\n"));
     }
 }

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
+use audit_collector::json::rfc3339;
 use audit_ledger::{History, Loss, Report, Verdict, Verifier};
 use audit_proto::v1::{Batch, Class, StatusRequest};
 use serde_json::json;
@@ -15,7 +16,7 @@ use crate::{
     export::{self, Part, Sink},
     output::Output,
     terminal::Terminal,
-    when::{Clock, rfc3339},
+    when::Clock,
 };
 
 const EXAMPLES: &str = "\

@@ -70,13 +70,6 @@ impl Clock {
     }
 }
 
-/// RFC 3339 in UTC with nanoseconds.
-pub fn rfc3339(micros: Micros, remainder_ns: i64) -> String {
-    Timestamp::from_microsecond(micros)
-        .and_then(|t| t.checked_add(SignedDuration::from_nanos(remainder_ns)))
-        .map_or_else(|_| micros.to_string(), |t| format!("{t:.9}"))
-}
-
 /// Whole numbers with a unit, largest first: "1d", "1h30m". None for anything else.
 pub fn duration(text: &str) -> Option<SignedDuration> {
     const UNITS: [(char, i64); 5] = [
@@ -105,6 +98,8 @@ pub fn duration(text: &str) -> Option<SignedDuration> {
 
 #[cfg(test)]
 mod tests {
+    use audit_collector::json::rfc3339;
+
     use super::*;
 
     fn clock() -> Clock {

@@ -6,7 +6,10 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use audit_pki::{CA_FILE, ServerFiles, authority::REVOKED};
+use audit_proto::{filter, v1::EventFilter};
 use serde::{Deserialize, Serialize};
+
+use crate::filter::{expression, mask};
 
 /// Where the collector looks when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/hostaudit/collector.yaml";
@@ -117,6 +120,28 @@ pub struct Sinks {
     /// One JSON object a line; empty for none.
     pub file: PathBuf,
     pub webhooks: Vec<Webhook>,
+    /// Files of events, one JSON object a line.
+    pub events_files: Vec<EventsFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventsFile {
+    /// Names the cursor file and the messages; letters, digits, `-` and `_`.
+    pub name: String,
+    pub path: PathBuf,
+    /// Events that match any of these filters, or all where there is none; as in `hostaudit tail`.
+    pub allow: Vec<String>,
+    /// But none that matches one of these.
+    pub deny: Vec<String>,
+    /// Columns and objects of each event; empty for all.
+    pub fields: Vec<String>,
+    /// A line that would make the file larger goes to a new one.
+    pub max_bytes: u64,
+    /// A file whose first line is older is ended; 0 for never.
+    pub max_age_s: u64,
+    /// Ended files kept; 0 for all.
+    pub max_files: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -233,6 +258,21 @@ impl Default for Webhook {
     }
 }
 
+impl Default for EventsFile {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            path: PathBuf::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            fields: Vec::new(),
+            max_bytes: 256 << 20,
+            max_age_s: 0,
+            max_files: 8,
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self {
@@ -319,6 +359,9 @@ impl Config {
         for (at, hook) in self.sinks.webhooks.iter().enumerate() {
             hook.validate(at, &self.sinks.webhooks[..at])?;
         }
+        for (at, file) in self.sinks.events_files.iter().enumerate() {
+            file.validate(at, &self.sinks)?;
+        }
         Ok(())
     }
 
@@ -388,20 +431,76 @@ impl Tls {
     }
 }
 
+/// Of what has a cursor file of its own.
+fn check_name<'a>(
+    key: String,
+    name: &str,
+    mut earlier: impl Iterator<Item = &'a str>,
+) -> Result<(), InvalidConfig> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || !name.chars().all(plain) {
+        let reason = "give it a name of letters, digits, `-` and `_`";
+        return Err(invalid(key, reason));
+    }
+    if earlier.any(|other| other == name) {
+        let reason = format!("{name:?} is taken by an earlier one");
+        return Err(invalid(key, reason));
+    }
+    Ok(())
+}
+
+impl EventsFile {
+    /// Smaller ones would be renamed with every page of events.
+    const LEAST_BYTES: u64 = 64 << 10;
+
+    fn validate(&self, at: usize, sinks: &Sinks) -> Result<(), InvalidConfig> {
+        let key = |field: &str| format!("sinks.events_files[{at}].{field}");
+        let earlier = &sinks.events_files[..at];
+        check_name(
+            key("name"),
+            &self.name,
+            earlier.iter().map(|other| &*other.name),
+        )?;
+        if !self.path.is_absolute() || self.path.file_name().is_none() {
+            let reason = format!("{:?} is not an absolute path of a file", self.path);
+            return Err(invalid(key("path"), reason));
+        }
+        if sinks.file == self.path || earlier.iter().any(|other| other.path == self.path) {
+            let reason = format!("{} is another sink's already", self.path.display());
+            return Err(invalid(key("path"), reason));
+        }
+        if self.max_bytes < Self::LEAST_BYTES {
+            let reason = format!(
+                "{} is too small; at least {}",
+                self.max_bytes,
+                Self::LEAST_BYTES
+            );
+            return Err(invalid(key("max_bytes"), reason));
+        }
+        let allow = parsed(&self.allow).map_err(|error| invalid(key("allow"), error))?;
+        let deny = parsed(&self.deny).map_err(|error| invalid(key("deny"), error))?;
+        let filters = expression(&allow, &deny).map(|_| ());
+        filters
+            .and_then(|()| mask(&self.fields).map(|_| ()))
+            .map_err(|error| invalid(format!("sinks.events_files[{at}]"), error.to_string()))
+    }
+
+    /// `allow` and `deny`, read.
+    pub fn filters(&self) -> Result<(Vec<EventFilter>, Vec<EventFilter>), String> {
+        Ok((parsed(&self.allow)?, parsed(&self.deny)?))
+    }
+}
+
+fn parsed(filters: &[String]) -> Result<Vec<EventFilter>, String> {
+    let parsed = filters.iter().map(|text| filter::parse(text));
+    parsed.collect::<Result<_, _>>().map_err(|e| e.to_string())
+}
+
 impl Webhook {
     fn validate(&self, at: usize, earlier: &[Webhook]) -> Result<(), InvalidConfig> {
         let key = |field: &str| format!("sinks.webhooks[{at}].{field}");
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if self.name.is_empty() || !self.name.chars().all(plain) {
-            let reason = "give it a name of letters, digits, `-` and `_`";
-            return Err(invalid(key("name"), reason));
-        }
-        if earlier.iter().any(|other| other.name == self.name) {
-            return Err(invalid(
-                key("name"),
-                format!("{:?} is taken by an earlier one", self.name),
-            ));
-        }
+        let earlier = earlier.iter().map(|other| &*other.name);
+        check_name(key("name"), &self.name, earlier)?;
         if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
             let reason = format!("{:?} does not begin with http:// or https://", self.url);
             return Err(invalid(key("url"), reason));
@@ -440,6 +539,15 @@ mod tests {
         let keys = serde_json::to_value(&config).expect("json");
         for key in names(&keys) {
             assert!(text.contains(&format!("{key}:")), "{key} is explained");
+        }
+        // Lists are empty there, so their keys stand in a comment.
+        for sink in [
+            serde_json::to_value(Webhook::default()),
+            serde_json::to_value(EventsFile::default()),
+        ] {
+            for key in sink.expect("json").as_object().expect("keys").keys() {
+                assert!(text.contains(&format!("{key}:")), "{key} is explained");
+            }
         }
     }
 
@@ -506,5 +614,60 @@ mod tests {
         config.sinks.webhooks = vec![hook.clone(), hook];
         let error = config.validate().expect_err("refused");
         assert!(error.key.contains("webhooks[1].name"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_events_needs_a_name_a_path_and_filters_that_are_some() {
+        let file = EventsFile {
+            name: "siem".into(),
+            path: "/var/log/events.jsonl".into(),
+            allow: vec!["kind=exec,process_uid=0".into()],
+            fields: vec!["process".into()],
+            ..EventsFile::default()
+        };
+        let refusal = |change: &dyn Fn(&mut EventsFile)| {
+            let mut config = Config::default();
+            let mut changed = file.clone();
+            change(&mut changed);
+            config.sinks.events_files = vec![file.clone(), changed];
+            config.validate().expect_err("refused").to_string()
+        };
+        let other = |f: &mut EventsFile| {
+            f.name = "other".into();
+            f.path = "/var/log/other.jsonl".into();
+        };
+        for (words, change) in [
+            (
+                "[1].name",
+                &(|_: &mut EventsFile| {}) as &dyn Fn(&mut EventsFile),
+            ),
+            ("another sink's", &|f| f.name = "other".into()),
+            ("absolute path", &|f| {
+                other(f);
+                f.path = "events.jsonl".into();
+            }),
+            ("kind=exec", &|f| {
+                other(f);
+                f.deny = vec!["kind!=exec".into()];
+            }),
+            ("did you mean `exec`?", &|f| {
+                other(f);
+                f.allow = vec!["kind=exce".into()];
+            }),
+            ("did you mean `process`?", &|f| {
+                other(f);
+                f.fields = vec!["proces".into()];
+            }),
+            ("too small", &|f| {
+                other(f);
+                f.max_bytes = 1;
+            }),
+        ] {
+            let error = refusal(change);
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        let mut config = Config::default();
+        config.sinks.events_files = vec![file];
+        config.validate().expect("valid");
     }
 }

@@ -219,15 +219,19 @@ async fn wire(
         let (store, stop) = (store.clone(), threads_stop.clone());
         thread("writer", move || writer::run(&store, queue, &stop))?
     };
-    let nice = config.nice;
-    threads.extend(background(&store, detector, nice, &threads_stop)?);
-    let query_threads = query_threads(nice)?;
-    let handle = query_threads.handle().clone();
+    threads.extend(background(&store, detector, config.nice, &threads_stop)?);
+    let query_threads = query_threads(config.nice)?;
     let engine = Arc::new(Engine::new(
         config.query.clone(),
-        handle,
+        query_threads.handle().clone(),
         store.clone(),
         alerts.clone(),
+    )?);
+    threads.extend(sinks::events::start(
+        &config.sinks,
+        &engine,
+        &problems,
+        &threads_stop,
     )?);
     let (sessions, counters) = (Arc::new(Sessions::default()), Arc::new(Counters::default()));
     let status = StatusSource {

@@ -9,7 +9,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use arrow::{
     datatypes::SchemaRef, error::ArrowError, ipc::writer::StreamWriter, record_batch::RecordBatch,
 };
-use audit_proto::v1::QueryResponse;
+use audit_proto::{columns::COLUMNS, v1::QueryResponse};
 use bytes::Bytes;
 use datafusion::{
     common::{DataFusionError, SchemaError},
@@ -131,6 +131,10 @@ impl Engine {
 
     pub fn threads(&self) -> &tokio::runtime::Handle {
         &self.threads
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// A session over this moment's rows.
@@ -317,7 +321,7 @@ pub fn status(error: &DataFusionError) -> Status {
             } = &**schema_error
             {
                 let names: Vec<&str> = valid_fields.iter().map(|f| f.name.as_str()).collect();
-                return Status::invalid_argument(unknown("column", &field.name, &names));
+                return Status::invalid_argument(unknown_column(&field.name, &names));
             }
             Status::invalid_argument(schema_error.to_string())
         }
@@ -346,6 +350,17 @@ pub fn status(error: &DataFusionError) -> Status {
 fn missing_table(message: &str) -> Option<&str> {
     let (_, rest) = message.split_once("table 'hostaudit.public.")?;
     rest.split_once("' not found").map(|(name, _)| name)
+}
+
+/// A word without quotes is a column to SQL, whatever was meant.
+fn unknown_column(name: &str, known: &[&str]) -> String {
+    let is_value = COLUMNS.iter().any(|column| column.values.contains(&name));
+    let message = unknown("column", name, known);
+    let near = message.contains("did you mean");
+    match is_value || !near {
+        true => format!("{message}; text is written in single quotes: '{name}'"),
+        false => message,
+    }
 }
 
 fn unknown(what: &str, name: &str, known: &[&str]) -> String {

@@ -3,7 +3,10 @@
 //! Each sink is a thread with its own cursor into the durable alert log, written after delivery: it
 //! lags, retries and resumes alone, and needs no queue. At least once: a crash between delivery and
 //! the cursor repeats the last alert. A new sink starts at the present.
+//!
+//! Files of events are [`events`]: they read the record, not the alerts.
 
+pub mod events;
 mod file;
 mod stdout;
 mod webhook;

@@ -37,12 +37,10 @@ use crate::{
 };
 pub use compact::Compactor;
 pub use fresh::Chunk;
-pub use manifest::{Manifest, TableFile, replace_file};
+pub use manifest::{Manifest, TableFile, replace_file, sync_parent};
 pub use reading::Reading;
 pub use record::{Prepared, Refused, decode_events, prepare_batch, report_recovery};
-pub use rows::{
-    NotAnEvent, POSITION, POSITION_INDEX, RAW_INDEX, RowsBuilder, events, table_schema,
-};
+pub use rows::{NotAnEvent, POSITION, RAW_INDEX, RowsBuilder, events, table_schema};
 pub use table::{EventsTable, fresh_columns};
 
 use fresh::Fresh;

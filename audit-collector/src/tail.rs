@@ -2,44 +2,53 @@
 //!
 //! Invariant: the cursor only grows, and everything stored between two values of it was examined,
 //! so a reader that stops and resumes with its cursor sees each event once. There is no queue per
-//! reader that could overflow: a slow one is simply further back.
+//! reader that could overflow: a slow one is simply further back, and is told so.
 
-use std::sync::Arc;
+mod begin;
+mod lag;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch},
-    datatypes::{Int64Type, Schema},
+    datatypes::Int64Type,
 };
 use audit_proto::{
     Message as _,
     columns::COLUMNS,
-    v1::{Event, TailEvent, TailRequest, TailResponse},
+    v1::{Event, Lagged, TailEvent, TailRequest, TailResponse},
 };
 use datafusion::{
-    common::{DFSchema, DataFusionError},
-    logical_expr::{Expr, ExprSchemable as _, col, lit},
-    physical_plan::PhysicalExpr,
-    scalar::ScalarValue,
+    common::DataFusionError,
+    logical_expr::{col, lit},
+    prelude::DataFrame,
 };
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use crate::{
+    filter::{self, Filter, FilterError, Wanted},
     ingest::raised,
     query::{self, Engine, Session},
-    store::{
-        self, Chunk, POSITION, POSITION_INDEX, RAW_INDEX, Snapshot, Store, TableFile, end_position,
-        fresh_columns, table_schema,
-    },
+    store::{self, Chunk, POSITION, RAW_INDEX, Snapshot, Store, TableFile, end_position},
 };
+use begin::Begin;
+use lag::Lag;
 
 /// Events and bytes of one response: far below the message limit, as one event may hold 2 MiB.
 const PAGE_EVENTS: usize = 1024;
 const PAGE_BYTES: usize = 1 << 20;
 /// Rows read from files at once; bounds the memory of a reader of the past.
 const WINDOW_ROWS: i64 = 16_384;
+/// Rows tried at once for a reader whose filter passes few of them.
+const WIDEST_WINDOW_ROWS: i64 = 1 << 20;
 /// Responses waiting for a slow reader.
 const PAGES: usize = 2;
+/// How often a reader is told its cursor while everything is passed over.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 pub type Responses = mpsc::Receiver<Result<TailResponse, Status>>;
 
@@ -47,19 +56,19 @@ struct Tail {
     engine: Arc<Engine>,
     store: Arc<Store>,
     filter: Option<Filter>,
+    /// Columns to send, where not all are wanted.
+    mask: Option<Vec<usize>>,
     cursor: i64,
     /// Events at or before the cursor.
     seen: i64,
+    /// Rows that the next window shall have.
+    window_rows: i64,
     /// Files of its past that cannot be served, until it is told.
     missing: Vec<TableFile>,
+    lag: Lag,
+    /// The last cursor that was sent, and when.
+    told: (i64, Instant),
     sender: mpsc::Sender<Result<TailResponse, Status>>,
-}
-
-/// The reader's predicate, compiled once over the columns it uses.
-struct Filter {
-    expr: Expr,
-    columns: Vec<usize>,
-    physical: Arc<dyn PhysicalExpr>,
 }
 
 /// Why a walk ended.
@@ -88,6 +97,13 @@ impl From<store::NotAnEvent> for End {
     }
 }
 
+fn refused(error: FilterError) -> Status {
+    match error {
+        FilterError::Invalid(error) => Status::invalid_argument(error.to_string()),
+        FilterError::Sql(error) => query::status(&error),
+    }
+}
+
 /// Starts a walk.
 pub async fn start(
     request: TailRequest,
@@ -95,50 +111,34 @@ pub async fn start(
     store: Arc<Store>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<Responses, Status> {
-    let snapshot = store.snapshot();
-    let now = *store.present().borrow();
-    let (cursor, since) = if request.cursor.is_empty() {
-        match request.since_time {
-            Some(since) => (start_of(&snapshot, since, now), Some(since)),
-            None => (now, None),
-        }
-    } else {
-        let cursor = request
-            .cursor
-            .parse::<i64>()
-            .ok()
-            .filter(|c| *c >= 0)
-            .ok_or_else(|| {
-                Status::invalid_argument(format!(
-                    "{:?} is not a cursor; pass one from a TailResponse, or an empty one",
-                    request.cursor
-                ))
-            })?;
-        if cursor > now {
-            return Err(Status::out_of_range(format!(
-                "cursor {cursor} is beyond the last stored event ({now}): it is of another collector"
-            )));
-        }
-        (cursor, None)
+    let present = *store.present().borrow();
+    let since = request.since_time.filter(|_| request.cursor.is_empty());
+    let wanted = Wanted {
+        allow: &request.allow,
+        deny: &request.deny,
+        sql: &request.r#where,
+        since,
     };
-    let filter = Filter::new(&request.r#where, since, &engine).map_err(|e| query::status(&e))?;
-    let seen = seen_at(&engine, &snapshot, cursor, now).await?;
-    let missing = snapshot.missing.files().iter();
-    let missing = missing
-        .filter(|f| f.last_position > cursor && since.is_none_or(|since| f.last_time >= since))
-        .cloned()
-        .collect();
+    let session = engine.session(false).map_err(|e| query::status(&e))?;
+    let filter = Filter::new(&wanted, &session).map_err(refused)?;
+    let mask = filter::mask(&request.fields).map_err(|e| refused(e.into()))?;
+    let lag = Lag::new(request.lagged_events, request.until_now)?;
+    let begin = Begin::find(&request, filter.as_ref(), &engine, &store, present).await?;
     let (sender, receiver) = mpsc::channel(PAGES);
     let mut tail = Tail {
         engine: engine.clone(),
         store,
         filter,
-        cursor,
-        seen,
-        missing,
+        mask,
+        cursor: begin.cursor,
+        seen: begin.seen,
+        window_rows: WINDOW_ROWS,
+        missing: begin.missing,
+        lag,
+        told: (begin.cursor, Instant::now()),
         sender,
     };
-    let until = request.until_now.then_some(now);
+    let until = request.until_now.then_some(present);
     engine.threads().spawn(async move {
         let end = tokio::select! {
             end = tail.walk(until) => end,
@@ -156,104 +156,6 @@ pub async fn start(
     Ok(receiver)
 }
 
-/// A cursor before every event that is not older than `since`.
-fn start_of(snapshot: &Snapshot, since: i64, now: i64) -> i64 {
-    let files = snapshot
-        .manifest
-        .files
-        .iter()
-        .filter(|f| f.last_time >= since);
-    let chunks = snapshot.chunks.iter().filter(|c| c.last_time >= since);
-    files
-        .map(|f| f.first_position - 1)
-        .chain(chunks.map(|c| store::position(c.first_index(), 0) - 1))
-        .min()
-        .unwrap_or(now)
-}
-
-async fn seen_at(
-    engine: &Engine,
-    snapshot: &Snapshot,
-    cursor: i64,
-    now: i64,
-) -> Result<i64, Status> {
-    if cursor >= now {
-        return Ok(snapshot.events);
-    }
-    let session = engine.session(false).map_err(|e| query::status(&e))?;
-    let count = async {
-        let frame = session.table("events").await?;
-        frame
-            .filter(col(POSITION).lt_eq(lit(cursor)))?
-            .count()
-            .await
-    };
-    let served = match count.await {
-        Ok(count) => count as i64,
-        Err(error) => return Err(session.status(&error).await),
-    };
-    let missing = snapshot.missing.files().iter();
-    let missing = missing.filter(|f| f.last_position <= cursor);
-    Ok(served + missing.map(|f| f.rows as i64).sum::<i64>())
-}
-
-impl Filter {
-    fn new(
-        sql: &str,
-        since: Option<i64>,
-        engine: &Engine,
-    ) -> Result<Option<Self>, DataFusionError> {
-        let session = engine.session(false)?;
-        let schema = table_schema();
-        let df_schema = DFSchema::try_from(schema.clone())?;
-        let mut parts = Vec::new();
-        if !sql.trim().is_empty() {
-            let expr = session.state().create_logical_expr(sql, &df_schema)?;
-            let ty = expr.get_type(&df_schema)?;
-            if ty != arrow::datatypes::DataType::Boolean {
-                return Err(DataFusionError::Plan(format!(
-                    "`where` gives {ty} instead of true or false; example: kind = 'exec'"
-                )));
-            }
-            parts.push(expr);
-        }
-        if let Some(since) = since {
-            let since = ScalarValue::TimestampMicrosecond(Some(since), Some("+00:00".into()));
-            parts.push(col("time").gt_eq(lit(since)));
-        }
-        let Some(expr) = parts.into_iter().reduce(Expr::and) else {
-            return Ok(None);
-        };
-        let mut columns: Vec<usize> = expr
-            .column_refs()
-            .iter()
-            .map(|column| schema.index_of(&column.name))
-            .collect::<Result<_, _>>()?;
-        columns.sort_unstable();
-        let part = DFSchema::try_from(schema.project(&columns)?)?;
-        let physical = session.create_physical_expr(expr.clone(), &part)?;
-        Ok(Some(Self {
-            expr,
-            columns,
-            physical,
-        }))
-    }
-
-    /// Of the rows from `first` on, those that pass.
-    fn rows(&self, chunk: &Chunk, first: usize) -> Result<Vec<usize>, DataFusionError> {
-        let schema = table_schema();
-        let arrays = fresh_columns(chunk, &schema, &self.columns)?;
-        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(chunk.rows));
-        let part = Arc::new(Schema::project(&schema, &self.columns)?);
-        let batch = RecordBatch::try_new_with_options(part, arrays, &options)?;
-        let passed = self.physical.evaluate(&batch)?.into_array(chunk.rows)?;
-        let passed = passed.as_boolean();
-        Ok((first..chunk.rows)
-            .filter(|&row| passed.is_valid(row) && passed.value(row))
-            .collect())
-    }
-}
-
 impl Tail {
     async fn walk(&mut self, until: Option<i64>) -> Result<(), End> {
         let mut present = self.store.present();
@@ -261,12 +163,19 @@ impl Tail {
             present.borrow_and_update();
             self.advance(until).await?;
             if until.is_some_and(|until| self.cursor >= until) {
-                return Ok(());
+                return self.progress().await;
+            }
+            if let Some(over) = self.lag.at_present() {
+                self.respond(Vec::new(), 0, Some(over)).await?;
             }
             tokio::select! {
                 changed = present.changed() => changed.map_err(|_| End::Gone)?,
+                () = tokio::time::sleep(PROGRESS_EVERY), if self.passed_over() => {
+                    self.progress().await?;
+                }
                 () = self.sender.closed() => return Err(End::Gone),
             }
+            self.lag.was_at_present();
         }
     }
 
@@ -281,6 +190,7 @@ impl Tail {
             if let Some(window) = self.next_window(&snapshot) {
                 self.tell_missing(window.1).await?;
                 self.read_files(window, stop).await?;
+                self.regular_progress().await?;
                 continue;
             }
             self.tell_missing(stop).await?;
@@ -297,7 +207,27 @@ impl Tail {
             }
             for chunk in later {
                 self.read_chunk(chunk, stop).await?;
+                self.regular_progress().await?;
             }
+        }
+    }
+
+    /// Whether the reader does not know how far it was examined for it.
+    fn passed_over(&self) -> bool {
+        self.filter.is_some() && self.cursor > self.told.0
+    }
+
+    async fn progress(&mut self) -> Result<(), End> {
+        match self.passed_over() {
+            true => self.respond(Vec::new(), 0, None).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn regular_progress(&mut self) -> Result<(), End> {
+        match self.told.1.elapsed() >= PROGRESS_EVERY {
+            true => self.progress().await,
+            false => Ok(()),
         }
     }
 
@@ -308,7 +238,7 @@ impl Tail {
         let after = self.cursor.max(next.first_position - 1);
         let batches = next.batches.max(1) as i64;
         let mean = (next.rows as i64 / batches).max(1);
-        let span = (WINDOW_ROWS / mean).max(1);
+        let span = (self.window_rows / mean).max(1);
         let first_index = (after + 1) >> 20;
         Some((
             after,
@@ -325,17 +255,19 @@ impl Tail {
             return Ok(());
         }
         self.seen += missing_events;
-        self.respond(Vec::new(), missing_events).await
+        self.respond(Vec::new(), missing_events, None).await
     }
 
     async fn read_files(&mut self, window: (i64, i64), stop: i64) -> Result<(), End> {
-        let session = self.engine.session(true)?;
+        // A masked event is not made whole from its raw bytes.
+        let session = self.engine.session(self.mask.is_none())?;
         match self.read_window(&session, window, stop).await {
             Err(End::Unread(error)) => Err(End::Failed(session.status(&error).await)),
             read => read,
         }
     }
 
+    /// Of a window that was widened at most [`WINDOW_ROWS`] events; the next begins behind them.
     async fn read_window(
         &mut self,
         session: &Session,
@@ -343,38 +275,53 @@ impl Tail {
         stop: i64,
     ) -> Result<(), End> {
         let through = through.min(stop);
-        let range = col(POSITION)
-            .gt(lit(after))
-            .and(col(POSITION).lt_eq(lit(through)));
-        let table = session.table("events").await?.filter(range)?;
-        let all = match &self.filter {
-            Some(_) => Some(table.clone().count().await? as i64),
-            None => None,
+        let within = |through: i64| {
+            let from = col(POSITION).gt(lit(after));
+            from.and(col(POSITION).lt_eq(lit(through)))
         };
-        let table = match &self.filter {
-            Some(filter) => table.filter(filter.expr.clone())?,
-            None => table,
-        };
-        let batches = table
-            .sort(vec![col(POSITION).sort(true, false)])?
-            .collect()
-            .await?;
+        let events = session.table("events").await?;
+        let batches = self.passed(events.clone().filter(within(through))?).await?;
         let rows: i64 = batches.iter().map(|b| b.num_rows() as i64).sum();
-        self.seen += all.unwrap_or(rows);
-        for batch in &batches {
-            let positions = batch
-                .column(POSITION_INDEX)
-                .as_primitive::<Int64Type>()
-                .values();
-            self.send(
-                file_events(batch)?
-                    .into_iter()
-                    .zip(positions.iter().copied()),
-            )
-            .await?;
+        let cut = self.window_rows > WINDOW_ROWS && rows >= WINDOW_ROWS;
+        let reached = match batches.iter().rfind(|b| b.num_rows() > 0) {
+            Some(last) if cut => positions(last)?[last.num_rows() - 1],
+            _ => through,
+        };
+        let examined = match self.filter {
+            Some(_) => events.filter(within(reached))?.count().await? as i64,
+            None => rows,
+        };
+        if cut {
+            self.window_rows = WINDOW_ROWS;
+        } else if self.filter.is_some() && rows < WINDOW_ROWS / 8 {
+            self.window_rows = (self.window_rows * 2).min(WIDEST_WINDOW_ROWS);
         }
-        self.cursor = self.cursor.max(through);
+        let mut placed = Vec::with_capacity(rows as usize);
+        for batch in &batches {
+            let events = self.file_events(batch)?;
+            placed.extend(events.into_iter().zip(positions(batch)?.iter().copied()));
+        }
+        drop(batches);
+        self.send(placed, examined).await?;
+        self.cursor = self.cursor.max(reached);
         Ok(())
+    }
+
+    /// Of `events`, what passes, in order, with the columns that are sent.
+    async fn passed(&self, events: DataFrame) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let mut passed = events;
+        if let Some(filter) = &self.filter {
+            passed = passed.filter(filter.expr.clone())?;
+        }
+        if let Some(mask) = &self.mask {
+            let names = mask.iter().map(|at| COLUMNS[*at].name);
+            passed = passed.select_columns(&names.chain([POSITION]).collect::<Vec<_>>())?;
+        }
+        passed = passed.sort(vec![col(POSITION).sort(true, false)])?;
+        if self.window_rows > WINDOW_ROWS {
+            passed = passed.limit(0, Some(WINDOW_ROWS as usize))?;
+        }
+        passed.collect().await
     }
 
     async fn read_chunk(&mut self, chunk: &Chunk, stop: i64) -> Result<(), End> {
@@ -386,17 +333,29 @@ impl Tail {
             None => (first..chunk.rows).collect(),
         };
         rows.retain(|row| *row < beyond);
-        self.seen += (beyond - first) as i64;
+        let columns = match &self.mask {
+            Some(mask) => &masked(&chunk.columns, mask),
+            None => &chunk.columns,
+        };
+        let mut examined = beyond.saturating_sub(first) as i64;
         for page in rows.chunks(PAGE_EVENTS) {
-            let events = store::events(&chunk.columns, page)?;
-            let placed = page.iter().map(|row| positions[*row]);
-            self.send(events.into_iter().zip(placed)).await?;
+            let events = store::events(columns, page)?;
+            let placed = events
+                .into_iter()
+                .zip(page.iter().map(|row| positions[*row]));
+            let last = page.last() == rows.last();
+            let of_page = if last { examined } else { page.len() as i64 };
+            examined -= of_page;
+            self.send(placed.collect(), of_page).await?;
         }
+        self.seen += examined;
         self.cursor = self.cursor.max(end_position(chunk.last_index()).min(stop));
         Ok(())
     }
 
-    async fn send(&self, events: impl Iterator<Item = (Event, i64)>) -> Result<(), End> {
+    /// Sends what passed of so many events that were examined.
+    async fn send(&mut self, events: Vec<(Event, i64)>, examined: i64) -> Result<(), End> {
+        let all = self.seen + examined;
         let mut page = Vec::new();
         let mut bytes = 0;
         for (event, position) in events {
@@ -404,49 +363,84 @@ impl Tail {
             page.push(TailEvent {
                 event: Some(event),
                 cursor: position.to_string(),
+                masked: self.mask.is_some(),
             });
+            self.cursor = self.cursor.max(position);
             if page.len() >= PAGE_EVENTS || bytes >= PAGE_BYTES {
-                self.send_page(std::mem::take(&mut page)).await?;
+                self.seen += page.len() as i64;
+                self.respond(std::mem::take(&mut page), 0, None).await?;
                 bytes = 0;
             }
         }
-        if page.is_empty() {
-            Ok(())
-        } else {
-            self.send_page(page).await
+        self.seen = all;
+        match page.is_empty() {
+            true => Ok(()),
+            false => self.respond(page, 0, None).await,
         }
     }
 
-    async fn send_page(&self, events: Vec<TailEvent>) -> Result<(), End> {
-        self.respond(events, 0).await
-    }
-
-    async fn respond(&self, events: Vec<TailEvent>, missing_events: i64) -> Result<(), End> {
+    async fn respond(
+        &mut self,
+        events: Vec<TailEvent>,
+        missing_events: i64,
+        lagged: Option<Lagged>,
+    ) -> Result<(), End> {
         let behind = (self.store.totals().events - self.seen).max(0);
         let response = TailResponse {
             events,
             behind,
             missing_events,
+            cursor: self.cursor.to_string(),
+            lagged: lagged.or_else(|| self.lag.behind(behind)),
         };
+        self.told = (self.cursor, Instant::now());
         self.sender.send(Ok(response)).await.map_err(|_| End::Gone)
+    }
+
+    fn file_events(&self, batch: &RecordBatch) -> Result<Vec<Event>, End> {
+        let present = |array: &ArrayRef| (array.null_count() < array.len()).then(|| array.clone());
+        let rows: Vec<usize> = (0..batch.num_rows()).collect();
+        let Some(mask) = &self.mask else {
+            let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
+                .iter()
+                .map(present)
+                .collect();
+            let mut events = store::events(&columns, &rows)?;
+            restore(&mut events, batch)?;
+            return Ok(events);
+        };
+        let mut columns: Vec<Option<ArrayRef>> = vec![None; COLUMNS.len()];
+        for (at, array) in mask.iter().zip(batch.columns()) {
+            columns[*at] = present(array);
+        }
+        Ok(store::events(&columns, &rows)?)
     }
 }
 
-fn file_events(batch: &RecordBatch) -> Result<Vec<Event>, End> {
-    let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
-        .iter()
-        .map(|array| (array.null_count() < array.len()).then(|| array.clone()))
-        .collect();
-    let rows: Vec<usize> = (0..batch.num_rows()).collect();
-    let mut events = store::events(&columns, &rows)?;
-    let raw = batch.column(RAW_INDEX).as_binary::<i32>();
-    for (row, event) in events
-        .iter_mut()
-        .enumerate()
-        .filter(|(row, _)| raw.is_valid(*row))
-    {
-        *event = Event::decode(raw.value(row))
-            .map_err(|error| End::Failed(Status::data_loss(error.to_string())))?;
+fn masked(columns: &[Option<ArrayRef>], mask: &[usize]) -> Vec<Option<ArrayRef>> {
+    let mut kept: Vec<Option<ArrayRef>> = vec![None; columns.len()];
+    for at in mask {
+        kept[*at].clone_from(&columns[*at]);
     }
-    Ok(events)
+    kept
+}
+
+fn positions(batch: &RecordBatch) -> Result<&[i64], DataFusionError> {
+    let column = batch.column_by_name(POSITION);
+    let values = column.and_then(|c| c.as_primitive_opt::<Int64Type>());
+    let values =
+        values.ok_or_else(|| DataFusionError::Internal("rows have no position".to_owned()))?;
+    Ok(values.values())
+}
+
+/// Where columns would not give the bytes that were sealed, the row has them.
+fn restore(events: &mut [Event], batch: &RecordBatch) -> Result<(), End> {
+    let raw = batch.column(RAW_INDEX).as_binary::<i32>();
+    for (row, event) in events.iter_mut().enumerate() {
+        if raw.is_valid(row) {
+            *event = Event::decode(raw.value(row))
+                .map_err(|error| End::Failed(Status::data_loss(error.to_string())))?;
+        }
+    }
+    Ok(())
 }

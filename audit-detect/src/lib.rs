@@ -27,5 +27,6 @@ mod values;
 
 pub use files::Source;
 pub use logsource::Bucket;
+pub use network::Network;
 pub use report::{Broken, Idle, Inert, Report, Why};
 pub use ruleset::{RuleIndex, RuleInfo, RuleSet, Scratch};

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Print events from a hostaudit collector, one JSON object a line, and never miss one.
 
-The cursor of the last event handled is kept in a file, so a restart goes on where this ended.
+The cursor of what was handled is kept in a file, so a restart goes on where this ended. What is
+wanted is said by filters, each an audit.v1.EventFilter as JSON; in a program of your own write
+    messages.EventFilter(kinds=[event_pb2.KIND_EXEC], conditions=[
+        messages.Condition(column="process_exe", prefixes=["/tmp/", "/dev/shm/"])])
 Client code is generated from the .proto files when the program starts.
 """
 
@@ -14,7 +17,7 @@ import tempfile
 import time
 
 import grpc
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, Parse, ParseError
 from grpc_tools import protoc
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
@@ -45,35 +48,69 @@ def write_cursor(path: pathlib.Path, cursor: str) -> None:
     os.replace(new, path)
 
 
-def handle(event) -> None:
-    """Your work goes here."""
-    print(json.dumps(MessageToDict(event, preserving_proto_field_name=True)))
+def handle(entry) -> None:
+    """Your work goes here. An event of which fields were left out says so: it proves nothing."""
+    event = MessageToDict(entry.event, preserving_proto_field_name=True)
+    if entry.masked:
+        event["masked"] = True
+    print(json.dumps(event))
+
+
+def tell(lagged) -> None:
+    """Nothing is skipped; but someone may want to know that this program is too slow."""
+    if lagged.over:
+        print("tail.py: caught up", file=sys.stderr)
+    else:
+        since = time.strftime("%H:%M:%S", time.localtime(lagged.since_time / 1e6))
+        print(f"tail.py: {lagged.events} events behind, since {since}", file=sys.stderr)
+
+
+def request(messages, arguments, cursor: str):
+    wanted = messages.TailRequest(
+        cursor=cursor,
+        where=arguments.where,
+        allow=[Parse(text, messages.EventFilter()) for text in arguments.allow],
+        deny=[Parse(text, messages.EventFilter()) for text in arguments.deny],
+        fields=arguments.field,
+        lagged_events=arguments.lagged_events,
+        until_now=arguments.until_now,
+    )
+    if not cursor and arguments.from_start:
+        wanted.since_time = 0
+    return wanted
 
 
 def follow(stub, messages, arguments, cursor: str) -> str:
-    request = messages.TailRequest(
-        cursor=cursor, where=arguments.where, until_now=arguments.until_now
-    )
-    if not cursor and arguments.from_start:
-        request.since_time = 0
-    for page in stub.Tail(request):
+    for page in stub.Tail(request(messages, arguments, cursor)):
         for entry in page.events:
-            handle(entry.event)
-            cursor = entry.cursor
+            handle(entry)
         sys.stdout.flush()
+        if page.missing_events:
+            print(f"tail.py: {page.missing_events} stored events are missing", file=sys.stderr)
+        if page.HasField("lagged"):
+            tell(page.lagged)
         # After the work: a crash repeats a page rather than skipping one.
-        if page.events:
-            write_cursor(arguments.cursor_file, cursor)
-        if page.behind > 10_000:
-            print(f"tail.py: {page.behind} events behind", file=sys.stderr)
+        cursor = page.cursor
+        write_cursor(arguments.cursor_file, cursor)
     return cursor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="unix:///run/hostaudit/collector.sock",
                         help="unix:///path/to/collector.sock or host:port (%(default)s)")
     parser.add_argument("--where", default="", help="SQL predicate over the columns of events")
+    parser.add_argument("--allow", action="append", default=[], metavar="JSON",
+                        help='only events that match, or match another --allow; for example '
+                             '{"kinds": ["KIND_EXEC"], "conditions": '
+                             '[{"column": "process_uid", "equals": ["0"]}]}')
+    parser.add_argument("--deny", action="append", default=[], metavar="JSON",
+                        help="but none that match this one")
+    parser.add_argument("--field", action="append", default=[], metavar="NAME",
+                        help="only these columns (process_exe) or objects (process)")
+    parser.add_argument("--lagged-events", type=int, default=0, metavar="N",
+                        help="further behind than this is told (the collector's default)")
     parser.add_argument("--cursor-file", type=pathlib.Path, default="hostaudit.cursor")
     parser.add_argument("--from-start", action="store_true",
                         help="without a cursor, begin with the oldest event kept")
@@ -93,6 +130,8 @@ def main() -> None:
                 cursor = follow(stub, messages, arguments, cursor)
                 if arguments.until_now:
                     return
+            except ParseError as error:
+                sys.exit(f"tail.py: not an audit.v1.EventFilter: {error}")
             except grpc.RpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE or arguments.until_now:
                     sys.exit(f"tail.py: {error.code().name}: {error.details()}")

@@ -35,8 +35,9 @@ struct Schema<'a> {
 pub fn generate(set: &FileDescriptorSet, root: &str) -> Result<String> {
     let schema = Schema::new(set);
     let mut leaves = Vec::new();
-    schema.walk(root, &mut Vec::new(), "", &mut leaves)?;
-    write(&leaves, &schema)
+    let mut objects = Vec::new();
+    schema.walk(root, &mut Vec::new(), "", &mut leaves, &mut objects)?;
+    write(&leaves, &objects, &schema)
 }
 
 impl<'a> Schema<'a> {
@@ -76,6 +77,7 @@ impl<'a> Schema<'a> {
         path: &mut Vec<String>,
         prefix: &str,
         leaves: &mut Vec<Leaf>,
+        objects: &mut Vec<String>,
     ) -> Result<()> {
         let (descriptor, docs) = self
             .messages
@@ -86,8 +88,10 @@ impl<'a> Schema<'a> {
             let repeated = field.label() == Label::Repeated;
             if field.r#type() == Type::Message && !repeated {
                 path.push(identifier(field.name()));
-                self.walk(field.type_name(), path, &format!("{name}_"), leaves)?;
+                let prefix = format!("{name}_");
+                self.walk(field.type_name(), path, &prefix, leaves, objects)?;
                 path.pop();
+                objects.push(name);
                 continue;
             }
             let doc = docs.get(&at).map(String::as_str).unwrap_or_default();
@@ -107,6 +111,27 @@ impl<'a> Schema<'a> {
             });
         }
         Ok(())
+    }
+}
+
+impl Schema<'_> {
+    /// KIND_EXEC_FAILED is "exec_failed"; 0 has no name.
+    fn enum_names(&self, name: &str) -> Result<Vec<(i32, String)>> {
+        let descriptor = self
+            .enums
+            .get(name)
+            .with_context(|| format!("no enum {name}"))?;
+        let prefix = format!("{}_", descriptor.name().to_uppercase());
+        let named = descriptor.value.iter().filter(|v| v.number() != 0);
+        named
+            .map(|value| {
+                let text = value
+                    .name()
+                    .strip_prefix(&prefix)
+                    .with_context(|| format!("{} does not begin with {prefix}", value.name()))?;
+                Ok((value.number(), text.to_lowercase()))
+            })
+            .collect()
     }
 }
 
@@ -136,12 +161,12 @@ fn shape(field: &FieldDescriptorProto, repeated: bool, name: &str) -> Result<Sha
     })
 }
 
-fn write(leaves: &[Leaf], schema: &Schema<'_>) -> Result<String> {
+fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<String> {
     let mut table = String::new();
     let mut get = String::new();
     let mut set = String::new();
     for (at, leaf) in leaves.iter().enumerate() {
-        writeln!(table, "    {},", leaf.row())?;
+        writeln!(table, "    {},", leaf.row(schema)?)?;
         writeln!(get, "        {at} => {},", leaf.read()?)?;
         let (pattern, assignment) = leaf.assign();
         writeln!(set, "        ({at}, {pattern}) => {assignment},")?;
@@ -150,12 +175,15 @@ fn write(leaves: &[Leaf], schema: &Schema<'_>) -> Result<String> {
     let mut out = format!(
         "/// The leaves of `Event` in the order of the descriptor.\n\
          pub static COLUMNS: [Column; {n}] = [\n{table}];\n\n\
+         /// The messages in `Event`, named as columns are.\n\
+         pub static OBJECTS: [&str; {}] = {objects:?};\n\n\
          /// The value of column `column`, or `None` where it is absent.\n\
          pub fn get(event: &Event, column: usize) -> Option<Value<'_>> {{\n    \
              Some(match column {{\n{get}        _ => return None,\n    }})\n}}\n\n\
          /// Sets column `column`; `None` when the value is not of the column's type.\n\
          pub fn set(event: &mut Event, column: usize, value: OwnedValue) -> Option<()> {{\n    \
              match (column, value) {{\n{set}        _ => return None,\n    }}\n    Some(())\n}}\n\n",
+        objects.len(),
         n = leaves.len(),
     );
     let used = leaves.iter().filter_map(|l| match &l.shape {
@@ -175,7 +203,7 @@ fn write(leaves: &[Leaf], schema: &Schema<'_>) -> Result<String> {
 
 impl Leaf {
     /// Its row of the table.
-    fn row(&self) -> String {
+    fn row(&self, schema: &Schema<'_>) -> Result<String> {
         let ty = match &self.shape {
             Shape::Int { time: true, .. } => "Time",
             Shape::Int { .. } => "Int",
@@ -184,10 +212,15 @@ impl Leaf {
             Shape::TextList => "TextList",
             Shape::Enum(_) => "Enum",
         };
-        format!(
-            "Column {{ name: {:?}, ty: ColumnType::{ty}, doc: {:?} }}",
+        let names = match &self.shape {
+            Shape::Enum(name) => schema.enum_names(name)?,
+            _ => Vec::new(),
+        };
+        let names: Vec<&str> = names.iter().map(|(_, name)| &**name).collect();
+        Ok(format!(
+            "Column {{ name: {:?}, ty: ColumnType::{ty}, values: &{names:?}, doc: {:?} }}",
             self.name, self.doc
-        )
+        ))
     }
 
     /// The expression that reads it from `event`.
@@ -246,22 +279,12 @@ fn enum_fn(name: &str, suffix: &str) -> String {
     format!("{short}_{suffix}")
 }
 
-/// KIND_EXEC_FAILED is "exec_failed"; a number of a later version is its decimal digits.
+/// A number of a later version is its decimal digits.
 fn enum_functions(name: &str, schema: &Schema<'_>) -> Result<String> {
-    let descriptor = schema
-        .enums
-        .get(name)
-        .with_context(|| format!("no enum {name}"))?;
-    let prefix = format!("{}_", descriptor.name().to_uppercase());
     let (mut names, mut numbers) = (String::new(), String::new());
-    for value in descriptor.value.iter().filter(|v| v.number() != 0) {
-        let text = value
-            .name()
-            .strip_prefix(&prefix)
-            .with_context(|| format!("{} does not begin with {prefix}", value.name()))?
-            .to_lowercase();
-        writeln!(names, "        {} => {text:?},", value.number())?;
-        writeln!(numbers, "        {text:?} => {},", value.number())?;
+    for (number, text) in schema.enum_names(name)? {
+        writeln!(names, "        {number} => {text:?},")?;
+        writeln!(numbers, "        {text:?} => {number},")?;
     }
     Ok(format!(
         "/// The name of a {short} by number; digits for a number of a later version.\n\
@@ -271,7 +294,7 @@ fn enum_functions(name: &str, schema: &Schema<'_>) -> Result<String> {
          /// The number of a {short} by name, or of its digits.\n\
          pub fn {to_number}(name: &str) -> Option<i32> {{\n    \
              Some(match name {{\n{numbers}        other => return other.parse().ok(),\n    }})\n}}\n\n",
-        short = descriptor.name(),
+        short = name.rsplit('.').next().unwrap_or(name),
         to_name = enum_fn(name, "name"),
         to_number = enum_fn(name, "number"),
     ))

@@ -13,6 +13,8 @@ pub struct Column {
     /// The proto path joined by underscores: `process_exec_id`.
     pub name: &'static str,
     pub ty: ColumnType,
+    /// Of an enum, the names that there are.
+    pub values: &'static [&'static str],
     /// The comment in the proto file.
     pub doc: &'static str,
 }
@@ -64,6 +66,22 @@ pub fn index(name: &str) -> Option<usize> {
     COLUMNS.iter().position(|c| c.name == name)
 }
 
+/// The columns that `name` stands for: that column, or all those of that object ("process",
+/// "socket_peer").
+pub fn select(name: &str) -> Option<Vec<usize>> {
+    if let Some(at) = index(name) {
+        return Some(vec![at]);
+    }
+    let below = |column: &Column| {
+        let rest = column.name.strip_prefix(name)?;
+        rest.strip_prefix('_')
+    };
+    let of_object = |at: &usize| below(&COLUMNS[*at]).is_some();
+    OBJECTS
+        .contains(&name)
+        .then(|| (0..COLUMNS.len()).filter(of_object).collect())
+}
+
 fn text(value: &str) -> Option<Cow<'_, str>> {
     (!value.is_empty()).then_some(Cow::Borrowed(value))
 }
@@ -73,3 +91,45 @@ fn list(value: &[String]) -> Option<&[String]> {
 }
 
 include!(concat!(env!("OUT_DIR"), "/columns.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str) -> Option<Vec<&'static str>> {
+        let columns = select(name)?;
+        Some(columns.into_iter().map(|at| COLUMNS[at].name).collect())
+    }
+
+    #[test]
+    fn a_name_stands_for_a_column_or_for_all_of_an_object() {
+        assert_eq!(names("process_exe"), Some(vec!["process_exe"]));
+        let peer = names("socket_peer").expect("an object");
+        assert_eq!(
+            peer,
+            [
+                "socket_peer_address",
+                "socket_peer_port",
+                "socket_peer_name"
+            ]
+        );
+        assert_eq!(names("process_effective"), None, "a part of a name is none");
+        assert_eq!(names("process.exe"), None);
+    }
+
+    #[test]
+    fn an_object_is_not_named_like_a_column_nor_like_the_beginning_of_anothers() {
+        for object in OBJECTS {
+            assert!(index(object).is_none(), "{object} is a column too");
+            let columns = names(object).expect("an object");
+            assert!(!columns.is_empty(), "{object}");
+        }
+    }
+
+    #[test]
+    fn an_enum_lists_its_names() {
+        let kind = &COLUMNS[index("kind").expect("a column")];
+        assert!(kind.values.contains(&"exec_failed"), "{:?}", kind.values);
+        assert!(COLUMNS[0].values.is_empty());
+    }
+}

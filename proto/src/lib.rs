@@ -3,6 +3,7 @@
 //! * [`v1`]: messages and services generated from `proto/audit/v1`.
 //! * [`columns`]: the event as a flat row, derived from the descriptor. Store, detection, filters
 //!   and documentation use it, so that none of them has code per event kind.
+//! * [`filter`]: how a filter of events is written on a command line and in configuration.
 //! * [`text`]: the one reversible escape for bytes that are not UTF-8.
 //! * [`totals`]: the lines of totals in a heartbeat.
 
@@ -14,6 +15,7 @@
     reason = "half of it is generated, one arm per column"
 )]
 pub mod columns;
+pub mod filter;
 pub mod text;
 pub mod totals;
 

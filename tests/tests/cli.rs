@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use audit_proto::v1::{Event, Exit, Kind, TargetProcess};
+use audit_proto::v1::{Event, Exit, Kind, Lost, TargetProcess};
 use audit_tests::{
     Options, Stack,
     stack::binary,
@@ -99,6 +99,58 @@ fn tail_shows_filters_and_resumes() -> Result<()> {
         &["tail", "--until-now", "-o", "json", "--cursor", cursor],
     )?;
     assert_eq!(json_lines(&rest)?, all[2..]);
+    Ok(())
+}
+
+#[test]
+fn tail_filters_masks_counts_and_keeps_its_cursor() -> Result<()> {
+    let (stack, mut agent) = filled(vec![
+        exec(1, 10, 1, &["sh", "-c", "true"]),
+        exec(2, 11, 10, &["node", "a.js"]),
+        event(3, Kind::Exit, 11, 10),
+        exec(4, 12, 10, &["node", "b.js"]),
+    ])?;
+    let socket = stack.socket();
+    let pids = |arguments: &[&str]| -> Result<Vec<i64>> {
+        let json = [&["tail", "-o", "json"], arguments].concat();
+        let lines = json_lines(&answer(&socket, &json)?)?;
+        Ok(lines
+            .iter()
+            .filter_map(|line| line["process_pid"].as_i64())
+            .collect())
+    };
+    assert_eq!(pids(&["-n", "2"])?, [11, 12]);
+    assert_eq!(pids(&["-n", "9", "--allow", "kind=exec"])?, [10, 11, 12]);
+    let mixed = [
+        "--allow",
+        "kind=exit",
+        "--allow",
+        "process_argv=node,process_pid>=12",
+    ];
+    assert_eq!(pids(&[&["-n", "9"], &mixed[..]].concat())?, [11, 12]);
+    let denied = ["-n", "9", "--deny", "process_argv$=.js"];
+    assert_eq!(pids(&denied)?, [10, 11]);
+
+    let fields = ["tail", "-n", "1", "-o", "json", "--fields", "process_argv"];
+    let masked = &json_lines(&answer(&socket, &fields)?)?[0];
+    assert_eq!(masked["masked"], true);
+    assert_eq!(masked["process_argv"], serde_json::json!(["node", "b.js"]));
+    assert!(masked.get("process_pid").is_none(), "{masked}");
+
+    let directory = tempfile::tempdir()?;
+    let cursor = directory.path().join("cursor").display().to_string();
+    let resumed = ["-n", "2", "--cursor-file", &cursor];
+    assert_eq!(pids(&resumed)?, [11, 12]);
+    assert!(pids(&resumed)?.is_empty(), "nothing is new");
+    agent.deliver(&socket, &[vec![exec(5, 13, 1, &["new"])]])?;
+    assert_eq!(pids(&resumed)?, [13]);
+
+    let unknown = refusal(&socket, &["tail", "-n", "1", "--allow", "proces_pid=1"])?;
+    assert!(unknown.contains("did you mean `process_pid`?"), "{unknown}");
+    let sign = refusal(&socket, &["tail", "--deny", "kind!=exec"])?;
+    assert!(sign.contains("there is no `!=`"), "{sign}");
+    let unquoted = refusal(&socket, &["tail", "-n", "1", "--where", "kind = exec"])?;
+    assert!(unquoted.contains("single quotes: 'exec'"), "{unquoted}");
     Ok(())
 }
 
@@ -259,5 +311,54 @@ fn status_tells_of_store_and_agent() -> Result<()> {
     for part in ["1 event in 1 batch", "web", "No problems."] {
         assert!(status.contains(part), "{part:?} is missing in\n{status}");
     }
+    let json = answer(&stack.socket(), &["status", "-o", "json"])?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    assert_eq!(json["stored_events"], 1);
+    assert_eq!(json["agents"][0]["host_name"], "web");
+    Ok(())
+}
+
+#[test]
+fn status_exits_2_when_events_were_lost_and_1_when_nobody_answers() -> Result<()> {
+    let mut lost = event(1, Kind::Lost, 10, 1);
+    lost.lost = Some(Lost {
+        count: Some(3),
+        ..Default::default()
+    });
+    let (stack, _agent) = filled(vec![lost])?;
+    let told = hostaudit(&stack.socket(), &["status"])?;
+    assert_eq!(told.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&told.stdout).contains("3 events lost"));
+    let nobody = hostaudit(Path::new("/nonexistent/collector.sock"), &["status"])?;
+    assert_eq!(nobody.status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn a_table_is_printed_while_it_comes() -> Result<()> {
+    let events = (1..=1200)
+        .map(|n| exec(n, n, 1, &[&"x".repeat(if n == 1200 { 90 } else { 3 })]))
+        .collect();
+    let (stack, _agent) = filled(events)?;
+    let sql = "select process_pid, process_argv from events order by process_pid";
+    let table = answer(&stack.socket(), &["query", sql])?;
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines.len(), 1203, "one header, all rows, their number");
+    assert_eq!(lines[1202], "(1,200 rows)");
+    assert!(
+        lines[1201].ends_with(&"x".repeat(90)),
+        "a late wide cell is whole"
+    );
+    let mut query = command(&stack.socket())?
+        .args(["query", sql])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut first = String::new();
+    BufReader::with_capacity(64, query.stdout.take().context("a pipe")?).read_line(&mut first)?;
+    let output = query.wait_with_output()?;
+    assert!(first.starts_with("process_pid"), "{first}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success(), "`head` is no error");
     Ok(())
 }

@@ -1,41 +1,14 @@
 //! Kill at any moment: nothing acknowledged is lost, nothing is stored twice. Compaction keeps what
 //! was there, proven by roots.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
 use audit_proto::{Message as _, v1::TailRequest};
 
 use crate::support::{
-    Agent, Collector, Session, config, connect, deliver, eventually, number, parquet_files, status,
-    table, tail,
+    Agent, Collector, Session, config, connect, deliver, eventually, number, parquet_files, spawn,
+    status, table, tail,
 };
-
-fn spawn(dir: &Path, options: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_audit-collector"));
-    for option in [
-        format!("data_dir={}", dir.join("data").display()),
-        format!("listen.unix={}", dir.join("collector.sock").display()),
-        "listen.tcp=".to_owned(),
-        "detect.builtin_rules=false".to_owned(),
-    ] {
-        command.args(["-o", &option]);
-    }
-    for option in options {
-        command.args(["-o", option]);
-    }
-    let config = dir.join("none.yaml");
-    fs::write(&config, "").expect("write");
-    command
-        .arg("--config")
-        .arg(config)
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("starts")
-}
 
 const EXACT: &str = "select count(*) n, count(distinct id) ids, count(distinct position) positions, \
                      min(sequence) first, max(sequence) last from events";

@@ -7,15 +7,15 @@ use audit_proto::v1::Batch;
 use crate::support::{Agent, Collector, Session, config, number, status};
 
 /// A small file system of its own, unmounted at the end.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(pub tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
+    pub fn mount(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().expect("tempdir");
         mount(&["-t", "tmpfs", "-o", size, "tmpfs"], dir.path()).then_some(Self(dir))
     }
 
-    fn resize(&self, size: &str) {
+    pub fn resize(&self, size: &str) {
         let option = format!("remount,{size}");
         assert!(mount(&["-o", &option], self.0.path()), "{option}");
     }

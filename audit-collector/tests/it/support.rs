@@ -1,6 +1,9 @@
 //! A real collector on a unix socket in a temporary directory, and an agent's side of the protocol.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
 
 use arrow::{array::RecordBatch, ipc::reader::StreamReader};
 use audit_collector::{Config, Running};
@@ -67,6 +70,30 @@ impl Collector {
             .await
             .expect("stops cleanly");
     }
+}
+
+/// A collector as a process, to be killed.
+pub fn spawn(dir: &Path, options: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_audit-collector"));
+    for option in [
+        format!("data_dir={}", dir.join("data").display()),
+        format!("listen.unix={}", dir.join("collector.sock").display()),
+        "listen.tcp=".to_owned(),
+        "detect.builtin_rules=false".to_owned(),
+    ] {
+        command.args(["-o", &option]);
+    }
+    for option in options {
+        command.args(["-o", option]);
+    }
+    let config = dir.join("none.yaml");
+    std::fs::write(&config, "").expect("write");
+    command
+        .arg("--config")
+        .arg(config)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts")
 }
 
 pub fn client(channel: &Channel) -> CollectorClient<Channel> {
