@@ -1,6 +1,7 @@
 //! `audit-agent`: records what happens on this host and delivers it to a collector.
 
 mod dry_run;
+mod spool_report;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -11,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use audit_agent::{Config, Control, replay::Replay};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -59,9 +60,27 @@ struct Args {
     #[arg(long, hide = true)]
     empty_programs: bool,
 
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// How log lines look. RUST_LOG sets what is logged, for example RUST_LOG=debug.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Look into the spool, where batches wait for the collector (state_dir/spool). The agent must not run
+    #[command(subcommand)]
+    Spool(Spool),
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Spool {
+    /// What waits there, of which history
+    Stat,
+    /// Is it sound? Exit status 1 if not
+    Fsck,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -75,11 +94,13 @@ Examples:
   audit-agent                                   run with /etc/hostaudit/agent.yaml
   audit-agent --dry-run                         check that file and this kernel, record nothing
   audit-agent -o server=http://127.0.0.1:4620   deliver to another collector
+  audit-agent spool stat                        what waits for the collector, while no agent runs
   audit-agent -o batch.max_delay_ms=1000 -o 'capture.watch_reads=[/etc/shadow]'
 
-It needs root, a kernel of 5.10 or later with BTF (/sys/kernel/btf/vmlinux). While the
-collector cannot be reached events wait in memory; when that is full the kernel's rings fill, and
-what they cannot hold is counted and told in `lost` events.
+It needs root, a kernel of 5.10 or later with BTF (/sys/kernel/btf/vmlinux). Batches are signed and
+kept in state_dir/spool until the collector has them, also while it is away or the agent is not
+running. When the spool is full (spool.max_bytes) the oldest events are dropped, and told in `lost`
+events; their signed headers stay. `audit-agent spool stat` and `spool fsck` look into it.
 
 Filters (capture.filters) hide events before they cost more than a look: by kind, system call,
 program, user, cgroup and path. All but path is decided in the kernel always; a path where the
@@ -153,6 +174,17 @@ fn log_to_stderr(format: LogFormat) {
 
 fn start(args: &Args) -> Result<()> {
     let config = Config::load(args.config.as_deref(), &args.overrides)?;
+    if let Some(Command::Spool(command)) = args.command {
+        let report = spool_report::read(&config)?;
+        return match command {
+            Spool::Stat => show(&report.stat()),
+            Spool::Fsck => {
+                show(&report.fsck())?;
+                ensure!(report.is_sound(), "the spool is not sound");
+                Ok(())
+            }
+        };
+    }
     if args.dry_run {
         return show(&dry_run::describe(&config)?);
     }

@@ -30,7 +30,7 @@ use audit_ledger::{Frames, Sealer, Summary};
 use audit_proto::{Message, v1::Batch};
 use tokio::sync::Notify;
 
-pub use open::{Opened, SpoolError, open, stat};
+pub use open::{Opened, SpoolError, Stat, open, stat};
 pub use state::{Mark, SetState, State, Told};
 
 use disk::Disk;

@@ -156,6 +156,8 @@ fn only_the_wire_touches_tonic() -> Result<()> {
         "tonic::",
         &[
             "access",
+            "export",
+            "filter",
             "identity",
             "ingest",
             "pipeline",

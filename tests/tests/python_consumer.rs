@@ -6,13 +6,13 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use audit_proto::v1::Event;
 use audit_tests::{
     Options, Stack,
+    python::venv,
     synthetic::{Synthetic, exec},
 };
 
@@ -29,45 +29,11 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A virtual environment with gRPC, kept between runs; None where pip cannot get it.
 fn python() -> Result<Option<PathBuf>> {
-    // Both tests need it; one makes it.
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _making = MAKING.lock();
-    let venv = match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => PathBuf::from(target),
-        None => repository().join("target"),
-    }
-    .join("python-consumer");
-    let python = venv.join("bin/python");
-    let complete = venv.join("complete");
-    if complete.exists() {
-        return Ok(Some(python));
-    }
-    let made = Command::new("python3")
-        .args(["-m", "venv"])
-        .arg(&venv)
-        .status();
-    if !made.is_ok_and(|status| status.success()) {
-        return Ok(None);
-    }
-    let requirements = repository().join("examples/python/requirements.txt");
-    let installed = Command::new(&python)
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-r",
-        ])
-        .arg(requirements)
-        .status()?;
-    if !installed.success() {
-        return Ok(None);
-    }
-    fs::write(complete, "")?;
-    Ok(Some(python))
+    venv(
+        "python-consumer",
+        &repository().join("examples/python/requirements.txt"),
+    )
 }
 
 /// Runs the example to the present and returns the events that it printed.

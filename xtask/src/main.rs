@@ -3,6 +3,7 @@
 
 mod bench;
 mod cargo;
+mod chaos;
 mod check;
 mod ebpf;
 mod events;
@@ -42,6 +43,8 @@ enum Command {
     Test(test::Args),
     /// Measure this host: overhead, loss, detect, ingest
     Bench(bench::Args),
+    /// Kill agent and collector and cut the network between them, under a counted workload
+    Chaos(chaos::Args),
     /// Run the capture tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

@@ -39,7 +39,7 @@ const BUILD_PACKAGES: [&str; 7] = [
     "g++",
     "libc6-dev",
 ];
-const TEST_PACKAGES: [&str; 7] = [
+const TEST_PACKAGES: [&str; 8] = [
     "auditd",
     "bpftrace",
     "strace",
@@ -47,6 +47,7 @@ const TEST_PACKAGES: [&str; 7] = [
     "systemd",
     "runc",
     "busybox-static",
+    "iproute2",
 ];
 
 pub fn run(args: &Args) -> Result<ExitCode> {

@@ -361,7 +361,7 @@ pub struct Stat {
     pub problem: Option<String>,
 }
 
-/// Reads all of it and changes nothing but what opening a log repairs. With `limits` of no use here.
+/// Reads all of it, and changes nothing but what opening a log repairs.
 pub fn stat(state_dir: &Path, identity: &Identity) -> Result<Vec<Stat>, SpoolError> {
     let root = state_dir.join(DIRECTORY);
     if !root.exists() {

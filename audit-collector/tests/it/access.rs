@@ -20,12 +20,13 @@ use crate::{
 };
 
 /// Who may call what, written a second time on purpose: the collector's own table must agree.
-const ALLOWED: [(&str, &str); 10] = [
+const ALLOWED: [(&str, &str); 11] = [
     ("/audit.v1.Ingest/Deliver", "agent socket"),
     ("/audit.v1.Collector/Tail", "reader analyst admin socket"),
     ("/audit.v1.Collector/Alerts", "reader analyst admin socket"),
     ("/audit.v1.Collector/Status", "reader analyst admin socket"),
     ("/audit.v1.Collector/Query", "analyst admin socket"),
+    ("/audit.v1.Ledger/Export", "analyst admin socket"),
     (
         "/audit.v1.Identity/Enroll",
         "agent reader analyst admin collector nobody socket",

@@ -1,14 +1,19 @@
-//! How fast does a collector store? Synthetic agents seal batches in advance and deliver them over
-//! the real socket, each keeping a few batches in flight; time runs until the last acknowledgement.
+//! How fast does a collector store? Synthetic agents seal batches and deliver them over mTLS on
+//! loopback, each keeping a few in flight; time runs from the first seal to the last acknowledgement,
+//! which comes after verification and fsync. Beside it, in the same run, what of it this machine could do
+//! alone: hash, compress, sync, and carry gRPC.
+
+mod limits;
+mod site;
 
 use std::{
-    ops::Range,
-    path::Path,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use audit_agent::server::Server;
 use audit_ledger::{Frames, Key, Origin, Sealer, Summary};
 use audit_proto::{
     Message as _,
@@ -19,8 +24,8 @@ use audit_proto::{
 };
 use serde_json::json;
 use tokio::sync::mpsc;
-use tonic::transport::Endpoint;
 
+use self::{limits::Limits, site::Site};
 use super::{Common, interrupt, measure, report::grouped};
 use crate::stack::{Options, Stack};
 
@@ -43,46 +48,49 @@ pub struct Args {
     batches: Option<u64>,
 }
 
+/// Encoded events of one batch, and their first and last times.
+type Encoded = (Frames, i64, i64);
+
 pub fn run(args: &Args) -> Result<ExitCode> {
     interrupt::catch();
     let batches = args
         .batches
         .unwrap_or(if args.common.quick { 5 } else { 100 });
+    let site = Site::new((0..args.agents).map(|agent| host(agent).id))?;
     let mut stack = Stack::start(Options {
         without_agent: true,
+        collector: site.options()?,
         ..Options::default()
     })?;
     let events = args.agents * batches * EVENTS_PER_BATCH;
     eprintln!(
-        "sealing {} events of {} agents",
+        "encoding {} events of {} agents",
         grouped(i64::try_from(events)?),
         args.agents
     );
-    let sealed: Vec<Vec<Batch>> = (0..args.agents)
-        .map(|agent| seal(agent, batches))
+    let encoded: Vec<Vec<Encoded>> = (0..args.agents)
+        .map(|agent| encode(agent, batches))
         .collect::<Result<_>>()?;
-    let wire_bytes: usize = sealed
-        .iter()
-        .flatten()
-        .map(|batch| batch.events.len())
-        .sum();
+    let limits = Limits::measure(&encoded)?;
     let pid = stack.collector_pid().context("no collector")?;
     let cpu = measure::process_cpu_ns(pid)?;
-    let socket = stack.socket();
     let began = Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let sessions = sealed.into_iter().enumerate().map(|(agent, batches)| {
-            let socket = socket.clone();
-            tokio::spawn(async move { deliver(&socket, agent as u64, batches).await })
+    let wire_bytes = runtime.block_on(async {
+        let sessions = encoded.into_iter().enumerate().map(|(agent, batches)| {
+            let server = site.server(&host(agent as u64).id)?;
+            let session = async move { deliver(server, agent as u64, batches).await };
+            Ok(tokio::spawn(session))
         });
-        let sessions: Vec<_> = sessions.collect();
+        let sessions: Vec<_> = sessions.collect::<Result<_>>()?;
+        let mut bytes = 0;
         for session in sessions {
-            session.await??;
+            bytes += session.await??;
         }
-        Ok::<_, anyhow::Error>(())
+        Ok::<_, anyhow::Error>(bytes)
     })?;
     let took = began.elapsed();
     let cpu = Duration::from_nanos(measure::process_cpu_ns(pid)? - cpu);
@@ -91,7 +99,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         stored == i64::try_from(events)?,
         "{events} acknowledged, but {stored} stored"
     );
-    report(args, events, wire_bytes, took, cpu)?;
+    report(args, events, wire_bytes, took, cpu, &limits)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -101,11 +109,12 @@ fn report(
     wire_bytes: usize,
     took: Duration,
     cpu: Duration,
+    limits: &Limits,
 ) -> Result<()> {
     let per_second = (events as f64 / took.as_secs_f64()) as i64;
     let per_cpu_second = (events as f64 / cpu.as_secs_f64()) as i64;
     println!(
-        "{} events acknowledged by fsync in {:.2} s from {} agents, and all of them stored",
+        "{} events sealed, sent over mTLS, verified, synced and acknowledged in {:.2} s from {} agents, and all of them stored",
         grouped(i64::try_from(events)?),
         took.as_secs_f64(),
         args.agents
@@ -119,10 +128,19 @@ fn report(
         "{:.0} bytes an event on the wire",
         wire_bytes as f64 / events as f64
     );
+    println!("alone on one processor of this machine, in the same run:");
+    for (what, rate) in limits.rates() {
+        println!("  {:>12} events/s  {what}", grouped(rate as i64));
+    }
+    let rates: serde_json::Map<_, _> = limits
+        .rates()
+        .map(|(what, rate)| (what.to_owned(), json!(rate)))
+        .into_iter()
+        .collect();
     args.common.write_json(&json!({
         "bench": "ingest", "agents": args.agents, "events": events, "seconds": took.as_secs_f64(),
         "events_per_second": per_second, "collector_cpu_seconds": cpu.as_secs_f64(),
-        "wire_bytes": wire_bytes,
+        "wire_bytes": wire_bytes, "limits_events_per_second": rates,
     }))
 }
 
@@ -146,24 +164,29 @@ fn sealer(host: &Host) -> Sealer {
     Sealer::begin(Key::new(1, seed), origin, None)
 }
 
-fn seal(agent: u64, batches: u64) -> Result<Vec<Batch>> {
+fn encode(agent: u64, batches: u64) -> Result<Vec<Encoded>> {
     let host = host(agent);
-    let mut sealer = sealer(&host);
     let batch = |number: u64| {
-        let range: Range<i64> = i64::try_from(number * EVENTS_PER_BATCH)?
-            ..i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
-        let events = range.clone().map(|n| event(&host, n).encode_to_vec());
-        let frames: Frames = events.collect();
-        let (first, last) = (BEGAN + range.start * 1000, BEGAN + (range.end - 1) * 1000);
-        let summary = Summary {
-            sealed_time: last,
-            first_time: first,
-            last_time: last,
-            ..Summary::default()
-        };
-        Ok::<_, anyhow::Error>(sealer.seal(&frames, summary))
+        let first = i64::try_from(number * EVENTS_PER_BATCH)?;
+        let last = i64::try_from((number + 1) * EVENTS_PER_BATCH)?;
+        let events = (first..last).map(|n| event(&host, n).encode_to_vec());
+        Ok((
+            events.collect(),
+            BEGAN + first * 1000,
+            BEGAN + (last - 1) * 1000,
+        ))
     };
     (0..batches).map(batch).collect()
+}
+
+fn seal(sealer: &mut Sealer, (frames, first_time, last_time): &Encoded) -> Batch {
+    let summary = Summary {
+        sealed_time: *last_time,
+        first_time: *first_time,
+        last_time: *last_time,
+        ..Summary::default()
+    };
+    sealer.seal(frames, summary)
 }
 
 /// One in five an exec, the others opens; some texts repeat and some do not, as on a host.
@@ -230,12 +253,13 @@ fn process(pid: i64) -> Process {
     }
 }
 
-async fn deliver(socket: &Path, agent: u64, batches: Vec<Batch>) -> Result<()> {
-    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
+/// Returns how many bytes the batches were.
+async fn deliver(server: Server, agent: u64, batches: Vec<Encoded>) -> Result<usize> {
     let (sender, receiver) = mpsc::channel(1);
     let host = host(agent);
+    let mut sealer = sealer(&host);
     let hello = Hello {
-        agent_id: sealer(&host).agent_id().to_owned(),
+        agent_id: sealer.agent_id().to_owned(),
         first_batch: 1,
         host_id: host.id,
         host_name: host.name,
@@ -253,15 +277,23 @@ async fn deliver(socket: &Path, agent: u64, batches: Vec<Batch>) -> Result<()> {
     };
     send(deliver_request::Message::Hello(hello)).await?;
     let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let mut client = IngestClient::new(endpoint.connect().await?)
+    let mut client = IngestClient::new(server.connect().await?)
         .max_encoding_message_size(audit_proto::MAX_MESSAGE_BYTES);
     let mut answers = client.deliver(requests).await?.into_inner();
     let last = i64::try_from(batches.len())?;
-    let (mut sent, mut acknowledged) = (0, 0);
-    let mut batches = batches.into_iter();
+    let (mut sent, mut acknowledged, mut bytes) = (0, 0, 0);
+    let batches = Arc::new(batches);
     while acknowledged < last {
-        while sent - acknowledged < i64::try_from(IN_FLIGHT)? {
-            let Some(batch) = batches.next() else { break };
+        while sent < last && sent - acknowledged < i64::try_from(IN_FLIGHT)? {
+            let of = Arc::clone(&batches);
+            let at = usize::try_from(sent)?;
+            let (batch, back) = tokio::task::spawn_blocking(move || {
+                let batch = seal(&mut sealer, &of[at]);
+                (batch, sealer)
+            })
+            .await?;
+            sealer = back;
+            bytes += batch.encoded_len();
             send(deliver_request::Message::Batch(batch)).await?;
             sent += 1;
         }
@@ -271,5 +303,5 @@ async fn deliver(socket: &Path, agent: u64, batches: Vec<Batch>) -> Result<()> {
             None => bail!("the collector ended the session after batch {acknowledged} of {last}"),
         }
     }
-    Ok(())
+    Ok(bytes)
 }
