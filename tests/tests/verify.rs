@@ -86,9 +86,9 @@ fn a_record_is_complete_until_somebody_changes_it() -> Result<()> {
         without_agent: true,
         ..Options::default()
     })?;
-    let groups: Vec<Vec<_>> = (0..20)
+    let groups: Vec<Vec<_>> = (0..20_i64)
         .map(|batch| {
-            let event = |n| exec(batch * 50 + n, 1000 + n, 1, &["echo", "a\nb", ""]);
+            let event = |n: i64| exec(batch * 50 + n, 1000 + n, 1, &["echo", "a\nb", ""]);
             (0..50).map(event).collect()
         })
         .collect();
