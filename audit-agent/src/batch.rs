@@ -133,10 +133,9 @@ impl Open {
             is_last,
             mark,
         };
-        match self.next.pass(filled) {
-            Ok(spare) => self.frames = spare,
-            Err(filled) => self.abandoned += filled.frames.len() as u64,
-        }
+        let (spare, abandoned) = self.next.pass(filled);
+        self.frames = spare;
+        self.abandoned += abandoned;
     }
 
     /// Events that nobody was there to seal.

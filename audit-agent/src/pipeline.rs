@@ -10,7 +10,7 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{Receiver, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -90,13 +90,7 @@ pub async fn run<S: Source + 'static>(
     let counters = Arc::new(Counters::default());
     let (to_reader, requests) = sync_channel(REQUESTS);
     let (to_header, gaps) = sync_channel(GAPS);
-    for (first_batch, last_batch) in holes {
-        // More of them than the channel takes are one per disk block: the verdict is no better then.
-        let _ = to_header.try_send(BatchRange {
-            first_batch,
-            last_batch,
-        });
-    }
+    tell_holes(holes, &to_header);
     let ship = |spool: &Arc<Spool>| Ship {
         server: valid.server.clone(),
         identity: identity.clone(),
@@ -106,13 +100,7 @@ pub async fn run<S: Source + 'static>(
         gaps: to_header.clone(),
     };
     let (former, ship): (Vec<Ship>, Ship) = (former.iter().map(ship).collect(), ship(&spool));
-    let mut table = Table::new(&identity.boot_id, valid.process_table);
-    match proc_fs::processes() {
-        Ok(seeds) => table.seed(seeds),
-        Err(error) => {
-            tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec");
-        }
-    }
+    let table = known_processes(Table::new(&identity.boot_id, valid.process_table));
     let (handover, sealing, keeping) = seal::handover(seal::Parts {
         spool: Arc::clone(&spool),
         counters: Arc::clone(&counters),
@@ -151,6 +139,27 @@ pub async fn run<S: Source + 'static>(
     let ended = supervise(reader, sealing, keeping, deliver(former, ship), &counters).await;
     drop(lock);
     ended
+}
+
+fn tell_holes(holes: Vec<(i64, i64)>, to_header: &SyncSender<BatchRange>) {
+    for (first_batch, last_batch) in holes {
+        // More of them than the channel takes are of a disk that is broken: the verdict is no better then.
+        let _ = to_header.try_send(BatchRange {
+            first_batch,
+            last_batch,
+        });
+    }
+}
+
+/// With those that run already.
+fn known_processes(mut table: Table) -> Table {
+    match proc_fs::processes() {
+        Ok(seeds) => table.seed(seeds),
+        Err(error) => {
+            tracing::warn!(%error, "/proc cannot be read; processes that run already stay without program until they exec");
+        }
+    }
+    table
 }
 
 /// Former histories first, so that the record is in order.

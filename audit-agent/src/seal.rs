@@ -103,11 +103,14 @@ pub fn handover(parts: Parts) -> (Handover, Sealing, Keeping) {
 }
 
 impl Handover {
-    /// Passes a batch on, waiting for room; returns memory for the next one. Gives the batch back
-    /// when the other end is gone.
-    pub fn pass(&self, filled: Filled) -> Result<Frames, Filled> {
-        self.filled.send(filled).map_err(|refused| refused.0)?;
-        Ok(self.spare.try_recv().unwrap_or_default())
+    /// Passes a batch on, waiting for room; returns memory for the next one, and how many events were
+    /// lost because the other end is gone.
+    pub fn pass(&self, filled: Filled) -> (Frames, u64) {
+        let abandoned = match self.filled.send(filled) {
+            Ok(()) => 0,
+            Err(refused) => refused.0.frames.len() as u64,
+        };
+        (self.spare.try_recv().unwrap_or_default(), abandoned)
     }
 }
 

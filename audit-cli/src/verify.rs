@@ -161,24 +161,20 @@ fn loss(loss: &Loss, clock: &Clock) -> String {
     format!("{count} {}events lost{place}, {times}", class(loss.class))
 }
 
-fn text(report: &Report, names: &HashMap<String, String>, terminal: &Terminal) -> String {
-    let clock = Clock::system();
-    let palette = &terminal.palette;
-    let verdict = report.verdict();
+fn headline(report: &Report) -> String {
     let events = display::plural(report.events(), "event");
-    let losses = || report.histories.iter().flat_map(|h| &h.losses);
-    let headline = match verdict {
+    match report.verdict() {
         Verdict::Complete => format!("complete, {events}"),
         Verdict::Incomplete => {
+            let losses = || report.histories.iter().flat_map(|h| &h.losses);
             let known: i64 = losses().filter_map(|loss| loss.count).sum();
             let unknown = losses().any(|loss| loss.count.is_none());
             let silent = report.histories.iter().filter(|h| h.is_silent).count();
             let mut parts = Vec::new();
             if known > 0 || unknown {
-                let more = if unknown {
-                    " and an unknown number more"
-                } else {
-                    ""
+                let more = match unknown {
+                    true => " and an unknown number more",
+                    false => "",
                 };
                 parts.push(format!("{}{more} lost", display::plural(known, "event")));
             }
@@ -195,52 +191,66 @@ fn text(report: &Report, names: &HashMap<String, String>, terminal: &Terminal) -
             let count = findings.chain(&report.findings).count() as i64;
             format!("TAMPERED: {}", display::plural(count, "finding"))
         }
-    };
-    let style = match verdict {
+    }
+}
+
+fn text(report: &Report, names: &HashMap<String, String>, terminal: &Terminal) -> String {
+    let clock = Clock::system();
+    let style = match report.verdict() {
         Verdict::Complete => Style::Plain,
-        _ => Style::Alarm,
+        Verdict::Incomplete | Verdict::Tampered => Style::Alarm,
     };
-    let mut lines = vec![palette.paint(style, &headline).to_string()];
+    let headline = headline(report);
+    let mut lines = vec![terminal.palette.paint(style, &headline).to_string()];
     for finding in &report.findings {
         lines.push(format!("  {}: {}", finding.tampering.name(), finding.what));
     }
-    for history in &report.histories {
-        lines.push(format!(
-            "  {} (agent {}): {} in batches {} to {}, {} to {}",
-            display::safe(host(history, names)),
-            history.agent_id.chars().take(12).collect::<String>(),
-            display::plural(history.events, "event"),
-            history.first_batch,
-            history.last_batch,
-            clock.local(history.first_time),
-            clock.local(history.last_time),
-        ));
-        for finding in &history.findings {
-            lines.push(format!(
-                "    {}: {}",
-                finding.tampering.name(),
-                finding.what
-            ));
-        }
-        for lost in &history.losses {
-            lines.push(format!("    {}", loss(lost, &clock)));
-        }
-        if history.is_silent {
-            lines.push(format!(
-                "    silent since {}: it had promised more. It is down, cut off, or its tail was removed",
-                clock.local(history.last_time)
-            ));
-        }
-        if let Some(former) = &history.former {
-            lines.push(format!(
-                "    takes the place of agent {}, of which it knew batch {}",
-                former.agent_id.chars().take(12).collect::<String>(),
-                former.batch
-            ));
-        }
+    for one in &report.histories {
+        history(one, host(one, names), &clock, &mut lines);
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// Enough of an agent's name to tell it apart.
+fn short(agent_id: &str) -> String {
+    agent_id.chars().take(12).collect()
+}
+
+fn history(history: &History, host: &str, clock: &Clock, lines: &mut Vec<String>) {
+    lines.push(format!(
+        "  {} (agent {}): {} in batches {} to {}, {} to {}",
+        display::safe(host),
+        short(&history.agent_id),
+        display::plural(history.events, "event"),
+        history.first_batch,
+        history.last_batch,
+        clock.local(history.first_time),
+        clock.local(history.last_time),
+    ));
+    for finding in &history.findings {
+        lines.push(format!(
+            "    {}: {}",
+            finding.tampering.name(),
+            finding.what
+        ));
+    }
+    for lost in &history.losses {
+        lines.push(format!("    {}", loss(lost, clock)));
+    }
+    if history.is_silent {
+        lines.push(format!(
+            "    silent since {}: it had promised more. It is down, cut off, or its tail was removed",
+            clock.local(history.last_time)
+        ));
+    }
+    if let Some(former) = &history.former {
+        lines.push(format!(
+            "    takes the place of agent {}, of which it knew batch {}",
+            short(&former.agent_id),
+            former.batch
+        ));
+    }
 }
 
 fn object(report: &Report, names: &HashMap<String, String>) -> serde_json::Value {

@@ -98,6 +98,7 @@ fn other_host(batch: &mut Batch) {
     batch.header = header.into();
 }
 
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn cases() -> Vec<(&'static str, Vec<Batch>)> {
     let other = || Sealer::begin(Key::new(1, [9; 32]), Origin::default(), None);
     vec![

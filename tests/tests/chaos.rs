@@ -9,6 +9,8 @@ use audit_tests::{Options, Stack, load::Load, netns::Netns, pins::Pins, stack::b
 
 const ROUNDS: u64 = 8;
 const PORT: u16 = 4620;
+/// Often, so that it is killed too; and what a collector reads back at its start stays short.
+const COMPACTION: &str = "table.compact_after_s=3";
 
 /// Repeats with its seed.
 struct Chance(u64);
@@ -98,6 +100,7 @@ fn options(pins: &Pins, netns: Option<&Netns>) -> Options {
     let Some(netns) = netns else {
         return Options {
             agent: pins.options(&[]),
+            collector: vec![COMPACTION.to_owned()],
             ..Options::default()
         };
     };
@@ -107,6 +110,7 @@ fn options(pins: &Pins, netns: Option<&Netns>) -> Options {
         collector: vec![
             format!("listen.tcp={address}"),
             "listen.allow_insecure=true".to_owned(),
+            COMPACTION.to_owned(),
         ],
         collector_within: netns.within(),
         ..Options::default()
