@@ -161,6 +161,9 @@ impl Ship {
                         };
                         if refusals.1 == REFUSALS {
                             self.refuse(number, reason).await;
+                        } else if refusals.1 == 2 * REFUSALS {
+                            // Not even its header.
+                            return Err(Diverged(error.to_string()));
                         }
                     }
                     // A session in which nothing was stored is no reason to hurry, nor news.

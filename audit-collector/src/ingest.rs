@@ -176,6 +176,8 @@ type Waiting = FuturesOrdered<oneshot::Receiver<Result<i64, String>>>;
 /// Where the history stands.
 struct Position {
     agent_id: String,
+    /// Whoever delivers was found to be this host, and its batches are of it alone.
+    host_id: String,
     /// The first batch that the agent still has.
     first: i64,
     stored: i64,
@@ -203,6 +205,7 @@ impl IngestService {
         let past = self.store.stream(&hello.agent_id).map(|state| state.past);
         let mut at = Position {
             agent_id: hello.agent_id.clone(),
+            host_id: hello.host_id.clone(),
             first: hello.first_batch,
             stored: past.as_ref().map_or(0, |past| past.batch),
             past,
@@ -313,6 +316,11 @@ impl IngestService {
         if header.fields.agent_id != at.agent_id {
             let of = &header.fields.agent_id;
             let reason = format!("batch {number} is of agent {of}, not of the one in Hello");
+            return Err(self.refuse(number, reason));
+        }
+        if header.fields.host_id != at.host_id {
+            let of = &header.fields.host_id;
+            let reason = format!("batch {number} is of host {of}, not of the one in Hello");
             return Err(self.refuse(number, reason));
         }
         if number <= at.last() {

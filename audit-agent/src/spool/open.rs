@@ -103,7 +103,7 @@ pub fn open(state_dir: &Path, identity: &Identity, limits: Limits) -> Result<Ope
         Some((dir, disk, found, going)) => spool(dir, disk, &found, going, limits),
         None => begin(&root, identity, ended, limits)?,
     };
-    let former = take_over(former, &spool, identity, limits)?;
+    let former = take_over(former, &spool, identity, limits, &mut losses)?;
     let holes = lock(&spool.disk).holes();
     Ok(Opened {
         holes,
@@ -261,17 +261,28 @@ fn spool(dir: PathBuf, disk: Disk, found: &Found, going: Going, limits: Limits) 
     })
 }
 
-/// Former histories: those without batches are removed; those of which the collector has another
-/// version are sealed anew, into the one that goes on; the others are to be delivered as they are.
+/// Former histories: those without batches are removed, and those of another host, which delivers them
+/// itself; those of which the collector has another version are sealed anew, into the one that goes on;
+/// the others are to be delivered as they are.
 fn take_over(
     former: Vec<(PathBuf, Disk, Found)>,
     spool_now: &Arc<Spool>,
     identity: &Identity,
     limits: Limits,
+    losses: &mut Vec<String>,
 ) -> Result<Vec<Arc<Spool>>, SpoolError> {
     let mut left = Vec::new();
     for (dir, mut disk, found) in former {
-        if dir.join(DIVERGED).exists() {
+        if let Some((first, last)) = found.numbers
+            && found.host_id != identity.host_id
+        {
+            losses.push(format!(
+                "batches {first} to {last} of history {} are of host {}, which delivers them itself if \
+                 this state directory was copied from it",
+                name(&dir),
+                found.host_id
+            ));
+        } else if dir.join(DIVERGED).exists() {
             reseal(&mut disk, &found, spool_now);
         } else if found.numbers.is_some() {
             let agent_id = name(&dir);

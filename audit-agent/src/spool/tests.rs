@@ -301,6 +301,11 @@ fn a_copied_state_directory_begins_a_history_of_its_own() {
     };
     let two = open(dir.path(), &other, LIMITS).expect("opens");
     assert_ne!(two.spool.agent_id(), agent_id);
+    assert!(
+        two.former.is_empty(),
+        "those of the other host are its own to deliver"
+    );
+    assert_eq!(two.losses.len(), 2, "{:?}", two.losses);
 }
 
 #[test]

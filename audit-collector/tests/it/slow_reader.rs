@@ -77,7 +77,9 @@ async fn a_reader_that_stops_reading_costs_little_and_misses_nothing() {
     let all = 10 + EVENTS as i64;
     let now = status(&collector.channel).await;
     assert_eq!(now.stored_events, all);
-    assert!(now.table_files > 5, "{now:?}");
+    // Most of it has left memory, in more than one piece.
+    assert!(now.table_files > 1, "{now:?}");
+    assert!(now.uncompacted_events < all / 2, "{now:?}");
 
     // The same stream goes on.
     stopped.read_to(&mut stream, all).await;
