@@ -30,13 +30,14 @@ struct Args {
     /// in .d instead of .yaml.
     #[arg(
         long,
+        global = true,
         value_name = "FILE",
         long_help = "Configuration file [default: /etc/hostaudit/agent.yaml if it exists, else built-in defaults].\nAlso read, in name order: *.yaml in the directory beside it whose name ends in .d instead of .yaml."
     )]
     config: Option<PathBuf>,
 
     /// Set one value, over all files; may be repeated.
-    #[arg(short = 'o', value_name = "KEY=VALUE")]
+    #[arg(short = 'o', global = true, value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 
     /// Check the configuration and what this kernel allows, print what would run, and end.
