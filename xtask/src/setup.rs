@@ -24,7 +24,7 @@ use crate::cargo;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also what only tests and benches need: auditd, bpftrace, strace, kubernetes-validate
+    /// Also what only tests and benches need: auditd, bpftrace, rsyslog, strace, kubernetes-validate
     #[arg(long)]
     test: bool,
 }
@@ -39,9 +39,12 @@ const BUILD_PACKAGES: [&str; 7] = [
     "g++",
     "libc6-dev",
 ];
-const TEST_PACKAGES: [&str; 8] = [
+const TEST_PACKAGES: [&str; 11] = [
     "auditd",
     "bpftrace",
+    "rsyslog",
+    "rsyslog-relp",
+    "rsyslog-gnutls",
     "strace",
     "python3-venv",
     "systemd",
@@ -104,12 +107,27 @@ fn present_otherwise(package: &str) -> bool {
         "auditd" => cargo::on_path("auditd") && cargo::on_path("auditctl"),
         "systemd" => cargo::on_path("systemd-analyze"),
         "busybox-static" => cargo::on_path("busybox"),
+        "rsyslog" => cargo::on_path("rsyslogd"),
+        "rsyslog-relp" => rsyslog_has("omrelp.so"),
+        "rsyslog-gnutls" => rsyslog_has("lmnsd_gtls.so"),
         "python3-venv" => python::can_make_venv(),
         program => cargo::on_path(program),
     }
 }
 
-/// Debian's package of auditd starts it, and it turns auditing on. A test tool must not.
+/// Where distributions keep its modules: Debian for each architecture, others for the word size.
+fn rsyslog_has(module: &str) -> bool {
+    let architecture = std::env::consts::ARCH;
+    [
+        format!("/usr/lib/{architecture}-linux-gnu/rsyslog"),
+        "/usr/lib64/rsyslog".to_owned(),
+        "/usr/lib/rsyslog".to_owned(),
+    ]
+    .iter()
+    .any(|directory| Path::new(directory).join(module).exists())
+}
+
+/// Debian's packages start their daemons, and auditd turns auditing on. A test tool must not.
 fn without_enabling_audit(install: impl FnOnce() -> Result<()>) -> Result<()> {
     let policy = Path::new("/usr/sbin/policy-rc.d");
     // A machine's own policy stays in force.

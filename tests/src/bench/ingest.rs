@@ -1,9 +1,10 @@
 //! How fast does a collector store? Synthetic agents seal batches and deliver them over mTLS on
 //! loopback, each keeping a few in flight; time runs from the first seal to the last acknowledgement,
 //! which comes after verification and fsync. Beside it, in the same run, what of it this machine could do
-//! alone: hash, compress, sync, and carry gRPC.
+//! alone (hash, compress, sync), and what a log shipper makes of as many lines.
 
 mod limits;
+mod peer;
 mod site;
 
 use std::{
@@ -22,10 +23,10 @@ use audit_proto::{
         deliver_request, deliver_response, ingest_client::IngestClient,
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use self::{limits::Limits, site::Site};
+use self::{limits::Limits, peer::Shipping, site::Site};
 use super::{Common, interrupt, measure, report::grouped};
 use crate::stack::{Options, Stack};
 
@@ -99,34 +100,46 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         stored == i64::try_from(events)?,
         "{events} acknowledged, but {stored} stored"
     );
-    report(args, events, wire_bytes, took, cpu, &limits)?;
+    // It would go on with compaction and detection beside the peer.
+    drop(stack);
+    let again = (0..args.agents).map(|agent| encode(agent, batches));
+    let peer = peer::measure(&site, again, args.common.quick);
+    interrupt::check()?;
+    let measured = Measured {
+        events,
+        wire_bytes,
+        took,
+        cpu,
+    };
+    report(args, &measured, &limits, peer)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(
-    args: &Args,
+struct Measured {
     events: u64,
     wire_bytes: usize,
     took: Duration,
+    /// Of the collector.
     cpu: Duration,
-    limits: &Limits,
-) -> Result<()> {
-    let per_second = (events as f64 / took.as_secs_f64()) as i64;
-    let per_cpu_second = (events as f64 / cpu.as_secs_f64()) as i64;
+}
+
+fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shipping>) -> Result<()> {
+    let events = measured.events as f64;
+    let seconds = measured.took.as_secs_f64();
+    let per_second = events / seconds;
     println!(
-        "{} events sealed, sent over mTLS, verified, synced and acknowledged in {:.2} s from {} agents, and all of them stored",
-        grouped(i64::try_from(events)?),
-        took.as_secs_f64(),
+        "{} events sealed, sent over mTLS, verified, synced and acknowledged in {seconds:.2} s from {} agents, and all of them stored",
+        grouped(i64::try_from(measured.events)?),
         args.agents
     );
     println!(
         "{} events/s, {} events per CPU second of the collector",
-        grouped(per_second),
-        grouped(per_cpu_second)
+        grouped(per_second as i64),
+        grouped((events / measured.cpu.as_secs_f64()) as i64)
     );
     println!(
         "{:.0} bytes an event on the wire",
-        wire_bytes as f64 / events as f64
+        measured.wire_bytes as f64 / events
     );
     println!("alone on one processor of this machine, in the same run:");
     for (what, rate) in limits.rates() {
@@ -138,10 +151,26 @@ fn report(
         .into_iter()
         .collect();
     args.common.write_json(&json!({
-        "bench": "ingest", "agents": args.agents, "events": events, "seconds": took.as_secs_f64(),
-        "events_per_second": per_second, "collector_cpu_seconds": cpu.as_secs_f64(),
-        "wire_bytes": wire_bytes, "limits_events_per_second": rates,
+        "bench": "ingest", "agents": args.agents, "events": measured.events, "seconds": seconds,
+        "events_per_second": per_second as i64,
+        "collector_cpu_seconds": measured.cpu.as_secs_f64(),
+        "wire_bytes": measured.wire_bytes, "limits_events_per_second": rates,
+        "peer": compare(peer, per_second),
     }))
+}
+
+/// Prints the peer's rates, or why there are none; the answer is for the JSON file.
+fn compare(peer: Result<Shipping>, ours: f64) -> Value {
+    match peer {
+        Ok(peer) => {
+            peer.print(ours);
+            peer.as_json(ours)
+        }
+        Err(error) => {
+            println!("SKIPPED peer: {error:#}");
+            json!({ "skipped": format!("{error:#}") })
+        }
+    }
 }
 
 fn host(agent: u64) -> Host {

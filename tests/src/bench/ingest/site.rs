@@ -16,6 +16,10 @@ use audit_pki::{
 
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// Names in certificates.
+pub const COLLECTOR: &str = "collector";
+pub const SHIPPER: &str = "shipper";
+
 pub struct Site {
     directory: tempfile::TempDir,
     address: String,
@@ -28,7 +32,7 @@ impl Site {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let site = Self { directory, address };
         let authority = Authority::create(&site.path("authority"), SystemTime::now())?;
-        site.issue(&authority, Role::Collector, "collector", &["127.0.0.1"])?;
+        site.issue(&authority, Role::Collector, COLLECTOR, &["127.0.0.1"])?;
         for agent in agents {
             site.issue(&authority, Role::Agent, &agent, &[])?;
         }
@@ -51,10 +55,21 @@ impl Site {
         Ok(())
     }
 
+    pub fn collector(&self) -> ClientFiles {
+        ClientFiles::within(self.path(COLLECTOR))
+    }
+
+    /// For a program that is to be compared, as an agent has them.
+    pub fn shipper(&self) -> Result<ClientFiles> {
+        let authority = Authority::open(&self.path("authority"))?;
+        self.issue(&authority, Role::Agent, SHIPPER, &[])?;
+        Ok(ClientFiles::within(self.path(SHIPPER)))
+    }
+
     /// Of the collector.
     pub fn options(&self) -> Result<Vec<String>> {
         let path = |name: &str| self.path(name).display().to_string();
-        let files = ClientFiles::within(self.path("collector"));
+        let files = self.collector();
         Ok(vec![
             format!("listen.tcp={}", self.address),
             format!("listen.tls.certificate={}", files.certificate.display()),
