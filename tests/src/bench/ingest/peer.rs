@@ -294,11 +294,16 @@ impl Running {
             // There at once, with all its lines.
             fs::hard_link(file, self.input.join(format!("{sender}-lines")))?;
         }
-        while self.stored_bytes() < expected && began.elapsed() < limit {
+        let mut bytes = self.stored_bytes();
+        // On a slow disk the first lines may come late.
+        while bytes < expected
+            && (began.elapsed() < limit
+                || bytes == greeting_bytes() && began.elapsed() < START_TIMEOUT)
+        {
             self.check()?;
             std::thread::sleep(POLL);
+            bytes = self.stored_bytes();
         }
-        let bytes = self.stored_bytes();
         File::open(&self.stored)?.sync_all()?;
         let took = began.elapsed();
         let after = (cpu(sender)?, cpu(receiver)?);
@@ -306,7 +311,7 @@ impl Running {
         let stored = stored.saturating_sub(u64::try_from(SENDERS)?);
         ensure!(
             stored > 0,
-            "no line within {limit:?}\n{}",
+            "no line within {START_TIMEOUT:?}\n{}",
             self.sender.log()
         );
         ensure!(

@@ -57,6 +57,15 @@ impl Queue {
             Queue::SyncedDisk => format!("{disk} queue.syncQueueFiles=\"on\""),
         }
     }
+
+    /// Lines that an input puts into the queue under one lock. Where each of them waits for a sync,
+    /// many would keep the sender waiting for seconds.
+    fn taken_at_once(self) -> u32 {
+        match self {
+            Queue::SyncedDisk => 16,
+            Queue::Direct | Queue::Memory | Queue::Disk => BATCH,
+        }
+    }
 }
 
 /// Appends what arrives to `stored`, as it was before it was sent.
@@ -126,9 +135,10 @@ pub fn sender(
              action({forward} target=\"127.0.0.1\" port=\"{port}\" template=\"wire\" \
              action.resumeRetryCount=\"-1\" action.resumeInterval=\"1\")\n}}\n\
              input(type=\"imfile\" file=\"{}/{sender}-*\" tag=\"app\" ruleset=\"send{sender}\" \
-             addMetadata=\"off\")\n",
+             addMetadata=\"off\" maxSubmitAtOnce=\"{}\")\n",
             setting.sender.parameters(&format!("sent{sender}")),
             input.display(),
+            setting.sender.taken_at_once(),
         );
     }
     text
