@@ -405,6 +405,8 @@ impl Config {
                 max_age: Duration::from_secs(self.spool.max_age_s),
                 when_full: self.spool.when_full,
                 memory_bytes: self.queue.max_bytes,
+                segment_bytes: SpoolLimits::SEGMENT_BYTES,
+                epoch_batches: SpoolLimits::EPOCH_BATCHES,
             },
         })
     }

@@ -152,15 +152,24 @@ pub fn open_source<S: source::Source>(source: S, config: &Config) -> Result<Read
     open_with(config, |_| Ok(source))
 }
 
-fn open_with<S>(
+fn open_with<S: source::Source>(
     config: &Config,
     source: impl FnOnce(Option<spool::State>) -> Result<S, AgentError>,
 ) -> Result<Ready<S>, AgentError> {
     let valid = config.validate()?;
     let identity = identity::Identity::of_host(&config.state_dir)?;
     let mut opened = spool::open(&config.state_dir, &identity, valid.spool)?;
+    let source = source(opened.state.take())?;
+    if opened.was_cut && !source.takes_over() {
+        opened.losses.push(spool::Loss {
+            place: "agent",
+            cause: "the run before did not end in order, and its capture ended with it: what it had not \
+                    told by then, and what happened until this run, is missing"
+                .to_owned(),
+        });
+    }
     Ok(Ready {
-        source: source(opened.state.take())?,
+        source,
         config: config.clone(),
         identity,
         opened,

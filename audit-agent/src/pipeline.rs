@@ -38,7 +38,7 @@ use crate::{
     shed::Shedding,
     ship::{Diverged, Gone, Request, Ship},
     source::{Round, Source},
-    spool::{Opened, Spool},
+    spool::{Loss, Opened, Spool},
     stage::{Parts, Stage},
     users::Users,
 };
@@ -167,22 +167,14 @@ async fn deliver(former: Vec<Ship>, ship: Ship) -> Result<(), Diverged> {
     for former in former {
         let agent_id = former.spool.agent_id();
         tracing::info!(agent_id, "what is left of a former history is delivered");
-        match former.run().await {
-            Ok(()) => former.spool.remove(),
-            Err(error) => {
-                let events = former.spool.depth().events;
-                tracing::error!(agent_id, events, %error, "what is left of a former history is lost");
-                let gone = Gone {
-                    class: 0,
-                    events: i64::try_from(events).ok(),
-                    place: "spool",
-                    cause: format!("history {agent_id}: {error}"),
-                };
-                former.tell(gone).await;
-                former.spool.remove();
-            }
-        }
+        deliver_one(&former).await?;
+        former.spool.remove();
     }
+    deliver_one(&ship).await
+}
+
+/// A history that cannot go on is marked: the agent ends, and its next start seals anew what is left.
+async fn deliver_one(ship: &Ship) -> Result<(), Diverged> {
     let delivered = ship.run().await;
     if delivered.is_err()
         && let Err(error) = ship.spool.give_up_history()
@@ -317,7 +309,7 @@ struct Reader<S> {
     /// Rounds since a mark was due, in which an exec waited for its argv.
     unsettled: u8,
     /// Of former runs, to be told.
-    losses: Vec<String>,
+    losses: Vec<Loss>,
 }
 
 impl<S: Source> Reader<S> {
@@ -325,11 +317,11 @@ impl<S: Source> Reader<S> {
     fn run(mut self) -> Result<u64, AgentError> {
         self.ignore(std::process::id(), false);
         self.act("start", description());
-        for cause in std::mem::take(&mut self.losses) {
+        for Loss { place, cause } in std::mem::take(&mut self.losses) {
             let gone = Gone {
                 class: 0,
                 events: None,
-                place: "spool",
+                place,
                 cause,
             };
             self.stage.gone(&gone, Instant::now());

@@ -65,6 +65,8 @@ pub struct Reader {
     feeds: VecDeque<Feed>,
     /// Read to the end, and kept until what they held is safe.
     ended: Vec<Feed>,
+    /// The spool says how far a former agent had got in them.
+    takes_over: bool,
     keeping: Option<Keeping>,
     /// What the live set had counted when this agent began, or when a former one last told it.
     baseline: [Counters; class::ALL.len()],
@@ -177,6 +179,7 @@ impl Reader {
             let mut sets = state.sets.iter();
             sets.find(|set| set.generation == lanes.generation())
         };
+        let takes_over = lanes.iter().any(|lanes| known(lanes).is_some());
         let former = lanes.last().and_then(known);
         if let Some(set) = former {
             probe.told_skips(|name| set.skipped.get(name).copied().unwrap_or(0));
@@ -214,6 +217,7 @@ impl Reader {
             epoll,
             feeds,
             ended: Vec::new(),
+            takes_over,
             keeping,
             told: baseline,
             of_replaced,
@@ -680,6 +684,10 @@ impl Source for Reader {
             state,
             kept,
         })
+    }
+
+    fn takes_over(&self) -> bool {
+        self.takes_over
     }
 
     fn stop(&mut self) {

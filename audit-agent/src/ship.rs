@@ -5,6 +5,8 @@
 //! batches. The collector drops what it sees twice, so each event is stored exactly once. A collector
 //! that is slow or away slows this task, and nothing before the spool.
 
+pub mod session;
+
 use std::{
     collections::hash_map::RandomState,
     fmt::Write as _,
@@ -36,6 +38,7 @@ use crate::{
     server::Server,
     spool::{Next, Spool},
 };
+use session::{Reaction, Refusals, Session, Wrong};
 
 /// From the call to the collector's first answer.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,13 +64,8 @@ enum SessionError {
     NoWelcome,
     #[error("no acknowledgement for {} s", ACK_TIMEOUT.as_secs())]
     Silent,
-    #[error(
-        "the collector has batch {0} of this history, and another one than this spool: it was restored from \
-         an old copy, or copied to another agent"
-    )]
-    Diverged(i64),
-    #[error("batch {0} is next, and those before it are damaged")]
-    Hole(i64),
+    #[error(transparent)]
+    Wrong(#[from] Wrong),
 }
 
 impl SessionError {
@@ -102,9 +100,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-/// A batch that was refused so often will never be taken.
-const REFUSALS: u32 = 3;
 
 /// The shipping task of one history.
 pub struct Ship {
@@ -147,23 +142,20 @@ impl Ship {
     pub async fn run(&self) -> Result<(), Diverged> {
         let mut backoff = Backoff::default();
         let mut reported = false;
-        let mut refusals = (0, 0);
+        let mut refusals = Refusals::default();
         loop {
             let before = counters::get(&self.counters.sent);
             match self.session().await {
                 Ok(()) => return Ok(()),
-                Err(error @ SessionError::Diverged(_)) => return Err(Diverged(error.to_string())),
+                Err(error @ SessionError::Wrong(Wrong::Diverged(_))) => {
+                    return Err(Diverged(error.to_string()));
+                }
                 Err(error) => {
                     if let Some((number, reason)) = error.refused() {
-                        refusals = match refusals.0 == number {
-                            true => (number, refusals.1 + 1),
-                            false => (number, 1),
-                        };
-                        if refusals.1 == REFUSALS {
-                            self.refuse(number, reason).await;
-                        } else if refusals.1 == 2 * REFUSALS {
-                            // Not even its header.
-                            return Err(Diverged(error.to_string()));
+                        match refusals.refused(number) {
+                            Reaction::Again => {}
+                            Reaction::DropEvents => self.refuse(number, reason).await,
+                            Reaction::GiveUp => return Err(Diverged(error.to_string())),
                         }
                     }
                     // A session in which nothing was stored is no reason to hurry, nor news.
@@ -218,7 +210,9 @@ impl Ship {
         let mut client = IngestClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (requests, receiver) = mpsc::channel(REQUESTS);
         // Before the call, because a collector may read it before it answers anything.
-        let hello = request(deliver_request::Message::Hello(self.hello()));
+        let hello = self.hello();
+        let first_batch = hello.first_batch;
+        let hello = request(deliver_request::Message::Hello(hello));
         requests
             .send(hello)
             .await
@@ -235,8 +229,8 @@ impl Ship {
         let (answers, welcome) = timeout(WELCOME_TIMEOUT, first)
             .await
             .map_err(|_| SessionError::NoWelcome)??;
-        self.welcomed(&welcome).await?;
-        self.deliver(requests, answers, &welcome).await
+        let session = self.welcomed(first_batch, welcome).await?;
+        self.deliver(requests, answers, session).await
     }
 
     fn hello(&self) -> Hello {
@@ -258,33 +252,26 @@ impl Ship {
         }
     }
 
-    async fn welcomed(&self, welcome: &Welcome) -> Result<(), SessionError> {
-        let Welcome {
-            last_batch,
-            last_hash,
-            host_id,
-            pid,
-        } = welcome;
-        let spool = &self.spool;
-        let other = |hash: [u8; 32]| !last_hash.is_empty() && hash[..] != last_hash[..];
-        if *last_batch > spool.last() || spool.hash_of(*last_batch).is_some_and(other) {
-            return Err(SessionError::Diverged(*last_batch));
-        }
-        if let Some((first, last)) = spool.rewind(*last_batch) {
+    async fn welcomed(&self, first: i64, welcome: Welcome) -> Result<Session, SessionError> {
+        let pid = match welcome.host_id == self.identity.host_id && self.server.is_local() {
+            true => u32::try_from(welcome.pid).ok(),
+            false => None,
+        };
+        let (session, lost) = Session::begin(&self.spool, first, welcome)?;
+        if let Some((first, last)) = lost {
             self.lost_by_collector(first, last).await;
         }
-        self.stored(*last_batch);
+        let last_batch = session.acknowledged();
+        self.stored(last_batch);
         counters::add(&self.counters.sessions, 1);
         tracing::info!(server = %self.server, last_batch, "session with the collector");
-        if *host_id == self.identity.host_id
-            && self.server.is_local()
-            && let Ok(pid) = u32::try_from(*pid)
+        if let Some(pid) = pid
             && is_collector(pid)
         {
             // The channel holds more than one session asks for; a full one asked already.
             let _ = self.requests.try_send(Request::Ignore(pid));
         }
-        Ok(())
+        Ok(session)
     }
 
     /// It had acknowledged them, and they are gone here.
@@ -318,66 +305,47 @@ impl Ship {
         &self,
         requests: mpsc::Sender<DeliverRequest>,
         mut answers: Streaming<DeliverResponse>,
-        welcome: &Welcome,
+        mut session: Session,
     ) -> Result<(), SessionError> {
-        let mut acknowledged = welcome.last_batch;
-        let mut sent = acknowledged;
         let mut next: Option<Next> = None;
         let mut closed = false;
         let mut progress = Instant::now();
         loop {
-            if closed && next.is_none() && acknowledged >= sent {
+            if closed && next.is_none() && !session.is_owed() {
                 return Ok(());
             }
             tokio::select! {
                 answer = answers.message() => {
                     let answer = answer?.ok_or(SessionError::Closed)?;
                     if let Some(deliver_response::Message::Ack(ack)) = answer.message {
-                        if ack.batch > sent {
-                            return Err(SessionError::Diverged(ack.batch));
-                        }
-                        acknowledged = acknowledged.max(ack.batch);
+                        session.acknowledge(ack.batch)?;
                         progress = Instant::now();
-                        self.stored(acknowledged);
+                        self.stored(session.acknowledged());
                     }
                 }
                 permit = requests.reserve(), if next.is_some() => {
                     let permit = permit.map_err(|_| SessionError::Closed)?;
                     if let Some(batch) = next.take() {
-                        if sent == acknowledged {
+                        if !session.is_owed() {
                             progress = Instant::now();
                         }
-                        sent = batch.number;
+                        session.sending(batch.number);
                         permit.send(request(deliver_request::Message::Batch(batch.batch)));
                     }
                 }
-                batch = self.spool.after(sent), if next.is_none() && !closed => match batch {
+                batch = self.spool.after(session.sent()), if next.is_none() && !closed => match batch {
                     Some(batch) => {
-                        follows(&batch, sent, welcome, self.spool.begin_at())?;
+                        session.check(&batch)?;
                         next = Some(batch);
                     }
                     None => closed = true,
                 },
-                () = sleep_until(progress + ACK_TIMEOUT), if sent > acknowledged => {
+                () = sleep_until(progress + ACK_TIMEOUT), if session.is_owed() => {
                     return Err(SessionError::Silent);
                 }
             }
         }
     }
-}
-
-/// Does a batch belong behind what was sent? One that the collector is to begin with may be any, if
-/// it was said to be the first.
-fn follows(batch: &Next, sent: i64, welcome: &Welcome, first: i64) -> Result<(), SessionError> {
-    let is_begin = sent == welcome.last_batch;
-    if batch.number != sent + 1 && !(is_begin && batch.number == first) {
-        return Err(SessionError::Hole(batch.number));
-    }
-    let names = !welcome.last_hash.is_empty() && batch.number == welcome.last_batch + 1;
-    if is_begin && names && batch.previous_hash != welcome.last_hash {
-        return Err(SessionError::Diverged(welcome.last_batch));
-    }
-    Ok(())
 }
 
 fn request(message: deliver_request::Message) -> DeliverRequest {

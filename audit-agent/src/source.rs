@@ -180,6 +180,11 @@ pub trait Source: Send {
         None
     }
 
+    /// Goes on where a former agent's run ended, so that nothing between the two is missing.
+    fn takes_over(&self) -> bool {
+        false
+    }
+
     /// This process is to end; what is there by now is still read.
     fn stop(&mut self) {}
 }
@@ -207,6 +212,18 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn hidden(&mut self) -> BTreeMap<String, u64> {
         (**self).hidden()
+    }
+
+    fn mark(&mut self) -> Option<Mark> {
+        (**self).mark()
+    }
+
+    fn takes_over(&self) -> bool {
+        (**self).takes_over()
+    }
+
+    fn stop(&mut self) {
+        (**self).stop();
     }
 }
 

@@ -13,8 +13,8 @@
 //! header stays; numbers ascend by one, and the last batch, from which the history goes on, always
 //! stays. What a crash may take is what was not synced, of which nobody was sent anything.
 
-mod disk;
 mod key;
+mod logs;
 mod open;
 mod record;
 mod state;
@@ -23,23 +23,24 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    task::Poll,
+    time::Duration,
 };
 
 use audit_ledger::{Frames, Sealer, Summary};
 use audit_proto::{Message, v1::Batch};
+use audit_wal::{Disk, System, WalError};
 use tokio::sync::Notify;
 
-pub use open::{Opened, SpoolError, Stat, open, stat};
+pub use open::{Loss, Opened, SpoolError, Stat, open, open_on, stat};
 pub use state::{Mark, SetState, State, Told};
 
-use disk::Disk;
+use logs::Logs;
 
 /// A disk that fails is tried again so often.
 const RETRY: Duration = Duration::from_secs(1);
-/// A key signs for so long, or so many batches.
+/// A key signs for so long.
 const EPOCH: Duration = Duration::from_secs(600);
-const EPOCH_BATCHES: u32 = 4096;
 
 /// What to do when the spool is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -58,6 +59,16 @@ pub struct Limits {
     pub when_full: WhenFull,
     /// Of batches in memory.
     pub memory_bytes: usize,
+    /// What is dropped at once, for want of room.
+    pub segment_bytes: u64,
+    /// A key signs so many batches at most.
+    pub epoch_batches: u32,
+}
+
+impl Limits {
+    /// Small enough that a spool of 64 MiB has some to drop, large enough that few are made.
+    pub const SEGMENT_BYTES: u64 = 8 << 20;
+    pub const EPOCH_BATCHES: u32 = 4096;
 }
 
 /// What waits.
@@ -73,12 +84,13 @@ pub struct Depth {
 pub type Dropped = BTreeMap<i32, i64>;
 
 /// One history.
-pub struct Spool {
+pub struct Spool<D: Disk = System> {
+    disk: D,
     dir: PathBuf,
     agent_id: String,
     limits: Limits,
     sealing: Mutex<Sealing>,
-    disk: Mutex<Disk>,
+    logs: Mutex<Logs<D>>,
     waiting: Mutex<Waiting>,
     /// Something was acknowledged.
     room: Condvar,
@@ -88,7 +100,7 @@ pub struct Spool {
 
 struct Sealing {
     sealer: Sealer,
-    since: Instant,
+    since: Duration,
     batches: u32,
     failing: bool,
 }
@@ -109,6 +121,8 @@ struct Waiting {
     /// Of batches that were handed out: number, and events up to it.
     handed_out: VecDeque<(i64, i64)>,
     disk_bytes: u64,
+    /// Of the last batch on disk.
+    epoch_on_disk: i64,
     /// The collector will never take these; why.
     refused: BTreeMap<i64, String>,
     untold: Dropped,
@@ -130,7 +144,24 @@ pub struct Next {
     pub batch: Batch,
 }
 
-impl Spool {
+/// The disk fails.
+#[derive(Debug)]
+pub struct Unkept {
+    pub error: WalError,
+    /// The batches are in memory, and written when the disk takes them; else there was no room.
+    pub is_taken: bool,
+}
+
+/// What there is behind a number.
+enum Behind {
+    Batch(Batch),
+    /// To be read.
+    OnDisk,
+    Nothing,
+    End,
+}
+
+impl<D: Disk> Spool<D> {
     pub fn agent_id(&self) -> &str {
         &self.agent_id
     }
@@ -138,12 +169,19 @@ impl Spool {
     /// Closes a batch. It is to be kept next, in the same order.
     pub fn seal(&self, frames: &Frames, summary: Summary) -> Batch {
         let mut sealing = lock(&self.sealing);
-        let due = sealing.since.elapsed() >= EPOCH || sealing.batches >= EPOCH_BATCHES;
-        if due && sealing.sealer.may_evolve() {
+        let since = self.disk.now().saturating_sub(sealing.since);
+        let due = since >= EPOCH || sealing.batches >= self.limits.epoch_batches;
+        if due && self.may_evolve(&sealing.sealer) {
             self.evolve(&mut sealing);
         }
         sealing.batches += 1;
         sealing.sealer.seal(frames, summary)
+    }
+
+    /// A batch that this key has signed is on disk: after a crash, the key in the file shall be that of the
+    /// last batch there, or the next one.
+    fn may_evolve(&self, sealer: &Sealer) -> bool {
+        sealer.may_evolve() && lock(&self.waiting).epoch_on_disk == sealer.key().epoch()
     }
 
     /// Goes on with the next key, once it is on disk.
@@ -151,10 +189,10 @@ impl Spool {
         let key = sealing.sealer.key();
         let mut next = audit_ledger::Key::new(key.epoch(), *key.seed());
         next.evolve();
-        match key::Kept::new(&self.agent_id, &next, None).write(&self.dir) {
+        match key::Kept::new(&self.agent_id, &next, None).write(&self.disk, &self.dir) {
             Ok(()) => {
                 sealing.sealer.evolve();
-                sealing.since = Instant::now();
+                sealing.since = self.disk.now();
                 sealing.batches = 0;
                 sealing.failing = false;
             }
@@ -172,62 +210,66 @@ impl Spool {
     /// because `give_up` said so.
     pub fn keep(&self, batches: &[Batch], mark: Option<&Mark>, give_up: &dyn Fn() -> bool) -> u64 {
         let mut reported = false;
-        loop {
-            let outcome = self.write(batches, mark);
-            match outcome {
-                Ok(()) => {
-                    self.accept(batches, true);
-                    return 0;
-                }
-                Err(error) => {
-                    if !reported {
-                        tracing::error!(%error, dir = %self.dir.display(), "batches cannot be kept on disk; they wait in memory");
-                        reported = true;
-                    }
-                }
+        while let Err(Unkept { error, is_taken }) = self.try_keep(batches, mark) {
+            if !reported {
+                tracing::error!(%error, dir = %self.dir.display(), "batches cannot be kept on disk; they wait in memory");
+                reported = true;
             }
-            let bytes: usize = batches.iter().map(Message::encoded_len).sum();
-            let waiting = lock(&self.waiting);
-            if waiting.memory.is_empty() || waiting.memory_bytes + bytes <= self.limits.memory_bytes
-            {
-                drop(waiting);
-                self.accept(batches, false);
-                return 0;
+            if is_taken {
+                break;
             }
             if give_up() {
                 return batches.iter().map(event_count).sum();
             }
-            let waited = self.room.wait_timeout(waiting, RETRY);
+            let waited = self.room.wait_timeout(lock(&self.waiting), RETRY);
             drop(waited);
         }
+        0
+    }
+
+    /// As [`Spool::keep`], without waiting.
+    pub fn try_keep(&self, batches: &[Batch], mark: Option<&Mark>) -> Result<(), Unkept> {
+        let outcome = self.write(batches, mark);
+        let is_taken = outcome.is_ok() || self.has_room(batches);
+        if is_taken {
+            self.accept(batches, outcome.is_ok());
+        }
+        outcome.map_err(|error| Unkept { error, is_taken })
+    }
+
+    fn has_room(&self, batches: &[Batch]) -> bool {
+        let bytes: usize = batches.iter().map(Message::encoded_len).sum();
+        let waiting = lock(&self.waiting);
+        waiting.memory.is_empty() || waiting.memory_bytes + bytes <= self.limits.memory_bytes
     }
 
     /// One write and one sync for what is not on disk yet and for these.
-    fn write(&self, batches: &[Batch], mark: Option<&Mark>) -> Result<(), audit_wal::WalError> {
+    fn write(&self, batches: &[Batch], mark: Option<&Mark>) -> Result<(), WalError> {
         self.make_room(batches)?;
         let unkept = lock(&self.waiting).unkept();
-        let mut disk = lock(&self.disk);
-        disk.append(&unkept, batches, mark.map(|mark| &mark.state))?;
+        let mut logs = lock(&self.logs);
+        logs.append(&unkept, batches, mark.map(|mark| &mark.state))?;
         let mut waiting = lock(&self.waiting);
         waiting.unkept = 0;
-        waiting.disk_bytes = disk.bytes();
+        waiting.epoch_on_disk = logs.epoch();
+        waiting.disk_bytes = logs.bytes();
         Ok(())
     }
 
     /// Removes what is acknowledged; of what is left drops the oldest if there is too much of it or it
     /// is too old, or waits, as configured.
-    fn make_room(&self, batches: &[Batch]) -> Result<(), audit_wal::WalError> {
+    fn make_room(&self, batches: &[Batch]) -> Result<(), WalError> {
         let bytes: usize = batches.iter().map(Message::encoded_len).sum();
         let acknowledged = lock(&self.waiting).acknowledged;
-        let mut disk = lock(&self.disk);
-        disk.remove(acknowledged)?;
+        let mut logs = lock(&self.logs);
+        logs.remove(acknowledged)?;
         loop {
-            let too_much = disk.bytes() + bytes as u64 > self.limits.disk_bytes;
-            let too_old = disk.oldest().is_some_and(|age| age > self.limits.max_age);
+            let too_much = logs.bytes() + bytes as u64 > self.limits.disk_bytes;
+            let too_old = logs.oldest().is_some_and(|age| age > self.limits.max_age);
             let drops = too_old || (too_much && self.limits.when_full == WhenFull::DropOldest);
             if !drops {
                 if too_much {
-                    return Err(disk.full());
+                    return Err(logs.full());
                 }
                 return Ok(());
             }
@@ -237,7 +279,7 @@ impl Spool {
             };
             let acknowledged = lock(&self.waiting).acknowledged;
             let sealing = lock(&self.sealing);
-            let dropped = disk.drop_oldest(acknowledged, |batch| {
+            let dropped = logs.drop_oldest(acknowledged, |batch| {
                 sealing.sealer.drop_events(batch, reason)
             })?;
             let Some(dropped) = dropped else {
@@ -282,38 +324,62 @@ impl Spool {
     }
 
     /// The first batch after `number` that is there; waits for one, `None` when there never will be.
-    pub async fn after(self: &Arc<Self>, number: i64) -> Option<Next> {
+    pub async fn after(self: &Arc<Self>, number: i64) -> Option<Next>
+    where
+        D: Sync + 'static,
+        D::File: 'static,
+    {
         let mut number = number;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Registered before looking, so that no batch is missed between the two.
             changed.as_mut().enable();
-            let wanted = {
-                let waiting = lock(&self.waiting);
-                number = number.max(waiting.acknowledged);
-                if number < waiting.last {
-                    Some(waiting.in_memory(number + 1))
-                } else if waiting.closed {
-                    return None;
-                } else {
-                    None
-                }
-            };
-            match wanted {
-                Some(Some(batch)) => return self.hand_out(batch),
-                Some(None) => {
+            match self.behind(&mut number) {
+                Behind::Batch(batch) => return self.hand_out(batch),
+                Behind::OnDisk => {
                     let spool = Arc::clone(self);
                     let read =
-                        tokio::task::spawn_blocking(move || lock(&spool.disk).read(number + 1));
+                        tokio::task::spawn_blocking(move || lock(&spool.logs).read(number + 1));
                     match read.await {
                         Ok(Some(batch)) => return self.hand_out(batch),
                         // Damaged on disk, which was told at the start: it goes on behind that.
                         _ => number += 1,
                     }
                 }
-                None => changed.await,
+                Behind::Nothing => changed.await,
+                Behind::End => return None,
             }
+        }
+    }
+
+    /// As [`Spool::after`], without waiting.
+    pub fn try_after(&self, number: i64) -> Poll<Option<Next>> {
+        let mut number = number;
+        loop {
+            match self.behind(&mut number) {
+                Behind::Batch(batch) => return Poll::Ready(self.hand_out(batch)),
+                Behind::OnDisk => match lock(&self.logs).read(number + 1) {
+                    Some(batch) => return Poll::Ready(self.hand_out(batch)),
+                    None => number += 1,
+                },
+                Behind::Nothing => return Poll::Pending,
+                Behind::End => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Looks behind `number`, or behind what is acknowledged if that is more.
+    fn behind(&self, number: &mut i64) -> Behind {
+        let waiting = lock(&self.waiting);
+        *number = (*number).max(waiting.acknowledged);
+        if *number < waiting.last {
+            let in_memory = waiting.in_memory(*number + 1);
+            return in_memory.map_or(Behind::OnDisk, Behind::Batch);
+        }
+        match waiting.closed {
+            true => Behind::End,
+            false => Behind::Nothing,
         }
     }
 
@@ -357,6 +423,7 @@ impl Spool {
             waiting.events_acknowledged = waiting.events;
         }
         let events = waiting.events_acknowledged - before;
+        waiting.refused = waiting.refused.split_off(&(number + 1));
         while let Some(done) = waiting.memory.pop_front_if(|b| b.number <= number) {
             waiting.memory_bytes -= done.bytes;
         }
@@ -372,23 +439,24 @@ impl Spool {
         u64::try_from(events).unwrap_or(0)
     }
 
-    /// The collector has less than it had acknowledged: what is still here is sent again. Returns the
-    /// numbers that are gone, if any.
+    /// A session begins. If the collector has less than it had acknowledged, what is still here is sent
+    /// again; returns the numbers that are gone, if any.
     pub fn rewind(&self, stored: i64) -> Option<(i64, i64)> {
         let first = self.first();
         let mut waiting = lock(&self.waiting);
+        // What an earlier session was given is given again.
+        waiting.handed_out.clear();
         let acknowledged = waiting.acknowledged;
         if stored >= acknowledged {
             return None;
         }
         waiting.acknowledged = stored.max(first - 1);
-        waiting.handed_out.clear();
         (stored + 1 < first).then_some((stored + 1, first - 1))
     }
 
     /// Number of the first batch that is here, acknowledged or not; else of the next one.
     pub fn first(&self) -> i64 {
-        let on_disk = lock(&self.disk).first();
+        let on_disk = lock(&self.logs).first();
         let waiting = lock(&self.waiting);
         let in_memory = waiting.memory.front().map(|batch| batch.number);
         let first = on_disk.into_iter().chain(in_memory).min();
@@ -399,7 +467,7 @@ impl Spool {
     /// Earlier ones may be here, for a collector that has lost them.
     pub fn begin_at(&self) -> i64 {
         let acknowledged = lock(&self.waiting).acknowledged;
-        let behind_hole = lock(&self.disk).behind_hole(acknowledged + 1);
+        let behind_hole = lock(&self.logs).behind_hole(acknowledged + 1);
         behind_hole.unwrap_or_else(|| self.first())
     }
 
@@ -411,7 +479,7 @@ impl Spool {
     /// SHA-256 of the header of a batch, as far as it is here.
     pub fn hash_of(&self, number: i64) -> Option<[u8; 32]> {
         let in_memory = lock(&self.waiting).in_memory(number);
-        let batch = in_memory.or_else(|| lock(&self.disk).read(number))?;
+        let batch = in_memory.or_else(|| lock(&self.logs).read(number))?;
         let header = audit_ledger::header(&batch).ok()?;
         (header.fields.batch == number).then_some(header.hash)
     }
@@ -420,7 +488,7 @@ impl Spool {
     /// Returns how many they are.
     pub fn refuse(&self, number: i64, reason: &str) -> u64 {
         let in_memory = lock(&self.waiting).in_memory(number);
-        let batch = in_memory.or_else(|| lock(&self.disk).read(number));
+        let batch = in_memory.or_else(|| lock(&self.logs).read(number));
         lock(&self.waiting)
             .refused
             .insert(number, reason.to_owned());
@@ -430,7 +498,8 @@ impl Spool {
     /// This history cannot go on: the collector has another one of the same name. The next start of the
     /// agent begins a new one, with what waits here.
     pub fn give_up_history(&self) -> std::io::Result<()> {
-        open::mark_diverged(&self.dir)
+        let acknowledged = lock(&self.waiting).acknowledged;
+        open::mark_diverged(&self.disk, &self.dir, acknowledged)
     }
 
     /// What was dropped for want of room, once.

@@ -42,6 +42,8 @@ pub struct Listen {
     pub allow_insecure: bool,
     /// Users of this host that may do everything over the unix socket, beside root and its own.
     pub unix_admin_uids: Vec<u32>,
+    /// Address of `/metrics`, `/healthz` and `/readyz`, by plain HTTP; empty for none.
+    pub metrics: String,
     pub tls: Tls,
 }
 
@@ -196,6 +198,7 @@ impl Default for Listen {
             tcp: "127.0.0.1:4620".to_owned(),
             allow_insecure: false,
             unix_admin_uids: Vec::new(),
+            metrics: String::new(),
             tls: Tls::default(),
         }
     }
@@ -308,6 +311,7 @@ impl Config {
         }
         self.listen.tls.files()?;
         self.tcp_address()?;
+        self.metrics_address()?;
         if self.listen.unix.as_os_str().is_empty() && self.listen.tcp.is_empty() {
             return Err(invalid(
                 "listen",
@@ -363,6 +367,21 @@ impl Config {
             file.validate(at, &self.sinks)?;
         }
         Ok(())
+    }
+
+    /// Where metrics are served, `None` where they are not.
+    pub fn metrics_address(&self) -> Result<Option<SocketAddr>, InvalidConfig> {
+        if self.listen.metrics.is_empty() {
+            return Ok(None);
+        }
+        let address = self.listen.metrics.parse();
+        address.map(Some).map_err(|_| {
+            let reason = format!(
+                "{:?} is not ADDRESS:PORT, for example 127.0.0.1:4621",
+                self.listen.metrics
+            );
+            invalid("listen.metrics", reason)
+        })
     }
 
     /// The TCP address, `None` where there shall be no TCP listener.

@@ -75,7 +75,7 @@ impl Detector {
             .unwrap_or(0);
         store.set_detected(cursor);
         let raised = alerts.raised_after(end_position(cursor))?;
-        let mut detector = Self {
+        Ok(Self {
             memory: rules.memory(),
             rules,
             store,
@@ -87,16 +87,15 @@ impl Detector {
             saved_at: Instant::now(),
             raised,
             cursor_path,
-        };
-        detector.remember_processes()?;
-        Ok(detector)
+        })
     }
 
-    /// Ancestry from records already evaluated, as far as the WAL still has them.
-    fn remember_processes(&mut self) -> Result<(), DetectError> {
+    /// Ancestry from records already evaluated, as far as the WAL still has them. Not before the
+    /// collector listens: of some millions of events this takes half a minute.
+    fn remember_processes(&mut self, stop: &AtomicBool) -> Result<(), DetectError> {
         for item in self.store.read_from(0)? {
             let (index, record) = item?;
-            if index > self.cursor {
+            if index > self.cursor || stop.load(Ordering::Acquire) {
                 break;
             }
             let events = decode_events(&record);
@@ -108,6 +107,9 @@ impl Detector {
     }
 
     pub fn run(&mut self, stop: &AtomicBool) {
+        if let Err(error) = self.remember_processes(stop) {
+            tracing::warn!(%error, "alerts of earlier processes will lack some of their ancestry");
+        }
         while !stop.load(Ordering::Acquire) {
             match self.advance(stop) {
                 Ok(()) => {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use audit_ledger::{self as ledger, ChainError, Gap, Header, Past};
+use audit_ledger::{self as ledger, Gap, Header, Past};
 use audit_proto::{
     Message as _, REFUSED_BATCH,
     v1::{
@@ -29,6 +29,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::{
     access::Caller,
     config,
+    history::{self, History, Place, Unfit},
     store::{Prepared, Store, prepare_batch},
     writer::Submission,
 };
@@ -173,24 +174,6 @@ impl Ingest for IngestService {
 type Answers = mpsc::Sender<Result<DeliverResponse, Status>>;
 type Waiting = FuturesOrdered<oneshot::Receiver<Result<i64, String>>>;
 
-/// Where the history stands.
-struct Position {
-    agent_id: String,
-    /// Whoever delivers was found to be this host, and its batches are of it alone.
-    host_id: String,
-    /// The first batch that the agent still has.
-    first: i64,
-    stored: i64,
-    /// Batches in flight included; `None` before the first.
-    past: Option<Past>,
-}
-
-impl Position {
-    fn last(&self) -> i64 {
-        self.past.as_ref().map_or(0, |past| past.batch)
-    }
-}
-
 impl IngestService {
     async fn session(
         &self,
@@ -202,32 +185,20 @@ impl IngestService {
         let hello = read_hello(&mut inbound).await?;
         caller.authorize_stream(&hello)?;
         let registered = self.sessions.enter(&hello).await;
-        let past = self.store.stream(&hello.agent_id).map(|state| state.past);
-        let mut at = Position {
-            agent_id: hello.agent_id.clone(),
-            host_id: hello.host_id.clone(),
-            first: hello.first_batch,
-            stored: past.as_ref().map_or(0, |past| past.batch),
-            past,
+        let mut at = History::begin(&hello, self.store.stream(&hello.agent_id));
+        let welcome = Welcome {
+            host_id: self.host_id.clone(),
+            pid: i64::from(std::process::id()),
+            ..at.welcome()
         };
-        answer(
-            answers,
-            deliver_response::Message::Welcome(Welcome {
-                last_batch: at.stored,
-                last_hash: at
-                    .past
-                    .as_ref()
-                    .map_or_else(Vec::new, |past| past.hash.clone()),
-                host_id: self.host_id.clone(),
-                pid: i64::from(std::process::id()),
-            }),
-        )
+        let last_batch = welcome.last_batch;
+        answer(answers, deliver_response::Message::Welcome(welcome))
         .await?;
         tracing::info!(
             host = hello.host_name,
             run = hello.run,
             version = hello.version,
-            last_batch = at.stored,
+            last_batch,
             "agent connected"
         );
         let mut waiting = Waiting::new();
@@ -269,7 +240,7 @@ impl IngestService {
         writer: &mpsc::Sender<Submission>,
         answers: &Answers,
         registered: &Registered,
-        at: &mut Position,
+        at: &mut History,
         waiting: &mut Waiting,
     ) -> Result<(), Status> {
         let mut ended = registered.end.clone();
@@ -308,55 +279,40 @@ impl IngestService {
         batch: Batch,
         writer: &mpsc::Sender<Submission>,
         answers: &Answers,
-        at: &mut Position,
+        at: &mut History,
         waiting: &mut Waiting,
     ) -> Result<(), Status> {
         let header = ledger::header(&batch).map_err(|error| self.refuse(0, error.to_string()))?;
         let number = header.fields.batch;
-        if header.fields.agent_id != at.agent_id {
-            let of = &header.fields.agent_id;
-            let reason = format!("batch {number} is of agent {of}, not of the one in Hello");
-            return Err(self.refuse(number, reason));
-        }
-        if header.fields.host_id != at.host_id {
-            let of = &header.fields.host_id;
-            let reason = format!("batch {number} is of host {of}, not of the one in Hello");
-            return Err(self.refuse(number, reason));
-        }
-        if number <= at.last() {
-            return self.again(&batch, &header, answers, at).await;
-        }
-        let gap = match number == at.first {
-            true => Gap::Allowed,
-            false => Gap::Refused,
+        let gap = match at.place(&header, || self.store.stream(&at.agent_id)) {
+            Ok(Place::Next(gap)) => gap,
+            Ok(Place::Stored(stored)) => {
+                self.counters.duplicate.fetch_add(1, Ordering::Relaxed);
+                if let Some(batch) = stored {
+                    answer(answers, deliver_response::Message::Ack(Ack { batch })).await?;
+                }
+                return Ok(());
+            }
+            Err(unfit) => return Err(self.unfit(unfit, &batch, number, at)),
         };
-        if gap == Gap::Refused && number != at.last() + 1 {
-            return Err(Status::failed_precondition(format!(
-                "batch {number} arrived after batch {}: batches {} to {} are missing; send them first",
-                at.last(),
-                at.last() + 1,
-                number - 1
-            )));
-        }
         let weight = usize::try_from(header.fields.event_bytes).unwrap_or(usize::MAX);
         let weight = weight.clamp(4096, self.config.in_flight_bytes.min(u32::MAX as usize)) as u32;
         let permit = self.bytes.clone().acquire_many_owned(weight).await;
         let permit = permit.map_err(|_| Status::unavailable("the collector is stopping"))?;
-        let past = at.past.clone();
+        let past = at.past().cloned();
         let work = tokio::task::spawn_blocking(move || check(batch, header, past.as_ref(), gap));
         let checked = work
             .await
             .map_err(|_| Status::internal("verification stopped"))?;
         let (record, prepared, past) = match checked {
             Ok(checked) => checked,
-            Err(Wrong::Fork(batch)) => return Err(self.fork(&batch, number, at)),
-            Err(Wrong::Batch(reason)) => return Err(self.refuse(number, reason)),
+            Err((unfit, batch)) => return Err(self.unfit(unfit, &batch, number, at)),
         };
-        if number > at.last() + 1 {
-            self.tell_missing(at, number);
-        }
         let after = at.last();
-        at.past = Some(past.clone());
+        let is_first = at.past().is_none();
+        if let Some(missing) = at.take(past.clone()) {
+            self.tell_missing(at, is_first, missing);
+        }
         let (reply, stored) = oneshot::channel();
         let submission = Submission {
             record,
@@ -374,30 +330,16 @@ impl IngestService {
         Ok(())
     }
 
-    /// A batch that is there already, or another one of its number.
-    async fn again(
-        &self,
-        batch: &Batch,
-        header: &Header,
-        answers: &Answers,
-        at: &Position,
-    ) -> Result<(), Status> {
-        let number = header.fields.batch;
-        let state = self.store.stream(&at.agent_id);
-        let is_stored = state.and_then(|state| state.is_stored(header));
-        if is_stored == Some(false) {
-            return Err(self.fork(batch, number, at));
+    fn unfit(&self, unfit: Unfit, batch: &Batch, number: i64, at: &History) -> Status {
+        match unfit {
+            Unfit::Refused(reason) => self.refuse(number, reason),
+            Unfit::Early(reason) => Status::failed_precondition(reason),
+            Unfit::Fork => self.fork(batch, number, at),
         }
-        self.counters.duplicate.fetch_add(1, Ordering::Relaxed);
-        if at.stored >= number {
-            let ack = deliver_response::Message::Ack(Ack { batch: at.stored });
-            answer(answers, ack).await?;
-        }
-        Ok(())
     }
 
     /// Keeps the second of two batches with one number, as evidence.
-    fn fork(&self, batch: &Batch, number: i64, at: &Position) -> Status {
+    fn fork(&self, batch: &Batch, number: i64, at: &History) -> Status {
         let reason = format!(
             "agent {} has two histories: batch {number} is not the one that belongs here; its spool was \
              restored or copied, or somebody else has its key",
@@ -414,36 +356,33 @@ impl IngestService {
         Status::failed_precondition(reason)
     }
 
-    fn tell_missing(&self, at: &Position, number: i64) {
-        if at.past.is_none() {
+    fn tell_missing(&self, at: &History, is_first: bool, (first, last): (i64, i64)) {
+        let agent_id = &at.agent_id;
+        if is_first {
             tracing::warn!(
-                agent_id = at.agent_id,
-                first_batch = number,
+                agent_id,
+                first_batch = last + 1,
                 "the agent's earlier batches went to another collector"
             );
             return;
         }
         let missing = format!(
-            "batches {} to {} of agent {} were acknowledged and are not here any more: was the data \
-             directory restored from a backup?",
-            at.last() + 1,
-            number - 1,
-            at.agent_id
+            "batches {first} to {last} of agent {agent_id} were acknowledged and are not here any more: was \
+             the data directory restored from a backup?"
         );
-        self.store
-            .problems()
-            .set(&format!("batches of {}", at.agent_id), missing);
+        let problems = self.store.problems();
+        problems.set(&format!("batches of {agent_id}"), missing);
     }
 
     async fn acknowledge(
         &self,
         reply: Result<Result<i64, String>, oneshot::error::RecvError>,
         answers: &Answers,
-        at: &mut Position,
+        at: &mut History,
     ) -> Result<(), Status> {
         match reply {
             Ok(Ok(batch)) => {
-                at.stored = batch;
+                at.store(batch);
                 answer(answers, deliver_response::Message::Ack(Ack { batch })).await
             }
             Ok(Err(reason)) => Err(Status::unavailable(reason)),
@@ -477,33 +416,26 @@ impl IngestService {
     }
 }
 
-/// Why a batch cannot be stored.
-enum Wrong {
-    Fork(Box<Batch>),
-    Batch(String),
-}
-
-/// Its record, its rows, and the history with it.
+/// Its record, its rows, and the history with it; else the batch again.
 fn check(
     batch: Batch,
     header: Header,
     past: Option<&Past>,
     gap: Gap,
-) -> Result<(Vec<u8>, Prepared, Past), Wrong> {
+) -> Result<(Vec<u8>, Prepared, Past), (Unfit, Box<Batch>)> {
     let number = header.fields.batch;
-    let followed = match past {
-        Some(past) => past.follow(&batch, &header, gap),
-        None => Past::begin(&batch, &header),
-    };
-    let past = match followed {
+    let past = match history::follow(past, &batch, &header, gap) {
         Ok(past) => past,
-        Err(ChainError::Previous(_)) => return Err(Wrong::Fork(Box::new(batch))),
-        Err(error) => return Err(Wrong::Batch(format!("batch {number} {error}"))),
+        Err(unfit) => return Err((unfit, Box::new(batch))),
     };
     let record = batch.encode_to_vec();
-    let prepared = prepare_batch(batch, header)
-        .map_err(|error| Wrong::Batch(format!("batch {number}: {error}")))?;
-    Ok((record, prepared, past))
+    match prepare_batch(batch, header) {
+        Ok(prepared) => Ok((record, prepared, past)),
+        Err(error) => {
+            let reason = format!("batch {number}: {error}");
+            Err((Unfit::Refused(reason), Box::default()))
+        }
+    }
 }
 
 /// Waits for a flag. Drops the guard that `wait_for` returns, which must not live across an await.

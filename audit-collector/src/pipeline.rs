@@ -72,6 +72,7 @@ pub enum CollectorError {
 pub struct Addresses {
     pub unix: Option<PathBuf>,
     pub tcp: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A collector that answers.
@@ -94,10 +95,16 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> Result<(), Coll
 /// Returns when the collector listens and its store is open.
 pub async fn start(config: Config, stop: watch::Receiver<bool>) -> Result<Running, CollectorError> {
     config.validate()?;
-    let listeners = server::listen(config.tcp_address()?, &config.listen.unix).await?;
+    let listeners = server::listen(
+        config.tcp_address()?,
+        &config.listen.unix,
+        config.metrics_address()?,
+    )
+    .await?;
     let addresses = Addresses {
         unix: listeners.unix.as_ref().map(|(_, path)| path.clone()),
         tcp: listeners.tcp.as_ref().map(|(_, address)| *address),
+        metrics: listeners.metrics.as_ref().map(|(_, address)| *address),
     };
     let problems = Arc::new(Problems::default());
     let transport = Transport::open(&config.listen, &problems)?;
@@ -144,6 +151,7 @@ impl Transport {
     fn services(self, ingest: IngestService, collector: CollectorService) -> Services {
         Services {
             ingest,
+            status: collector.status.clone(),
             collector,
             identity: self.identity,
             tls: self.tls,

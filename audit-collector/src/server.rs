@@ -32,7 +32,9 @@ use crate::{
     export::LedgerService,
     identity::IdentityService,
     ingest::{IngestService, raised},
+    metrics::Metrics,
     service::CollectorService,
+    status::StatusSource,
     transport::{self, Incoming, Tls, Trusted},
 };
 
@@ -40,9 +42,12 @@ use crate::{
 pub enum ListenError {
     #[error(
         "{address} is in use by another program; stop that one (`ss -ltnp` names it), or set another \
-         `listen.tcp`"
+         `{key}`"
     )]
-    PortInUse { address: SocketAddr },
+    PortInUse {
+        address: SocketAddr,
+        key: &'static str,
+    },
     #[error("cannot listen on {address}: {source}")]
     Tcp {
         address: SocketAddr,
@@ -62,29 +67,38 @@ pub enum ListenError {
 pub struct Listeners {
     pub tcp: Option<(TcpListener, SocketAddr)>,
     pub unix: Option<(UnixListener, PathBuf)>,
+    pub metrics: Option<(TcpListener, SocketAddr)>,
 }
 
 /// Listens, before anything slow is done, so that a conflict is told at once.
-pub async fn listen(tcp: Option<SocketAddr>, unix: &Path) -> Result<Listeners, ListenError> {
-    let tcp = match tcp {
-        Some(address) => Some(listen_tcp(address).await?),
-        None => None,
-    };
+pub async fn listen(
+    tcp: Option<SocketAddr>,
+    unix: &Path,
+    metrics: Option<SocketAddr>,
+) -> Result<Listeners, ListenError> {
+    let tcp = listen_tcp(tcp, "listen.tcp").await?;
+    let metrics = listen_tcp(metrics, "listen.metrics").await?;
     let unix = match unix.as_os_str().is_empty() {
         true => None,
         false => Some((listen_unix(unix)?, unix.to_path_buf())),
     };
-    Ok(Listeners { tcp, unix })
+    Ok(Listeners { tcp, unix, metrics })
 }
 
-async fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
+async fn listen_tcp(
+    address: Option<SocketAddr>,
+    key: &'static str,
+) -> Result<Option<(TcpListener, SocketAddr)>, ListenError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::PortInUse { address },
+        io::ErrorKind::AddrInUse => ListenError::PortInUse { address, key },
         _ => ListenError::Tcp { address, source },
     };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
+    Ok(Some((listener, bound)))
 }
 
 /// Binds beside the path and renames, so that the socket appears with its mode.
@@ -125,6 +139,7 @@ pub struct Services {
     pub identity: Option<IdentityService>,
     pub tls: Option<Arc<Tls>>,
     pub trusted: Trusted,
+    pub status: Arc<StatusSource>,
 }
 
 /// All services; the same for every listener.
@@ -205,6 +220,7 @@ pub async fn start(
         identity,
         tls,
         trusted,
+        status,
     } = services;
     let routes = routes(ingest, collector, identity).await?;
     let mut tasks = JoinSet::new();
@@ -219,6 +235,15 @@ pub async fn start(
     }
     if let Some((listener, _)) = listeners.unix {
         serve(transport::unix(listener, trusted));
+    }
+    if let Some((listener, _)) = listeners.metrics {
+        let tls = tls.clone();
+        let metrics = Metrics { status, tls };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            metrics.serve(listener, stop).await;
+            Ok(())
+        });
     }
     if let Some(tls) = tls {
         let stop = stop.clone();

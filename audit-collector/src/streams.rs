@@ -59,6 +59,11 @@ impl StreamState {
         self.recent.push_back((number, header.hash));
     }
 
+    /// Its last batches, oldest first.
+    pub fn recent(&self) -> impl Iterator<Item = (i64, [u8; 32])> {
+        self.recent.iter().copied()
+    }
+
     /// Is it the stored batch of its number? `None` where that one is too old to say.
     pub fn is_stored(&self, header: &Header) -> Option<bool> {
         let number = header.fields.batch;

@@ -3,18 +3,18 @@
 //! One thread appends what all sessions submit, syncs once for a group, makes it visible, then
 //! answers. So an acknowledged batch is on disk and in every later query.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use audit_ledger::Past;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::store::{Prepared, Store};
+use crate::{
+    history::InOrder,
+    store::{Prepared, Store},
+};
 
 /// Batches of one sync: enough to share its cost, few enough to keep the wait short.
 const GROUP: usize = 128;
@@ -49,20 +49,14 @@ pub fn run(store: &Arc<Store>, mut queue: mpsc::Receiver<Submission>, stop: &Ato
     tracing::debug!("writer has drained");
 }
 
-/// Answers those whose predecessor was not stored: after a failed write the batches already on
-/// their way must not leave a gap behind them.
+/// Answers those whose predecessor was not stored.
 fn refuse_gaps(store: &Store, group: &mut Vec<Submission>) {
-    let mut last: HashMap<String, i64> = HashMap::new();
+    let mut in_order = InOrder::default();
     let (next, gaps): (Vec<_>, Vec<_>) = group.drain(..).partition(|submission| {
-        let agent_id = &submission.past.agent_id;
-        let stored = last
-            .entry(agent_id.clone())
-            .or_insert_with(|| store.stream(agent_id).map_or(0, |stream| stream.past.batch));
-        let follows = submission.after == *stored;
-        if follows {
-            *stored = submission.past.batch;
-        }
-        follows
+        in_order.follows(&submission.past, submission.after, || {
+            let stream = store.stream(&submission.past.agent_id);
+            stream.map_or(0, |stream| stream.past.batch)
+        })
     });
     *group = next;
     for submission in gaps {

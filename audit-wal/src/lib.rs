@@ -51,6 +51,7 @@ mod lock;
 mod log;
 mod reader;
 mod segment;
+pub mod simulated;
 
 use std::{
     fmt, io,

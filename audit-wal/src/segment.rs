@@ -2,14 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use crate::{
     Damage, WalError,
-    disk::{Disk, DiskFile},
+    disk::Disk,
     frame::{self, Salt},
     header,
 };
@@ -126,7 +125,7 @@ pub struct Bounds {
 /// Reads the whole segment of `dir` that begins with `first`.
 pub fn scan<D: Disk>(disk: &D, dir: &Path, first: u64, bounds: Bounds) -> Result<Scan, WalError> {
     let path = path(dir, first);
-    let bytes = read_all(disk, &path).map_err(WalError::at(&path))?;
+    let bytes = disk.read(&path).map_err(WalError::at(&path))?;
     let salt = header::read(&bytes);
     let mut scan = Scan {
         segment: Segment::new(dir, first, salt),
@@ -237,18 +236,4 @@ fn proof(
     };
     frame::find(bytes, at + 1, salt, bounds.max_record_bytes, plausible)
         .map(|(found, frame)| (found, frame.index))
-}
-
-fn read_all<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u8>> {
-    let file = disk.open(path, false)?;
-    let mut bytes = vec![0; usize::try_from(file.size_bytes()?).unwrap_or(usize::MAX)];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], filled as u64)? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
 }

@@ -5,6 +5,7 @@ mod interrupt;
 mod loss;
 mod measure;
 mod mode;
+mod outage;
 mod overhead;
 mod report;
 mod storm;
@@ -30,6 +31,8 @@ enum Bench {
     Loss(loss::Args),
     /// Events per second that a collector stores and acknowledges
     Ingest(ingest::Args),
+    /// What does a collector that is away cost the host, and does everything arrive afterwards?
+    Outage(outage::Args),
     /// One storm alone, as the other benches start it
     #[command(hide = true)]
     Storm(storm::Args),
@@ -63,6 +66,7 @@ pub fn main() -> Result<ExitCode> {
         Bench::Overhead(args) => overhead::run(&args),
         Bench::Loss(args) => loss::run(&args),
         Bench::Ingest(args) => ingest::run(&args),
+        Bench::Outage(args) => outage::run(&args),
         Bench::Storm(args) => storm::run(&args),
     }
 }

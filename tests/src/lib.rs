@@ -5,6 +5,7 @@
 //! * [`strace`]: what another witness saw of a program; [`witness`]: what the record must have then;
 //! * [`load`]: a busy host, and whether all of it was told; [`pins`]: where programs are pinned;
 //! * [`netns`]: a host of its own for the collector, whose link can be cut;
+//! * [`site`]: certificates for a collector and its agents;
 //! * [`python`]: an interpreter with the packages that a program needs;
 //! * [`report`]: what a test found, for a program to read;
 //! * [`memory`]: a program under a limit of memory that the kernel enforces;
@@ -18,6 +19,7 @@ pub mod netns;
 pub mod pins;
 pub mod python;
 pub mod report;
+pub mod site;
 pub mod stack;
 pub mod strace;
 pub mod synthetic;

@@ -26,15 +26,7 @@ pub struct Load {
 
 impl Load {
     pub fn start() -> Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("hostaudit-load-")
-            .tempdir()?;
-        let mut load = Self {
-            directory,
-            stop: Arc::default(),
-            counts: [Arc::default(), Arc::default()],
-            threads: Vec::new(),
-        };
+        let mut load = Self::new()?;
         let marker = load.marker();
         load.act(0, Duration::from_millis(8), move |number| {
             let status = Command::new("/bin/true")
@@ -42,15 +34,42 @@ impl Load {
                 .status();
             assert!(status.is_ok_and(|status| status.success()));
         });
-        let files = load.directory.path().to_owned();
-        load.act(1, Duration::from_micros(300), move |number| {
-            let path = files.join(format!("f{number}"));
-            assert!(File::create(&path).is_ok() && std::fs::remove_file(&path).is_ok());
-        });
+        load.files(None);
         Ok(load)
     }
 
-    fn act(&mut self, kind: usize, pause: Duration, action: impl Fn(i64) + Send + 'static) {
+    /// The files alone, by a user whom nothing else on this host runs as.
+    pub fn of_user(uid: u32) -> Result<Self> {
+        let mut load = Self::new()?;
+        std::os::unix::fs::chown(load.directory.path(), Some(uid), None)?;
+        load.files(Some(uid));
+        Ok(load)
+    }
+
+    fn new() -> Result<Self> {
+        Ok(Self {
+            directory: tempfile::Builder::new()
+                .prefix("hostaudit-load-")
+                .tempdir()?,
+            stop: Arc::default(),
+            counts: [Arc::default(), Arc::default()],
+            threads: Vec::new(),
+        })
+    }
+
+    fn files(&mut self, uid: Option<u32>) {
+        let files = self.directory.path().to_owned();
+        let mut uid = uid;
+        self.act(1, Duration::from_micros(300), move |number| {
+            if let Some(uid) = uid.take() {
+                become_user(uid);
+            }
+            let path = files.join(format!("f{number}"));
+            assert!(File::create(&path).is_ok() && std::fs::remove_file(&path).is_ok());
+        });
+    }
+
+    fn act(&mut self, kind: usize, pause: Duration, mut action: impl FnMut(i64) + Send + 'static) {
         let (stop, count) = (Arc::clone(&self.stop), Arc::clone(&self.counts[kind]));
         self.threads.push(std::thread::spawn(move || {
             while !stop.load(Ordering::Acquire) {
@@ -60,6 +79,19 @@ impl Load {
                 std::thread::sleep(pause);
             }
         }));
+    }
+
+    /// Files made and removed.
+    pub fn made(&self) -> i64 {
+        self.counts[1].load(Ordering::Acquire)
+    }
+
+    /// Of the events of those files, how many are in the store.
+    pub fn stored(&self, stack: &mut Stack) -> Result<i64> {
+        stack.number(&format!(
+            "select count(*) from events where file_path like '{}/f%'",
+            self.marker()
+        ))
     }
 
     fn marker(&self) -> String {
@@ -126,4 +158,12 @@ impl Load {
         ensure!(raced == 0, "{raced} arguments are told as changed");
         Ok(())
     }
+}
+
+/// The calling thread alone: libc's call would change all.
+fn become_user(uid: u32) {
+    #[expect(unsafe_code, reason = "no call of one thread in std")]
+    // SAFETY: takes numbers.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+    assert_eq!(result, 0, "setresuid");
 }

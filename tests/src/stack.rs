@@ -99,12 +99,24 @@ impl Stack {
         self.directory.path().join("collector.sock")
     }
 
+    /// The agent's.
+    pub fn state_dir(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The collector's data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
     pub fn start_collector(&mut self) -> Result<()> {
+        self.spawn_collector()?;
+        self.wait_until("the collector answers", START_TIMEOUT, |stack| {
+            Ok(stack.status().is_ok())
+        })
+    }
+
+    fn spawn_collector(&mut self) -> Result<()> {
         ensure!(self.collector.is_none(), "the collector runs already");
         let mut command = match self.options.collector_within.split_first() {
             Some((program, words)) => {
@@ -126,12 +138,24 @@ impl Stack {
         command.args(["-o", "listen.tcp="]);
         add_overrides(&mut command, &self.options.collector);
         self.collector = Some(Daemon::spawn("collector", command, self.directory.path())?);
-        self.wait_until("the collector answers", START_TIMEOUT, |stack| {
-            Ok(stack.status().is_ok())
-        })
+        Ok(())
     }
 
     pub fn start_agent(&mut self) -> Result<()> {
+        self.spawn_agent()?;
+        self.barrier()
+            .context("waiting for the agent's first event")
+    }
+
+    /// As a host that boots starts them: neither waits for the other.
+    pub fn start_both(&mut self) -> Result<()> {
+        self.spawn_agent()?;
+        self.start_collector()?;
+        self.barrier()
+            .context("waiting for the agent's first event")
+    }
+
+    fn spawn_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         let path = match &self.options.agent_binary {
             Some(path) => path.clone(),
@@ -152,8 +176,12 @@ impl Stack {
             .arg(format!("state_dir={}", self.directory.path().display()));
         add_overrides(&mut command, &self.options.agent);
         self.agent = Some(Daemon::spawn("agent", command, self.directory.path())?);
-        self.barrier()
-            .context("waiting for the agent's first event")
+        Ok(())
+    }
+
+    /// What the next agent reads as its file.
+    pub fn agent_config(&self, yaml: &str) -> Result<()> {
+        Ok(std::fs::write(self.directory.path().join("agent.yaml"), yaml)?)
     }
 
     /// Gives the running agent another configuration by SIGHUP; returns when it is in force.
@@ -170,7 +198,7 @@ impl Stack {
 
     /// The same, without a wait.
     pub fn hang_up_agent(&mut self, yaml: &str) -> Result<()> {
-        std::fs::write(self.directory.path().join("agent.yaml"), yaml)?;
+        self.agent_config(yaml)?;
         let pid = self.agent_pid().context("no agent runs")?;
         daemon::signal(pid, libc::SIGHUP)
     }

@@ -2,10 +2,13 @@
 //! a workload that is counted: nothing is lost, nothing is there twice, and `hostaudit verify` says
 //! "complete". A few rounds in CI; `cargo xtask chaos` runs as many as it is told.
 
-use std::{process::Command, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use audit_tests::{Options, Stack, load::Load, netns::Netns, pins::Pins, stack::binary};
+use audit_agent::identity::Identity;
+use audit_tests::{
+    Options, Stack, load::Load, netns::Netns, pins::Pins, site::Site, stack::binary,
+};
 
 const ROUNDS: u64 = 8;
 const PORT: u16 = 4620;
@@ -53,8 +56,7 @@ fn round(stack: &mut Stack, netns: Option<&Netns>, chance: &mut Chance) -> Resul
             stack.kill_collector();
             stack.kill_agent();
             pause(chance.below(300));
-            stack.start_collector()?;
-            stack.start_agent()?;
+            stack.start_both()?;
             "both killed"
         }
         _ => {
@@ -82,7 +84,7 @@ fn nothing_is_lost_or_stored_twice_whatever_is_killed_or_cut() -> Result<()> {
             None
         }
     };
-    let mut stack = Stack::start(options(&pins, netns.as_ref()))?;
+    let (mut stack, _site) = start(&pins, netns.as_ref())?;
     let mut load = Load::start()?;
     let mut chance = Chance(seed);
     for at in 1..=rounds {
@@ -95,42 +97,102 @@ fn nothing_is_lost_or_stored_twice_whatever_is_killed_or_cut() -> Result<()> {
     complete(&stack)
 }
 
-/// Over a network, if there is one to cut.
-fn options(pins: &Pins, netns: Option<&Netns>) -> Options {
-    let Some(netns) = netns else {
-        return Options {
-            agent: pins.options(&[]),
-            collector: vec![COMPACTION.to_owned()],
-            ..Options::default()
-        };
+/// Whom nothing else here runs as.
+const UID: u32 = 64_321;
+
+/// Rings of a few pages, of which only the workload's own events take: so what is not stored is lost
+/// there, and every one of it must be told.
+#[test]
+fn what_a_tiny_ring_loses_is_told_to_the_last_event() -> Result<()> {
+    let Some(pins) = Pins::new("tiny")? else {
+        return Ok(());
     };
-    let address = format!("{}:{PORT}", netns.address());
-    Options {
-        agent: pins.options(&[&format!("server=http://{address}")]),
-        collector: vec![
-            format!("listen.tcp={address}"),
-            "listen.allow_insecure=true".to_owned(),
-            COMPACTION.to_owned(),
-        ],
-        collector_within: netns.within(),
+    let rounds = number("HOSTAUDIT_CHAOS_ROUNDS", ROUNDS).min(50);
+    let mut stack = Stack::start(Options {
+        without_agent: true,
+        collector: vec![COMPACTION.to_owned()],
+        agent: pins.options(&["rings.file_bytes=32768"]),
         ..Options::default()
+    })?;
+    stack.agent_config(&only_of(UID))?;
+    stack.start_agent()?;
+    let mut load = Load::of_user(UID)?;
+    let mut chance = Chance(number("HOSTAUDIT_CHAOS_SEED", 1));
+    for _ in 0..rounds {
+        pause(chance.below(1000));
+        stack.kill_agent();
+        pause(chance.below(500));
+        stack.start_agent()?;
     }
+    load.finish();
+    stack.barrier()?;
+    // A heartbeat tells what was lost behind the last event that is there.
+    stack.stop_agent()?;
+    let (made, stored) = (load.made() * 3, load.stored(&mut stack)?);
+    let lost = stack
+        .number("select sum(lost_count) from events where kind = 'lost' and lost_class = 'file'")?;
+    eprintln!("{made} made, {stored} stored, {lost} told as lost");
+    ensure!(lost > 0, "nothing was lost: the test says nothing");
+    ensure!(
+        stored + lost == made,
+        "{made} made, but {stored} stored and {lost} told as lost\n{}",
+        stack.agent_log()
+    );
+    let said = verify(&stack, 1)?;
+    ensure!(said.starts_with("incomplete"), "{said}");
+    Ok(())
 }
 
-/// As a person asks it.
+/// A configuration that records of files what one user does.
+fn only_of(uid: u32) -> String {
+    let kinds = "open, close_write, unlink, rename, link, mkdir_mknod, mode, owner, truncate, xattr";
+    format!(
+        "capture:\n  filters:\n    - {{name: others, kinds: [{kinds}]}}\n    - {{name: ours, action: include, uids: [{uid}]}}\n"
+    )
+}
+
+/// Over mTLS, and over a network if there is one to cut.
+fn start(pins: &Pins, netns: Option<&Netns>) -> Result<(Stack, Site)> {
+    let site = match netns {
+        Some(netns) => Site::at(SocketAddr::new(netns.address().parse()?, PORT))?,
+        None => Site::new()?,
+    };
+    let mut collector = site.options()?;
+    collector.push(COMPACTION.to_owned());
+    let mut stack = Stack::start(Options {
+        without_agent: true,
+        collector,
+        collector_within: netns.map(Netns::within).unwrap_or_default(),
+        ..Options::default()
+    })?;
+    let host = Identity::of_host(stack.state_dir())?;
+    let mut agent = pins.options(&[]);
+    agent.extend(site.agent_options(&host.host_id)?);
+    stack.agent_options(agent);
+    stack.start_agent()?;
+    Ok((stack, site))
+}
+
 fn complete(stack: &Stack) -> Result<()> {
+    let said = verify(stack, 0)?;
+    ensure!(said.starts_with("complete, "), "{said}");
+    Ok(())
+}
+
+/// As a person asks it, with the exit code that is expected.
+fn verify(stack: &Stack, code: i32) -> Result<String> {
     let output = Command::new(binary("hostaudit")?)
         .arg("--server")
         .arg(format!("unix://{}", stack.socket().display()))
         .arg("verify")
         .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.code() == Some(0) && said.starts_with("complete, "),
+        output.status.code() == Some(code),
         "{:?} {said}{error}",
         output.status
     );
     eprint!("{said}");
-    Ok(())
+    Ok(said)
 }

@@ -40,6 +40,8 @@ pub enum Name {
     Detect,
     /// Events per second that a collector stores and acknowledges
     Ingest,
+    /// What does a collector that is away cost the host, and does everything arrive afterwards?
+    Outage,
 }
 
 impl Name {
@@ -49,13 +51,14 @@ impl Name {
             Name::Loss => "loss",
             Name::Detect => "detect",
             Name::Ingest => "ingest",
+            Name::Outage => "outage",
         }
     }
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::building()?;
-    if matches!(args.name, Name::Overhead | Name::Loss) {
+    if matches!(args.name, Name::Overhead | Name::Loss | Name::Outage) {
         setup::testing()?;
     }
     setup::tracefs();

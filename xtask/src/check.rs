@@ -22,7 +22,13 @@ const BENCH_LIMIT_S: u32 = 10 * 60;
 pub fn steps() -> Vec<Step> {
     let mut steps = static_checks();
     steps.extend(tests());
-    steps.extend([Name::Detect, Name::Ingest, Name::Loss, Name::Overhead].map(quick_bench));
+    steps.extend([
+        Name::Detect,
+        Name::Ingest,
+        Name::Loss,
+        Name::Outage,
+        Name::Overhead,
+    ].map(quick_bench));
     steps
 }
 
@@ -130,12 +136,16 @@ fn quick_bench(name: Name) -> Step {
         Name::Detect => ("bench-detect", "quick form: rules a second"),
         Name::Ingest => ("bench-ingest", "quick form: collector"),
         Name::Loss => ("bench-loss", "quick form: does the record add up"),
+        Name::Outage => (
+            "bench-outage",
+            "quick form: is nothing missing after an outage",
+        ),
         Name::Overhead => ("bench-overhead", "quick form: every mode runs"),
     };
     let line = format!("cargo xtask bench {} --quick", name.as_str());
     let missing = match name {
         Name::Detect | Name::Ingest => nothing,
-        Name::Loss | Name::Overhead => no_live_kernel as fn() -> Option<String>,
+        Name::Loss | Name::Outage | Name::Overhead => no_live_kernel as fn() -> Option<String>,
     };
     Step {
         missing,

@@ -9,6 +9,7 @@ mod ebpf;
 mod events;
 mod new_event;
 mod setup;
+mod sim;
 mod steps;
 mod test;
 mod up;
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::Args),
     /// Kill agent and collector and cut the network between them, under a counted workload
     Chaos(chaos::Args),
+    /// Simulate agents, collector, disks and network by seed, with everything that may fail
+    Sim(sim::Args),
     /// Run the capture tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

@@ -2,14 +2,10 @@
 //! overwritten: a thief of today's key shall not find yesterday's beside it. On media that write
 //! elsewhere (copy on write, flash) the old bytes last until they are reused.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{io, path::Path};
 
 use audit_ledger::{Former, Key};
+use audit_wal::{Disk, DiskFile as _};
 use serde::{Deserialize, Serialize};
 
 const NAME: &str = "key";
@@ -60,29 +56,22 @@ impl Kept {
     }
 
     /// Durable, and in place of the key before it, when it returns.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
+    pub fn write(&self, disk: &impl Disk, dir: &Path) -> io::Result<()> {
         let path = dir.join(NAME);
-        let old = OpenOptions::new().write(true).open(&path).ok();
-        let temporary = path.with_extension("new");
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create(true).truncate(true);
-        let mut file = options.mode(0o600).open(&temporary)?;
-        serde_json::to_writer(&mut file, self).map_err(io::Error::from)?;
-        file.flush()?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()?;
+        let old = disk.open(&path, true).ok();
+        let new = serde_json::to_vec(self).map_err(io::Error::from)?;
+        disk.replace(&path, &new)?;
         if let Some(old) = old {
-            let zeros = vec![0; old.metadata()?.len() as usize];
-            old.write_all_at(&zeros, 0)?;
-            old.sync_all()?;
+            let zeros = vec![0; usize::try_from(old.size_bytes()?).unwrap_or_default()];
+            old.write_at(&zeros, 0)?;
+            old.sync()?;
         }
         Ok(())
     }
 
     /// `None` where there is none, or none that can be read.
-    pub fn read(dir: &Path) -> io::Result<Option<Self>> {
-        match fs::read(dir.join(NAME)) {
+    pub fn read(disk: &impl Disk, dir: &Path) -> io::Result<Option<Self>> {
+        match disk.read(&dir.join(NAME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             bytes => Ok(serde_json::from_slice(&bytes?).ok()),
         }
@@ -91,6 +80,13 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::{self, File},
+        os::unix::fs::FileExt as _,
+    };
+
+    use audit_wal::System;
+
     use super::*;
 
     #[test]
@@ -99,7 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let mut key = Key::new(1, [0xa5; 32]);
         Kept::new("a", &key, None)
-            .write(dir.path())
+            .write(&System, dir.path())
             .expect("written");
         // Held open, as a disk holds what was deleted.
         let old = File::open(dir.path().join(NAME)).expect("open");
@@ -109,8 +105,8 @@ mod tests {
             batch: 7,
         };
         let kept = Kept::new("a", &key, Some(&former));
-        kept.write(dir.path()).expect("written");
-        let back = Kept::read(dir.path()).expect("read").expect("there");
+        kept.write(&System, dir.path()).expect("written");
+        let back = Kept::read(&System, dir.path()).expect("read").expect("there");
         assert_eq!(back.key().expect("a key").public(), key.public());
         assert_eq!(back.former(), Some(former));
         let mode = fs::metadata(dir.path().join(NAME))
@@ -125,14 +121,14 @@ mod tests {
     #[test]
     fn what_is_no_key_is_none() {
         let dir = tempfile::tempdir().expect("tempdir");
-        assert!(Kept::read(dir.path()).expect("read").is_none());
+        assert!(Kept::read(&System, dir.path()).expect("read").is_none());
         for text in ["", "{}", "\u{0}\u{0}", r#"{"agent_id":"a","epoch":1}"#] {
             fs::write(dir.path().join(NAME), text).expect("write");
-            assert!(Kept::read(dir.path()).expect("read").is_none(), "{text:?}");
+            assert!(Kept::read(&System, dir.path()).expect("read").is_none(), "{text:?}");
         }
         let short = r#"{"agent_id":"a","epoch":1,"seed":"00"}"#;
         fs::write(dir.path().join(NAME), short).expect("write");
-        let kept = Kept::read(dir.path()).expect("read").expect("a file");
+        let kept = Kept::read(&System, dir.path()).expect("read").expect("a file");
         assert!(kept.key().is_none());
     }
 }

@@ -1,21 +1,42 @@
 //! What is a record of the spool's log? A kind, and then a batch as it is sent, a mark of the source, or
 //! the end of a history whose last batch left the log.
 
-use audit_ledger::Past;
+use audit_ledger::{Header, Past};
 use audit_proto::{Message as _, v1::Batch};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::State;
 
 const BATCH: u8 = 1;
 const MARK: u8 = 2;
-const PAST: u8 = 3;
+const END: u8 = 3;
 
 #[derive(Debug)]
 pub enum Record {
     Batch(Batch),
     Mark(State),
-    Past(Past),
+    End(End),
+}
+
+/// Of a last batch: what the history goes on from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    pub past: Past,
+    pub host_id: String,
+    /// It said that another one would follow.
+    pub promised: bool,
+}
+
+impl End {
+    pub fn of(header: &Header) -> Self {
+        Self {
+            past: Past::of(header),
+            host_id: header.fields.host_id.clone(),
+            promised: header.fields.next_within_ms > 0,
+        }
+    }
 }
 
 pub fn batch(batch: &Batch) -> Vec<u8> {
@@ -30,8 +51,8 @@ pub fn mark(state: &State) -> Vec<u8> {
     json(MARK, state)
 }
 
-pub fn past(past: &Past) -> Vec<u8> {
-    json(PAST, past)
+pub fn end(end: &End) -> Vec<u8> {
+    json(END, end)
 }
 
 fn json(kind: u8, value: &impl serde::Serialize) -> Vec<u8> {
@@ -53,7 +74,7 @@ pub fn read(record: Vec<u8>) -> Option<Record> {
     match kind {
         BATCH => Batch::decode(body).ok().map(Record::Batch),
         MARK => serde_json::from_slice(&body).ok().map(Record::Mark),
-        PAST => serde_json::from_slice(&body).ok().map(Record::Past),
+        END => serde_json::from_slice(&body).ok().map(Record::End),
         _ => None,
     }
 }

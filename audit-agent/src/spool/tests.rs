@@ -18,6 +18,8 @@ const LIMITS: Limits = Limits {
     max_age: Duration::from_secs(1000),
     when_full: WhenFull::DropOldest,
     memory_bytes: 1 << 20,
+    segment_bytes: Limits::SEGMENT_BYTES,
+    epoch_batches: Limits::EPOCH_BATCHES,
 };
 
 fn open_with(dir: &tempfile::TempDir, limits: Limits) -> Opened {

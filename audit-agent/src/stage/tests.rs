@@ -73,6 +73,8 @@ fn bench() -> Bench {
         max_age: Duration::from_secs(1000),
         when_full: spool::WhenFull::Block,
         memory_bytes: 1 << 30,
+        segment_bytes: spool::Limits::SEGMENT_BYTES,
+        epoch_batches: spool::Limits::EPOCH_BATCHES,
     };
     let opened = spool::open(dir.path(), &identity, limits_of_spool).expect("spool");
     let counters = Arc::<Counters>::default();

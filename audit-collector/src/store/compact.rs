@@ -6,7 +6,7 @@
 //! rows do not give its root is written again with the original bytes in `raw`.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -22,7 +22,10 @@ use arrow::{
     datatypes::SchemaRef,
 };
 use audit_ledger::Frames;
-use audit_proto::{Message as _, v1::Batch};
+use audit_proto::{
+    Message as _,
+    v1::{Batch, Kind},
+};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
@@ -202,11 +205,12 @@ impl Compactor {
         write_parquet(&new, batches, &Raw::new())?;
         let wrong = verify(&new, batches)?;
         if !wrong.is_empty() {
+            let (raw, kinds) = self.original_bytes(&wrong, batches)?;
             tracing::warn!(
                 batches = wrong.len(),
+                ?kinds,
                 "batches keep their original bytes beside columns"
             );
-            let raw = self.original_bytes(&wrong, batches)?;
             write_parquet(&new, batches, &raw)?;
             if let [first, ..] = verify(&new, batches)?[..] {
                 return Err(CompactError::Mismatch {
@@ -236,9 +240,14 @@ impl Compactor {
         })
     }
 
-    /// From the WAL, for the events of `wrong` whose columns do not give the same bytes.
-    fn original_bytes(&self, wrong: &[u64], batches: &[Placed]) -> Result<Raw, CompactError> {
-        let mut raw = Raw::new();
+    /// From the WAL, for the events of `wrong` whose columns do not give the same bytes; and the kinds
+    /// of those.
+    fn original_bytes(
+        &self,
+        wrong: &[u64],
+        batches: &[Placed],
+    ) -> Result<(Raw, BTreeSet<Kind>), CompactError> {
+        let (mut raw, mut kinds) = (Raw::new(), BTreeSet::new());
         for placed in batches.iter().filter(|b| wrong.contains(&b.wal_index)) {
             let index = placed.wal_index;
             let (_, bytes) = self
@@ -250,11 +259,13 @@ impl Compactor {
             let rows: Vec<usize> = (placed.start..placed.start + placed.events).collect();
             let rebuilt = rows::events(&placed.chunk.columns, &rows)?;
             let kept = originals.events().zip(rebuilt).map(|(original, event)| {
-                (event.encode_to_vec() != original).then(|| original.to_vec())
+                let differs = event.encode_to_vec() != original;
+                kinds.extend(differs.then(|| event.kind()));
+                differs.then(|| original.to_vec())
             });
             raw.insert(index, kept.collect());
         }
-        Ok(raw)
+        Ok((raw, kinds))
     }
 }
 

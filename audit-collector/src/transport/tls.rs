@@ -95,6 +95,20 @@ impl Tls {
         }
     }
 
+    /// Whose certificates end when, in seconds since the Unix epoch: its own first, and then, once for each
+    /// name, the one that lasts longest.
+    pub fn certificates(&self) -> Vec<(String, i64)> {
+        let own = self.current.borrow().validity.not_after_s;
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends: BTreeMap<String, i64> = BTreeMap::new();
+        for (certificate, _) in peers.values() {
+            let end = ends.entry(certificate.peer.to_string()).or_default();
+            *end = certificate.validity.not_after_s.max(*end);
+        }
+        let own = std::iter::once(("this collector".to_owned(), own));
+        own.chain(ends).collect()
+    }
+
     fn warn(&self, now: SystemTime) {
         let own = self.current.borrow().validity;
         if own.is_ending(now) {

@@ -5,7 +5,6 @@
 
 mod limits;
 mod peer;
-mod site;
 
 use std::{
     process::ExitCode,
@@ -26,9 +25,12 @@ use audit_proto::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use self::{limits::Limits, peer::Shipping, site::Site};
+use self::{limits::Limits, peer::Shipping};
 use super::{Common, interrupt, measure, report::grouped};
-use crate::stack::{Options, Stack};
+use crate::{
+    site::Site,
+    stack::{Options, Stack},
+};
 
 /// As the agent's defaults: a busy agent's batch is full, not late.
 const EVENTS_PER_BATCH: u64 = 4096;
@@ -57,7 +59,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let batches = args
         .batches
         .unwrap_or(if args.common.quick { 5 } else { 100 });
-    let site = Site::new((0..args.agents).map(|agent| host(agent).id))?;
+    let site = Site::new()?;
     let mut stack = Stack::start(Options {
         without_agent: true,
         collector: site.options()?,

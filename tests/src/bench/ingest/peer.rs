@@ -39,10 +39,11 @@ use super::{
         report::{grouped, micros},
     },
     Encoded,
-    site::Site,
 };
-use crate::stack::Daemon;
+use crate::{site::Site, stack::Daemon};
 
+/// The name in the sender's certificate.
+const SHIPPER: &str = "shipper";
 const PACKAGES: &str = "apt-get install rsyslog rsyslog-relp rsyslog-gnutls";
 /// Connections, each with a queue and a thread of its own. Of one, two and eight, two were fastest on two
 /// processors where the queues are in memory; where they are on disk it made no clear difference.
@@ -125,7 +126,7 @@ pub fn measure(
         .tempdir()?;
     let lines = Lines::write(directory.path(), agents)?;
     let ends = Ends {
-        sender: site.shipper()?,
+        sender: site.agent(SHIPPER)?,
         receiver: site.collector(),
     };
     let limit = if quick { QUICK_TIME } else { TIME };

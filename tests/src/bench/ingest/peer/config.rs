@@ -4,10 +4,8 @@ use std::path::Path;
 
 use audit_pki::ClientFiles;
 
-use super::{
-    super::site::{COLLECTOR, SHIPPER},
-    SENDERS,
-};
+use super::{SENDERS, SHIPPER};
+use crate::site::COLLECTOR;
 
 /// Lines that a queue's worker takes at once, and after which a queue on disk notes where it is.
 const BATCH: u32 = 1024;

@@ -1,4 +1,4 @@
-//! The part of a spool that is on disk: which batches are in its logs, and what may be removed.
+//! Which batches are in the two logs of a spool, and what of them may be removed?
 //!
 //! Batches are read in the order of their numbers, so both logs are only ever read forward.
 
@@ -6,36 +6,34 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use audit_ledger::Past;
 use audit_proto::{MAX_MESSAGE_BYTES, v1::Batch};
-use audit_wal::{Log, Options, Recovery, WalError};
+use audit_wal::{Disk, Log, Options, Recovery, System, WalError};
 
 use super::{
     State,
-    record::{self, Record},
+    record::{self, End, Record},
 };
 
-/// Small enough that a spool of 64 MiB has some to drop, large enough that few are made.
-const SEGMENT_BYTES: u64 = 8 << 20;
-/// Headers and statements are some 600 bytes.
-const DROPPED_SEGMENT_BYTES: u64 = 1 << 20;
+/// Headers and statements are some 600 bytes, so their log needs smaller segments.
+const DROPPED_PART: u64 = 8;
 /// Batches that are found together: a read skips at most so many, or so much.
 const RUN: i64 = 256;
 const RUN_BYTES: usize = 1 << 20;
 
 /// Both logs, and where in them the batches are.
-pub struct Disk {
-    log: Log,
-    dropped: Log,
+pub struct Logs<D: Disk = System> {
+    disk: D,
+    log: Log<D>,
+    dropped: Log<D>,
     runs: VecDeque<Run>,
     dropped_runs: VecDeque<Run>,
     last: Option<Last>,
     /// Index and content of the last mark.
     mark: Option<(u64, Vec<u8>)>,
-    reading: Option<Reading>,
+    reading: Option<Reading<D>>,
     dir: PathBuf,
 }
 
@@ -48,26 +46,26 @@ struct Run {
     index: u64,
     bytes: usize,
     /// When this process first knew of them: clocks of the wall may jump.
-    since: Instant,
+    since: Duration,
 }
 
 /// The last batch.
 struct Last {
     index: u64,
-    past: Past,
+    end: End,
 }
 
 /// Reads on where the last read ended.
-struct Reading {
+struct Reading<D: Disk> {
     of_dropped: bool,
     next: i64,
-    records: audit_wal::Reader,
+    records: audit_wal::Reader<D>,
 }
 
 /// What opening found.
 pub struct Found {
-    pub past: Option<Past>,
-    pub host_id: String,
+    /// Of the last batch.
+    pub end: Option<End>,
     pub state: Option<State>,
     pub recovery: Recovery,
     /// Batches that are there, and events up to the first of them.
@@ -87,7 +85,7 @@ fn options(segment_bytes: u64) -> Options {
     }
 }
 
-fn add(runs: &mut VecDeque<Run>, number: i64, index: u64, bytes: usize) {
+fn add(runs: &mut VecDeque<Run>, number: i64, index: u64, bytes: usize, since: Duration) {
     match runs.back_mut() {
         Some(run)
             if number == run.last + 1 && number - run.first < RUN && run.bytes < RUN_BYTES =>
@@ -100,16 +98,24 @@ fn add(runs: &mut VecDeque<Run>, number: i64, index: u64, bytes: usize) {
             last: number,
             index,
             bytes,
-            since: Instant::now(),
+            since,
         }),
     }
 }
 
-impl Disk {
-    pub fn open(dir: &Path) -> Result<(Self, Found), WalError> {
-        let (log, recovery) = Log::open(&dir.join("log"), options(SEGMENT_BYTES))?;
-        let (dropped, _) = Log::open(&dir.join("dropped"), options(DROPPED_SEGMENT_BYTES))?;
-        let mut disk = Self {
+impl<D: Disk> Logs<D> {
+    /// Whoever opens sees to it that nobody else does.
+    pub fn open(disk: D, dir: &Path, segment_bytes: u64) -> Result<(Self, Found), WalError> {
+        let (log, recovery) =
+            Log::open_on(disk.clone(), &dir.join("log"), options(segment_bytes))?;
+        let (dropped, _) = Log::open_on(
+            disk.clone(),
+            &dir.join("dropped"),
+            options(segment_bytes / DROPPED_PART),
+        )?;
+        let now = disk.now();
+        let mut logs = Self {
+            disk,
             log,
             dropped,
             runs: VecDeque::new(),
@@ -120,20 +126,19 @@ impl Disk {
             dir: dir.to_owned(),
         };
         let mut found = Found {
-            past: None,
-            host_id: String::new(),
+            end: None,
             state: None,
             recovery,
             numbers: None,
             events_before: 0,
         };
-        for record in disk.log.read_from(disk.log.first_index())? {
+        for record in logs.log.read_from(logs.log.first_index())? {
             // What cannot be read is in `recovery`.
             let Ok((index, bytes)) = record else { continue };
-            disk.meet(index, bytes, &mut found);
+            logs.meet(index, bytes, &mut found);
         }
-        let first = disk.runs.front().map(|run| run.first);
-        for record in disk.dropped.read_from(disk.dropped.first_index())? {
+        let first = logs.runs.front().map(|run| run.first);
+        for record in logs.dropped.read_from(logs.dropped.first_index())? {
             let Ok((index, bytes)) = record else { continue };
             let length = bytes.len();
             if let Some(Record::Batch(batch)) = record::read(bytes)
@@ -141,19 +146,20 @@ impl Disk {
                 // What a crash left in both logs is whole in the other one.
                 && first.is_none_or(|first| header.fields.batch < first)
             {
-                found.events_before = match disk.dropped_runs.is_empty() {
+                found.events_before = match logs.dropped_runs.is_empty() {
                     true => header.fields.events_before,
                     false => found.events_before,
                 };
-                add(&mut disk.dropped_runs, header.fields.batch, index, length);
+                add(&mut logs.dropped_runs, header.fields.batch, index, length, now);
             }
         }
-        found.past = disk.last.as_ref().map(|last| last.past.clone());
-        found.numbers = disk.first().zip(disk.runs.back().map(|run| run.last));
-        Ok((disk, found))
+        found.end = logs.last.as_ref().map(|last| last.end.clone());
+        found.numbers = logs.first().zip(logs.runs.back().map(|run| run.last));
+        Ok((logs, found))
     }
 
     fn meet(&mut self, index: u64, bytes: Vec<u8>, found: &mut Found) {
+        let now = self.disk.now();
         let (length, is_mark) = (bytes.len(), record::is_mark(&bytes).then(|| bytes.clone()));
         match record::read(bytes) {
             Some(Record::Batch(batch)) => {
@@ -161,19 +167,18 @@ impl Disk {
                     if self.runs.is_empty() {
                         found.events_before = header.fields.events_before;
                     }
-                    add(&mut self.runs, header.fields.batch, index, length);
+                    add(&mut self.runs, header.fields.batch, index, length, now);
                     self.last = Some(Last {
                         index,
-                        past: Past::of(&header),
+                        end: End::of(&header),
                     });
-                    found.host_id = header.fields.host_id;
                 }
             }
             Some(Record::Mark(state)) => {
                 found.state = Some(state);
                 self.mark = is_mark.map(|record| (index, record));
             }
-            Some(Record::Past(past)) => self.last = Some(Last { index, past }),
+            Some(Record::End(end)) => self.last = Some(Last { index, end }),
             None => tracing::warn!(index, "the spool has a record of a kind that is not known"),
         }
     }
@@ -193,12 +198,19 @@ impl Disk {
         }
         let slices: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
         let indexes = self.log.append_all(&slices)?;
+        let now = self.disk.now();
         for ((batch, record), index) in all().zip(&records).zip(&indexes) {
             if let Ok(header) = audit_ledger::header(batch) {
-                add(&mut self.runs, header.fields.batch, *index, record.len());
+                add(
+                    &mut self.runs,
+                    header.fields.batch,
+                    *index,
+                    record.len(),
+                    now,
+                );
                 self.last = Some(Last {
                     index: *index,
-                    past: Past::of(&header),
+                    end: End::of(&header),
                 });
             }
         }
@@ -212,6 +224,11 @@ impl Disk {
         self.log.bytes() + self.dropped.bytes()
     }
 
+    /// Of the last batch.
+    pub fn epoch(&self) -> i64 {
+        self.last.as_ref().map_or(0, |last| last.end.past.epoch)
+    }
+
     /// What is to be said where nothing may be dropped.
     pub fn full(&self) -> WalError {
         WalError::Io {
@@ -223,7 +240,7 @@ impl Disk {
     /// How long the oldest batch is here.
     pub fn oldest(&self) -> Option<Duration> {
         let oldest = self.runs.front();
-        oldest.map(|run| run.since.elapsed())
+        oldest.map(|run| self.disk.now().saturating_sub(run.since))
     }
 
     pub fn first(&self) -> Option<i64> {
@@ -311,8 +328,9 @@ impl Disk {
             false => self.dropped.append_all(&slices)?,
         };
         self.log.drop_before(end)?;
+        let now = self.disk.now();
         for ((number, record), index) in left.iter().zip(indexes) {
-            add(&mut self.dropped_runs, *number, index, record.len());
+            add(&mut self.dropped_runs, *number, index, record.len(), now);
         }
         while let Some(run) = self.runs.front_mut()
             && run.index < end
@@ -336,7 +354,7 @@ impl Disk {
         records.extend(mark.map(|(_, record)| record.clone()));
         let has_mark = !records.is_empty();
         let last = self.last.as_ref().filter(|last| last.index < end);
-        records.extend(last.map(|last| record::past(&last.past)));
+        records.extend(last.map(|last| record::end(&last.end)));
         if records.is_empty() {
             return Ok(());
         }
@@ -358,7 +376,7 @@ impl Disk {
             .dropped_runs
             .back()
             .is_some_and(|run| run.last >= number);
-        let fits = |reading: &Reading| reading.of_dropped == of_dropped && reading.next == number;
+        let fits = |reading: &Reading<D>| reading.of_dropped == of_dropped && reading.next == number;
         // A reader ends where its log ended when it was made.
         for is_new in [false, true] {
             if is_new || !self.reading.as_ref().is_some_and(fits) {
@@ -371,7 +389,7 @@ impl Disk {
         None
     }
 
-    fn begin(&self, number: i64, of_dropped: bool) -> Option<Reading> {
+    fn begin(&self, number: i64, of_dropped: bool) -> Option<Reading<D>> {
         let (log, runs) = match of_dropped {
             true => (&self.dropped, &self.dropped_runs),
             false => (&self.log, &self.runs),

@@ -1,7 +1,7 @@
-//! An authority of its own, a collector's certificate on loopback, and one for each agent.
+//! Whose certificates do a test's collector and agents have? Those of an authority of its own.
 
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -18,24 +18,28 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Names in certificates.
 pub const COLLECTOR: &str = "collector";
-pub const SHIPPER: &str = "shipper";
 
 pub struct Site {
     directory: tempfile::TempDir,
-    address: String,
+    address: SocketAddr,
 }
 
 impl Site {
-    pub fn new(agents: impl Iterator<Item = String>) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
+    /// Of a collector on loopback.
+    pub fn new() -> Result<Self> {
         // Free a moment ago.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let site = Self { directory, address };
+        Self::at(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    }
+
+    /// Of a collector that will listen there.
+    pub fn at(address: SocketAddr) -> Result<Self> {
+        let site = Self {
+            directory: tempfile::tempdir()?,
+            address,
+        };
         let authority = Authority::create(&site.path("authority"), SystemTime::now())?;
-        site.issue(&authority, Role::Collector, COLLECTOR, &["127.0.0.1"])?;
-        for agent in agents {
-            site.issue(&authority, Role::Agent, &agent, &[])?;
-        }
+        let host = address.ip().to_string();
+        site.issue(&authority, Role::Collector, COLLECTOR, &[&host])?;
         Ok(site)
     }
 
@@ -59,11 +63,22 @@ impl Site {
         ClientFiles::within(self.path(COLLECTOR))
     }
 
-    /// For a program that is to be compared, as an agent has them.
-    pub fn shipper(&self) -> Result<ClientFiles> {
+    /// Of an agent, or of a program that is to be compared with one.
+    pub fn agent(&self, name: &str) -> Result<ClientFiles> {
         let authority = Authority::open(&self.path("authority"))?;
-        self.issue(&authority, Role::Agent, SHIPPER, &[])?;
-        Ok(ClientFiles::within(self.path(SHIPPER)))
+        self.issue(&authority, Role::Agent, name, &[])?;
+        Ok(ClientFiles::within(self.path(name)))
+    }
+
+    /// Of an agent on the host of this id.
+    pub fn agent_options(&self, host_id: &str) -> Result<Vec<String>> {
+        let files = self.agent(host_id)?;
+        Ok(vec![
+            format!("server=https://{}", self.address),
+            format!("tls.ca={}", files.ca.display()),
+            format!("tls.certificate={}", files.certificate.display()),
+            format!("tls.key={}", files.key.display()),
+        ])
     }
 
     /// Of the collector.
@@ -80,7 +95,7 @@ impl Site {
 
     /// For one agent.
     pub fn server(&self, agent: &str) -> Result<Server> {
-        let credentials = Credentials::Files(ClientFiles::within(self.path(agent)));
+        let credentials = Credentials::Files(self.agent(agent)?);
         Ok(Server::parse(
             &format!("https://{}", self.address),
             credentials,
