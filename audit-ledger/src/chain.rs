@@ -187,15 +187,15 @@ impl Past {
 /// Is this a header that its key has signed, with numbers that one can have?
 pub(crate) fn signed(batch: &Batch, header: &Header) -> Result<(), ChainError> {
     let fields = &header.fields;
+    if !key::signed_batch(&fields.public_key, &header.hash, &batch.signature) {
+        return Err(ChainError::Signature);
+    }
     if fields.batch < 1 {
         return Err(ChainError::Number(fields.batch));
     }
-    if fields.epoch < 1 || fields.event_count < 0 || fields.events_before < 0 {
-        return Err(ChainError::Numbers);
-    }
-    match key::signed_batch(&fields.public_key, &header.hash, &batch.signature) {
-        true => Ok(()),
-        false => Err(ChainError::Signature),
+    match fields.epoch < 1 || fields.event_count < 0 || fields.events_before < 0 {
+        true => Err(ChainError::Numbers),
+        false => Ok(()),
     }
 }
 

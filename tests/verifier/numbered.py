@@ -54,11 +54,12 @@ class Sound:
         return self.epoch_before(number), self._epochs[bisect_left(self._numbers, number)]
 
     def events_between(self, first: int, last: int) -> int | None:
-        """How many the batches of a range have, if those on both sides of it are here."""
+        """How many the batches of a range have, if those on both sides of it are here and agree."""
         before, behind = self._at(first - 1), self._at(last + 1)
         if behind is None or before is None and first > 1:
             return None
-        return self._before[behind] - (0 if before is None else self._after[before])
+        events = self._before[behind] - (0 if before is None else self._after[before])
+        return None if events < 0 else events
 
     @property
     def first(self) -> int:

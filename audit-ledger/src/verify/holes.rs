@@ -11,9 +11,8 @@ use crate::batch::Header;
 pub struct Hole {
     pub first: i64,
     pub last: i64,
-    /// Of all batches before it.
-    pub events_before: i64,
-    pub events: i64,
+    /// How many all batches before it have, and how many those before the next one.
+    pub events: (i64, i64),
     /// Of the batches around it: when they were sealed, and with keys of which epochs. 0 before the
     /// first one.
     pub times: (i64, i64),
@@ -27,8 +26,7 @@ impl Hole {
         Self {
             first: 1,
             last: fields.batch - 1,
-            events_before: 0,
-            events: fields.events_before,
+            events: (0, fields.events_before),
             times: (0, fields.sealed_time),
             epochs: (0, fields.epoch),
         }
@@ -46,20 +44,19 @@ impl Hole {
     /// What is left of it on both sides of a batch that belongs in it.
     pub fn without(&self, header: &Header) -> impl Iterator<Item = Self> + use<> {
         let fields = &header.fields;
-        let before = fields.events_before.saturating_sub(self.events_before);
-        let before = before.clamp(0, self.events.max(0));
-        let count = i64::from(fields.event_count);
+        let behind = fields
+            .events_before
+            .saturating_add(fields.event_count.into());
         let left = Self {
             last: fields.batch - 1,
-            events: before,
+            events: (self.events.0, fields.events_before),
             times: (self.times.0, fields.sealed_time),
             epochs: (self.epochs.0, fields.epoch),
             ..self.clone()
         };
         let right = Self {
             first: fields.batch + 1,
-            events_before: fields.events_before.saturating_add(count),
-            events: (self.events - before).saturating_sub(count).max(0),
+            events: (behind, self.events.1),
             times: (fields.sealed_time, self.times.1),
             epochs: (fields.epoch, self.epochs.1),
             ..self.clone()
@@ -74,7 +71,9 @@ impl Hole {
     pub fn apart_from(&self, unsound: &BTreeSet<i64>) -> Vec<(i64, i64, Option<i64>)> {
         let mut left = Vec::new();
         let mut first = self.first;
-        let mut events = Some(self.events);
+        // Beside a fork the sums need not fit.
+        let missing = self.events.1.saturating_sub(self.events.0);
+        let mut events = (missing >= 0).then_some(missing);
         for number in unsound.range(self.first..=self.last) {
             events = None;
             if first < *number {

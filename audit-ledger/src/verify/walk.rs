@@ -41,6 +41,21 @@ struct Unsigned {
     signature: Vec<u8>,
 }
 
+impl Unsigned {
+    /// Was this key used where another one should have been?
+    fn try_key(&self, epoch: i64, public_key: &[u8], findings: &mut [Finding]) {
+        if key::signed_batch(public_key, &self.hash, &self.signature)
+            && let Some(finding) = findings.get_mut(self.finding)
+        {
+            finding.tampering = Tampering::Resigned;
+            finding.what = format!(
+                "batch {} was signed again, with the key of epoch {epoch}",
+                finding.batch
+            );
+        }
+    }
+}
+
 /// Events that the agent says its spool has lost, beyond those of batches that are here without them.
 #[derive(Debug, Default)]
 struct Spool {
@@ -202,8 +217,7 @@ impl Walk {
             Some(past) => Hole {
                 first: past.batch + 1,
                 last: fields.batch - 1,
-                events_before: past.events,
-                events: fields.events_before.saturating_sub(past.events),
+                events: (past.events, fields.events_before),
                 times: (self.found.last_time, fields.sealed_time),
                 epochs: (past.epoch, fields.epoch),
             },
@@ -268,7 +282,9 @@ impl Walk {
             if let Some(epoch) = epoch
                 && self.keys.insert(epoch, key.clone()).is_none()
             {
-                self.try_key(epoch, key);
+                for unsigned in &self.unsigned {
+                    unsigned.try_key(epoch, key, &mut self.found.findings);
+                }
             }
         }
         self.gaps.add(&fields.gaps, number);
@@ -372,35 +388,20 @@ impl Walk {
             ChainError::Key { .. } | ChainError::FirstKey => Tampering::Resigned,
             _ => Tampering::HeaderChanged,
         };
-        if *error == ChainError::Signature && self.unsigned.len() < MAX_RESIGNED {
-            self.unsigned.push(Unsigned {
-                finding: self.found.findings.len(),
-                hash: header.hash,
-                signature: batch.signature.to_vec(),
-            });
-        }
+        let finding = self.found.findings.len();
         self.find(tampering, number, format!("batch {number} {error}"));
         self.found.batches += 1;
         self.unsound.insert(number);
-        if *error == ChainError::Signature {
-            let keys: Vec<(i64, Vec<u8>)> = self.keys.clone().into_iter().collect();
-            keys.iter()
-                .for_each(|(epoch, key)| self.try_key(*epoch, key));
-        }
-    }
-
-    /// Was this key used where another one should have been?
-    fn try_key(&mut self, epoch: i64, public_key: &[u8]) {
-        for unsigned in &self.unsigned {
-            if key::signed_batch(public_key, &unsigned.hash, &unsigned.signature)
-                && let Some(finding) = self.found.findings.get_mut(unsigned.finding)
-            {
-                finding.tampering = Tampering::Resigned;
-                finding.what = format!(
-                    "batch {} was signed again, with the key of epoch {epoch}",
-                    finding.batch
-                );
+        if *error == ChainError::Signature && self.unsigned.len() < MAX_RESIGNED {
+            let unsigned = Unsigned {
+                finding,
+                hash: header.hash,
+                signature: batch.signature.to_vec(),
+            };
+            for (epoch, key) in &self.keys {
+                unsigned.try_key(*epoch, key, &mut self.found.findings);
             }
+            self.unsigned.push(unsigned);
         }
     }
 
