@@ -128,12 +128,12 @@ class Losses:
     def reasons(self) -> Iterator[str]:
         for class_number, place, count in self:
             number = "an unknown number of" if count is None else str(count)
-            yield f"{number} {class_name(class_number)} events lost in {quoted(place)}"
+            yield f"{number} {class_name(class_number)}events lost in {quoted(place)}"
 
 
 def class_name(number: int) -> str:
     """A class of a later version has no name here, but its events count all the same."""
-    return CLASS_NAMES.get(number, f"class {number}") if number else "any"
+    return CLASS_NAMES.get(number, f"class {number}") + " " if number else ""
 
 
 class Keys:
@@ -374,7 +374,8 @@ class History:
                 if not is_proven:
                     self.lacking.append(f"nothing proves that the key of batch {last + 1} is the agent's")
             else:
-                self._find(Tampering.DELETED, first, f"missing up to {last}, and the proof of the next key")
+                detail = f"missing up to {last}, and the proof of the next key"
+                self._find(Tampering.DELETED, first, detail)
 
     def _find_forged_drops(self) -> None:
         for (epoch, key), batches in self._drops.items():

@@ -385,6 +385,20 @@ fn of_a_part_only_the_beginning_may_be_elsewhere() {
     assert_eq!(found(&part(&holed)), [(Tampering::Deleted, 8)]);
 }
 
+#[test]
+fn a_time_that_was_set_back_to_hide_a_missing_tail_leaves_the_other_histories_in_the_future() {
+    let (cut, _) = history(1, 12);
+    let (other, _) = history(2, 100);
+    let both = [&cut[..], &other[..]].concat();
+    assert_eq!(
+        verify_at(&both, 100 * SECOND).verdict(),
+        Verdict::Incomplete
+    );
+    let report = verify_at(&both, 13 * SECOND);
+    assert_eq!(report.verdict(), Verdict::Incomplete, "{report:?}");
+    assert!(report.histories.iter().any(|history| history.is_silent));
+}
+
 mod any_change {
     use super::*;
     use proptest::prelude::*;
@@ -421,6 +435,33 @@ mod any_change {
             let report = verify_at(&given, 6 * SECOND);
             let whole = !order.is_empty() && order.iter().copied().eq(0..order.len());
             prop_assert_eq!(report.verdict() == Verdict::Complete, whole, "{:?}", report);
+        }
+
+        /// Taken away between batches that are here, and then told in whatever way by who has the key.
+        #[test]
+        fn by_who_has_the_key_leaves_what_is_missing_told(
+            from in 0_usize..11,
+            count in 1_usize..11,
+            gaps in prop::collection::vec((0_i64..15, 0_i64..15), 0..4),
+            drop: bool,
+        ) {
+            let (mut batches, mut sealer) = history(1, 12);
+            let to = (from + count).min(11);
+            if drop {
+                for batch in &mut batches[from..to] {
+                    *batch = sealer.drop_events(batch, "the spool was full");
+                }
+            } else {
+                batches.drain(from..to);
+            }
+            let range = |(first_batch, last_batch): &(i64, i64)| BatchRange {
+                first_batch: *first_batch,
+                last_batch: *last_batch,
+            };
+            let gaps = gaps.iter().map(range).collect();
+            batches.push(sealer.seal(&events(13), Summary { gaps, ..summary(13) }));
+            let report = verify(&batches);
+            prop_assert!(report.verdict() != Verdict::Complete, "{report:?}");
         }
 
         #[test]
