@@ -3,12 +3,13 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read as _, Write as _},
+    io::{self, BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use audit_ledger::{Batches, batch_file, batch_files};
 use audit_proto::{
     Message as _,
     v1::{Batch, ExportEnd, ExportRequest},
@@ -34,8 +35,6 @@ that nothing in it was changed or left out, with hostaudit or with a program of 
 
 /// A file is ended when it is this large.
 const FILE_BYTES: u64 = 64 << 20;
-/// No batch is longer.
-const MAX_BATCH_BYTES: u32 = audit_proto::MAX_MESSAGE_BYTES as u32;
 /// Between signs of life on a terminal.
 const PROGRESS: Duration = Duration::from_secs(1);
 const ABOUT: &str = "export.json";
@@ -89,7 +88,7 @@ impl Part {
 /// What is known of an export beyond its batches.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct About {
-    /// Of the collector, microseconds since the Unix epoch.
+    /// When it was made or up to when it goes, microseconds since the Unix epoch.
     pub time: i64,
     pub whole: bool,
     pub unreadable: Vec<String>,
@@ -100,7 +99,9 @@ pub trait Sink {
     fn batch(&mut self, batch: Batch) -> Result<()>;
 }
 
-/// Every batch of `part`, as the collector sends them; then what it knows beyond them.
+/// Every batch of `part`, as the collector sends them; then what it knows beyond them. A collector whose
+/// clock is behind, or that says so, must not hide that agents are silent: the later of its time and ours
+/// counts.
 pub async fn receive(
     target: &Target,
     part: &Part,
@@ -108,7 +109,9 @@ pub async fn receive(
     sink: &mut impl Sink,
 ) -> Result<ExportEnd> {
     let mut client = target.ledger().await?;
-    let answers = client.export(part.request()?).await;
+    let request = part.request()?;
+    let to_time = request.to_time.unwrap_or(i64::MAX);
+    let answers = client.export(request).await;
     let mut answers = answers.map_err(|s| client::plain(&s))?.into_inner();
     let (mut batches, mut said) = (0, Instant::now());
     loop {
@@ -120,7 +123,9 @@ pub async fn receive(
         for batch in answer.batches {
             sink.batch(batch)?;
         }
-        if let Some(end) = answer.end {
+        if let Some(mut end) = answer.end {
+            let now = Clock::system().now.as_microsecond();
+            end.time = end.time.max(now.min(to_time));
             return Ok(end);
         }
         if terminal.error_is_terminal && said.elapsed() >= PROGRESS {
@@ -156,7 +161,7 @@ struct Folder {
     dir: PathBuf,
     file: Option<BufWriter<File>>,
     bytes: u64,
-    files: u32,
+    files: u64,
     batches: i64,
 }
 
@@ -212,7 +217,7 @@ impl Sink for Folder {
             none => {
                 self.files += 1;
                 self.bytes = 0;
-                let path = self.dir.join(format!("batches-{:08}", self.files));
+                let path = self.dir.join(batch_file(self.files));
                 let file = File::create(&path).with_context(|| path.display().to_string())?;
                 none.insert(BufWriter::new(file))
             }
@@ -242,51 +247,43 @@ pub fn read(dir: &Path, sink: &mut impl Sink) -> Result<(About, Vec<Batch>)> {
     })?;
     let mut about: About =
         serde_json::from_slice(&text).with_context(|| about.display().to_string())?;
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("batches-") {
-            paths.push(path);
-        }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        // The names of what belongs to an export are all text.
+        names.extend(entry?.file_name().into_string());
     }
-    paths.sort();
-    for path in paths {
-        if let Err(error) = read_file(&path, |batch| sink.batch(batch)) {
-            about
-                .unreadable
-                .push(format!("{}: {error}", path.display()));
-        }
+    let (names, absent) = batch_files(names.iter().map(String::as_str));
+    about.unreadable.extend(absent);
+    for name in names {
+        read_file(dir, &name, &mut about.unreadable, |batch| sink.batch(batch))?;
     }
     let mut forks = Vec::new();
-    let path = dir.join(FORKS);
-    if path.exists() {
-        read_file(&path, |batch| {
-            forks.push(batch);
-            Ok(())
-        })?;
-    }
+    read_file(dir, FORKS, &mut about.unreadable, |batch| {
+        forks.push(batch);
+        Ok(())
+    })?;
     Ok((about, forks))
 }
 
-fn read_file(path: &Path, mut each: impl FnMut(Batch) -> Result<()>) -> Result<()> {
-    let mut file = BufReader::new(File::open(path)?);
-    let mut at = 0;
-    loop {
-        let mut length = [0; 4];
-        match file.read_exact(&mut length) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            read => read?,
+/// What cannot be read of it is told.
+fn read_file(
+    dir: &Path,
+    name: &str,
+    unreadable: &mut Vec<String>,
+    mut each: impl FnMut(Batch) -> Result<()>,
+) -> Result<()> {
+    let file = match File::open(dir.join(name)) {
+        Ok(file) => file,
+        Err(error) => {
+            unreadable.push(format!("{name}: {error}"));
+            return Ok(());
         }
-        let length = u32::from_le_bytes(length);
-        if length > MAX_BATCH_BYTES {
-            bail!("at byte {at} is no batch: it would be {length} bytes long");
+    };
+    for batch in Batches::new(BufReader::new(file)) {
+        match batch {
+            Ok(batch) => each(batch)?,
+            Err(error) => unreadable.push(format!("{name}: {error}")),
         }
-        let mut encoded = vec![0; length as usize];
-        file.read_exact(&mut encoded)
-            .with_context(|| format!("cut off in the batch at byte {at}"))?;
-        let batch = Batch::decode(&encoded[..]);
-        each(batch.with_context(|| format!("the batch at byte {at}"))?)?;
-        at += 4 + u64::from(length);
     }
+    Ok(())
 }

@@ -27,7 +27,8 @@ Examples:
 
 The answer is one of, with the exit status in front:
   0  complete, N events          every batch from the first to the last is here, signed and unchanged
-  1  incomplete: N events lost   and which, where and when; or a host has been silent since
+  1  incomplete: N events lost   and which, where and when; or a host has been silent since, or a
+                                 history is not known to be whole
   2  TAMPERED                    which batch, and what is wrong with it
   3  it could not be found out   (no collector, no such folder)";
 
@@ -152,7 +153,7 @@ fn loss(loss: &Loss, clock: &Clock) -> String {
     };
     let place = match loss.place.as_str() {
         "" => String::new(),
-        place => format!(" ({place})"),
+        place => format!(" ({})", display::safe(place)),
     };
     let times = match (loss.first_time, loss.last_time) {
         (0, last) => format!("before {}", clock.local(last)),
@@ -167,16 +168,20 @@ fn headline(report: &Report) -> String {
         Verdict::Complete => format!("complete, {events}"),
         Verdict::Incomplete => {
             let losses = || report.histories.iter().flat_map(|h| &h.losses);
-            let known: i64 = losses().filter_map(|loss| loss.count).sum();
+            let counts = losses().filter_map(|loss| loss.count);
+            let known = counts.fold(0_i64, i64::saturating_add);
             let unknown = losses().any(|loss| loss.count.is_none());
             let silent = report.histories.iter().filter(|h| h.is_silent).count();
             let mut parts = Vec::new();
-            if known > 0 || unknown {
+            if losses().next().is_some() {
                 let more = match unknown {
                     true => " and an unknown number more",
                     false => "",
                 };
                 parts.push(format!("{}{more} lost", display::plural(known, "event")));
+            }
+            if report.histories.iter().any(|h| !h.lacking.is_empty()) {
+                parts.push("not known to be whole".to_owned());
             }
             if silent > 0 {
                 parts.push(format!(
@@ -203,18 +208,23 @@ fn text(report: &Report, names: &HashMap<String, String>, terminal: &Terminal) -
     let headline = headline(report);
     let mut lines = vec![terminal.palette.paint(style, &headline).to_string()];
     for finding in &report.findings {
-        lines.push(format!("  {}: {}", finding.tampering.name(), finding.what));
+        let what = display::safe(&finding.what);
+        lines.push(format!("  {}: {what}", finding.tampering.name()));
     }
     for one in &report.histories {
         history(one, host(one, names), &clock, &mut lines);
+    }
+    if report.is_part {
+        lines.push("  this is a part: what came before it was not looked at".to_owned());
     }
     lines.push(String::new());
     lines.join("\n")
 }
 
-/// Enough of an agent's name to tell it apart.
+/// Enough of an agent's name to tell it apart. Whoever seals can say what he likes there.
 fn short(agent_id: &str) -> String {
-    agent_id.chars().take(12).collect()
+    let short: String = agent_id.chars().take(12).collect();
+    display::safe(&short).into_owned()
 }
 
 fn history(history: &History, host: &str, clock: &Clock, lines: &mut Vec<String>) {
@@ -229,18 +239,19 @@ fn history(history: &History, host: &str, clock: &Clock, lines: &mut Vec<String>
         clock.local(history.last_time),
     ));
     for finding in &history.findings {
-        lines.push(format!(
-            "    {}: {}",
-            finding.tampering.name(),
-            finding.what
-        ));
+        let what = display::safe(&finding.what);
+        lines.push(format!("    {}: {what}", finding.tampering.name()));
     }
     for lost in &history.losses {
         lines.push(format!("    {}", loss(lost, clock)));
     }
+    for what in &history.lacking {
+        lines.push(format!("    {}", display::safe(what)));
+    }
     if history.is_silent {
         lines.push(format!(
-            "    silent since {}: it had promised more. It is down, cut off, or its tail was removed",
+            "    silent since {}: it had promised more. It is down, cut off, its tail was removed, or a clock \
+             is wrong",
             clock.local(history.last_time)
         ));
     }
@@ -273,14 +284,14 @@ fn object(report: &Report, names: &HashMap<String, String>) -> serde_json::Value
             "batches": history.batches, "events": history.events,
             "first_time": rfc3339(history.first_time, 0),
             "last_time": rfc3339(history.last_time, 0),
-            "silent": history.is_silent,
+            "silent": history.is_silent, "lacking": history.lacking,
             "findings": history.findings.iter().map(finding).collect::<Vec<_>>(),
             "losses": history.losses.iter().map(lost).collect::<Vec<_>>(),
         })
     };
     json!({
         "verdict": report.verdict().to_string(), "events": report.events(),
-        "batches": report.batches(),
+        "batches": report.batches(), "part": report.is_part,
         "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
         "agents": report.histories.iter().map(history).collect::<Vec<_>>(),
     })

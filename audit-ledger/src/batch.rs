@@ -6,6 +6,7 @@ use audit_proto::{
     Message as _,
     v1::{Batch, BatchHeader},
 };
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 use sha2::{Digest as _, Sha256};
 
 use crate::{Frames, leaves, root_of};
@@ -15,6 +16,11 @@ use crate::{Frames, leaves, root_of};
 const MAX_EVENT_BYTES: i64 = 64 << 20;
 /// Ids and keys are far shorter, and losses are bounded by [`crate::MAX_LOSSES`].
 const MAX_HEADER_BYTES: usize = 64 << 10;
+
+/// How a zstd frame begins.
+const FRAME: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+/// The greatest number of a field of a header.
+const LAST_FIELD: u32 = 22;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
@@ -28,6 +34,8 @@ pub enum BatchError {
     Bytes(i64),
     #[error("its events cannot be decompressed: {0}")]
     Compression(std::io::Error),
+    #[error("its events are not one zstd frame")]
+    Frame,
     #[error("its events are {found} bytes, but the header says {said}")]
     Length { found: usize, said: i64 },
     #[error("its events are cut off at byte {0}")]
@@ -60,6 +68,21 @@ pub fn header(batch: &Batch) -> Result<Header, BatchError> {
     })
 }
 
+/// Has a header that can be read a field that this program does not know?
+pub(crate) fn is_of_later_version(mut encoded: &[u8]) -> bool {
+    while !encoded.is_empty() {
+        let Ok((field, wire)) = decode_key(&mut encoded) else {
+            return true;
+        };
+        if field > LAST_FIELD
+            || skip_field(wire, field, &mut encoded, DecodeContext::default()).is_err()
+        {
+            return true;
+        }
+    }
+    false
+}
+
 /// The encoded events of a batch that is what its header says; none where the agent dropped them.
 pub fn open(batch: &Batch, header: &BatchHeader) -> Result<Frames, BatchError> {
     if batch.dropped.is_some() {
@@ -83,6 +106,11 @@ pub fn unpack(batch: &Batch, header: &BatchHeader) -> Result<Frames, BatchError>
     let said = header.event_bytes;
     if !(0..=MAX_EVENT_BYTES).contains(&said) {
         return Err(BatchError::Bytes(said));
+    }
+    // zstd would take several, and skip what it is told to: room for what nobody has hashed.
+    let frame = zstd::zstd_safe::find_frame_compressed_size(&batch.events);
+    if !batch.events.starts_with(&FRAME) || frame != Ok(batch.events.len()) {
+        return Err(BatchError::Frame);
     }
     let bytes =
         zstd::bulk::decompress(&batch.events, said as usize).map_err(BatchError::Compression)?;

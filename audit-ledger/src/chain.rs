@@ -33,6 +33,8 @@ pub enum ChainError {
     Agent(String),
     #[error("is numbered {0}; numbers begin at 1")]
     Number(i64),
+    #[error("has an epoch below 1, or a number of events below 0")]
+    Numbers,
     #[error("comes again after batch {0}")]
     Again(i64),
     #[error("comes after batch {last}: batches {first} to {upto} are missing", first = last + 1, upto = found - 1)]
@@ -92,27 +94,40 @@ impl Past {
     }
 
     /// The past of a history that is first met with this batch. One that does not begin with batch 1
-    /// is believed its key.
+    /// is believed its key, unless that is the one that its agent's name is made of.
     pub fn begin(batch: &Batch, header: &Header) -> Result<Self, ChainError> {
-        let fields = &header.fields;
-        if fields.batch < 1 {
-            return Err(ChainError::Number(fields.batch));
-        }
-        let first = fields.batch == 1;
-        if first
-            && (fields.epoch != 1
-                || !fields.previous_hash.is_empty()
-                || fields.events_before != 0
-                || key::agent_id(&fields.public_key) != fields.agent_id)
-        {
-            return Err(ChainError::FirstKey);
-        }
-        signatures(batch, header)?;
-        Ok(Self::of(header))
+        let past = Self::first(batch, header)?;
+        statement(batch, header)?;
+        Ok(past)
     }
 
     /// The past that has this batch too.
     pub fn follow(&self, batch: &Batch, header: &Header, gap: Gap) -> Result<Self, ChainError> {
+        let past = self.next(batch, header, gap)?;
+        statement(batch, header)?;
+        Ok(past)
+    }
+
+    /// As [`Past::begin`], whatever the batch says of events that were dropped.
+    pub(crate) fn first(batch: &Batch, header: &Header) -> Result<Self, ChainError> {
+        signed(batch, header)?;
+        first_key(&header.fields)?;
+        if header.fields.batch == 1 && header.fields.events_before != 0 {
+            return Err(ChainError::Events {
+                found: header.fields.events_before,
+                known: 0,
+            });
+        }
+        Ok(Self::of(header))
+    }
+
+    /// As [`Past::follow`], whatever the batch says of events that were dropped.
+    pub(crate) fn next(
+        &self,
+        batch: &Batch,
+        header: &Header,
+        gap: Gap,
+    ) -> Result<Self, ChainError> {
         let fields = &header.fields;
         if fields.agent_id != self.agent_id {
             return Err(ChainError::Agent(fields.agent_id.clone()));
@@ -120,35 +135,24 @@ impl Past {
         if fields.batch <= self.batch {
             return Err(ChainError::Again(self.batch));
         }
-        let missing = fields.batch > self.batch + 1;
+        let missing = fields.batch - 1 > self.batch;
         if missing && gap == Gap::Refused {
             return Err(ChainError::Missing {
                 last: self.batch,
                 found: fields.batch,
             });
         }
+        // What nobody signed is no second end of a history.
+        signed(batch, header)?;
         if !missing && fields.previous_hash != self.hash {
             return Err(ChainError::Previous(self.batch));
         }
-        let known = match fields.epoch - self.epoch {
-            0 => fields.public_key == self.public_key,
-            1 => fields.public_key == self.next_public_key,
-            // Those between were named by headers that are not here.
-            later => missing && later > 1,
-        };
-        if !known {
-            return Err(ChainError::Key {
-                found: fields.epoch,
-                last: self.batch,
-                epoch: self.epoch,
-            });
-        }
-        signatures(batch, header)?;
+        self.keys(fields)?;
         let counts = match missing {
             true => fields.events_before >= self.events,
             false => fields.events_before == self.events,
         };
-        if !counts || fields.event_count < 0 {
+        if !counts {
             return Err(ChainError::Events {
                 found: fields.events_before,
                 known: self.events,
@@ -156,12 +160,58 @@ impl Past {
         }
         Ok(Self::of(header))
     }
+
+    /// Does a later batch have keys that this one lets follow?
+    pub(crate) fn keys(&self, fields: &BatchHeader) -> Result<(), ChainError> {
+        let known = match fields.epoch.checked_sub(self.epoch) {
+            Some(0) => {
+                fields.public_key == self.public_key
+                    && fields.next_public_key == self.next_public_key
+            }
+            Some(1) => fields.public_key == self.next_public_key,
+            // Those between were named by headers that are not here, each of at most one.
+            Some(later) => later > 1 && later <= fields.batch.saturating_sub(self.batch),
+            None => false,
+        };
+        match known {
+            true => Ok(()),
+            false => Err(ChainError::Key {
+                found: fields.epoch,
+                last: self.batch,
+                epoch: self.epoch,
+            }),
+        }
+    }
 }
 
-fn signatures(batch: &Batch, header: &Header) -> Result<(), ChainError> {
-    if !key::signed_batch(&header.fields.public_key, &header.hash, &batch.signature) {
+/// Is this a header that its key has signed, with numbers that one can have?
+pub(crate) fn signed(batch: &Batch, header: &Header) -> Result<(), ChainError> {
+    let fields = &header.fields;
+    if !key::signed_batch(&fields.public_key, &header.hash, &batch.signature) {
         return Err(ChainError::Signature);
     }
+    if fields.batch < 1 {
+        return Err(ChainError::Number(fields.batch));
+    }
+    match fields.epoch < 1 || fields.event_count < 0 || fields.events_before < 0 {
+        true => Err(ChainError::Numbers),
+        false => Ok(()),
+    }
+}
+
+/// A history begins with the key that its agent's name is made of.
+pub(crate) fn first_key(fields: &BatchHeader) -> Result<(), ChainError> {
+    let is_begin = fields.epoch == 1 && fields.previous_hash.is_empty();
+    let is_named = fields.epoch > 1 || key::agent_id(&fields.public_key) == fields.agent_id;
+    match is_named && (is_begin || fields.batch > 1) {
+        true => Ok(()),
+        false => Err(ChainError::FirstKey),
+    }
+}
+
+/// Where the events were dropped: is the statement of that signed by the key that it names, which is
+/// none of before the batch?
+pub(crate) fn statement(batch: &Batch, header: &Header) -> Result<(), ChainError> {
     match &batch.dropped {
         Some(dropped)
             if dropped.epoch < header.fields.epoch

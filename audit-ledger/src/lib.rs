@@ -13,6 +13,7 @@
 mod batch;
 mod chain;
 mod digest;
+mod folder;
 mod frames;
 mod key;
 mod merkle;
@@ -23,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use batch::{BatchError, Header, header, open, unpack};
 pub use chain::{ChainError, Gap, Past};
+pub use folder::{Batches, FolderError, batch_file, batch_files};
 pub use frames::Frames;
 pub use key::{Key, agent_id};
 pub use merkle::{leaves, root, root_of};

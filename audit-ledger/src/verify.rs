@@ -3,28 +3,18 @@
 //! Batches go in as they are stored: those of one agent in the order of their numbers, agents mixed as
 //! they come. Invariants: what is reported as tampering cannot come of a crash, a lost connection or a
 //! full disk of an honest agent; "complete" is said only of histories in which every number from the
-//! first to the last is there, signed, unchanged, and tells no loss.
+//! first to the last is there, signed, unchanged, and tells no loss. docs/ledger.md has every rule, and
+//! each has a test vector.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+mod holes;
+mod walk;
 
-use audit_proto::v1::{Batch, BatchHeader};
+use std::{collections::BTreeMap, fmt};
 
-use crate::{
-    batch::{self, Header},
-    chain::{ChainError, Gap, Past},
-    key,
-    seal::Former,
-};
+use audit_proto::v1::Batch;
 
-/// A history is silent when it has missed so many of the batches that its agent promised.
-const MISSED: i64 = 3;
-/// Added to that: clocks differ, and a batch takes its time to arrive.
-const SLACK_MS: i64 = 10_000;
-/// Batches with a wrong signature that are tried with later keys, to say which one was used.
-const MAX_RESIGNED: usize = 64;
+use crate::{batch, key, seal::Former};
+use walk::Walk;
 
 /// What was done to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +86,11 @@ pub struct History {
     pub last_time: i64,
     pub findings: Vec<Finding>,
     pub losses: Vec<Loss>,
-    /// The agent promised more batches than there are: it is down, cut off, or its tail was removed.
+    /// The agent promised more batches than there are: it is down, cut off, or its tail was removed. Or
+    /// its clock and the one that was asked are so far apart that nobody can tell.
     pub is_silent: bool,
+    /// What else keeps it from being complete: sentences.
+    pub lacking: Vec<String>,
     /// The history whose place it takes.
     pub former: Option<Former>,
 }
@@ -124,13 +117,15 @@ pub struct Report {
     pub histories: Vec<History>,
     /// Of batches of which not even the agent can be read.
     pub findings: Vec<Finding>,
+    /// What was looked at is a part: what came before it is elsewhere.
+    pub is_part: bool,
 }
 
 impl History {
     pub fn verdict(&self) -> Verdict {
         if !self.findings.is_empty() {
             Verdict::Tampered
-        } else if !self.losses.is_empty() || self.is_silent {
+        } else if !self.losses.is_empty() || self.is_silent || !self.lacking.is_empty() {
             Verdict::Incomplete
         } else {
             Verdict::Complete
@@ -142,7 +137,8 @@ impl Report {
     pub fn verdict(&self) -> Verdict {
         let worst = self.histories.iter().map(History::verdict).max();
         match self.findings.is_empty() {
-            true => worst.unwrap_or(Verdict::Complete),
+            // Where nothing is here, everything may be missing.
+            true => worst.unwrap_or(Verdict::Incomplete),
             false => Verdict::Tampered,
         }
     }
@@ -163,52 +159,6 @@ pub struct Verifier {
     findings: Vec<Finding>,
     /// What was looked at is a part: histories may begin anywhere.
     is_part: bool,
-}
-
-/// A statement that events were dropped, until the key that signed it has been met.
-#[derive(Debug)]
-struct Statement {
-    batch: i64,
-    epoch: i64,
-    public_key: Vec<u8>,
-}
-
-/// Batches that are missing between two that are there.
-#[derive(Debug)]
-struct Hole {
-    first: i64,
-    last: i64,
-    events: i64,
-    /// Of the batches around it.
-    times: (i64, i64),
-    /// What follows is signed by a key that the batch before it let follow, as far as that is here.
-    is_proven: bool,
-}
-
-/// A batch with a signature that is not of its key.
-#[derive(Debug)]
-struct Unsigned {
-    finding: usize,
-    hash: [u8; 32],
-    signature: Vec<u8>,
-}
-
-#[derive(Debug, Default)]
-struct Walk {
-    found: History,
-    past: Option<Past>,
-    /// Batches since `past` that are not what they should be, so that the next one cannot name them.
-    broken: i64,
-    hashes: HashMap<i64, [u8; 32]>,
-    keys: BTreeMap<i64, Vec<u8>>,
-    holes: Vec<Hole>,
-    /// Batches that the agent says the collector has lost.
-    gaps: Vec<(i64, i64)>,
-    statements: Vec<Statement>,
-    unsigned: Vec<Unsigned>,
-    forks: Vec<Header>,
-    losses: BTreeMap<(i32, String), Loss>,
-    next_within_ms: i64,
 }
 
 impl Verifier {
@@ -249,12 +199,17 @@ impl Verifier {
     /// A batch that somebody sent in an agent's name, beside the stored one of its number. To be called
     /// after every batch.
     pub fn fork(&mut self, batch: &Batch) {
+        let header = match batch::header(batch) {
+            Ok(header) => header,
+            Err(error) => {
+                return self.unreadable(format!("a second batch cannot be read: {error}"));
+            }
+        };
         // What nobody signed proves nothing.
-        if let Ok(header) = batch::header(batch)
-            && key::signed_batch(&header.fields.public_key, &header.hash, &batch.signature)
+        if key::signed_batch(&header.fields.public_key, &header.hash, &batch.signature)
             && let Some(walk) = self.histories.get_mut(&header.fields.agent_id)
         {
-            walk.forks.push(header);
+            walk.offer(header);
         }
     }
 
@@ -272,356 +227,36 @@ impl Verifier {
         let is_part = self.is_part;
         let walks = self.histories.into_values();
         let mut histories: Vec<History> = walks.map(|walk| walk.finish(now, is_part)).collect();
-        // Whoever seals can claim to take the place of another: so it excuses nothing there.
-        let followed: Vec<Former> = histories.iter().filter_map(|h| h.former.clone()).collect();
-        for former in followed {
-            let ended = histories
-                .iter_mut()
-                .find(|history| history.agent_id == former.agent_id);
-            let Some(ended) = ended else { continue };
-            if ended.last_batch < former.batch {
-                let what = format!(
-                    "batches {} to {} are missing at the end: the agent that took its place knew of \
-                     them",
-                    ended.last_batch + 1,
-                    former.batch
-                );
-                ended.findings.push(Finding {
-                    tampering: Tampering::Deleted,
-                    batch: ended.last_batch + 1,
-                    what,
-                });
-            }
+        if !is_part {
+            formers(&mut histories);
         }
         Report {
             histories,
             findings: self.findings,
+            is_part,
         }
     }
 }
 
-impl Walk {
-    fn find(&mut self, tampering: Tampering, batch: i64, what: String) {
-        self.found.findings.push(Finding {
-            tampering,
-            batch,
-            what,
-        });
-    }
-
-    fn batch(&mut self, batch: &Batch, header: &Header) {
-        let number = header.fields.batch;
-        match self.place(batch, header) {
-            Ok(Some(past)) => {
-                self.meet(batch, header);
-                self.past = Some(past);
-                self.broken = 0;
-            }
-            // Out of order, and told; its events are looked at all the same.
-            Ok(None) => {}
-            Err(error) => {
-                self.blame(batch, header, &error);
-                return;
-            }
-        }
-        self.found.batches += 1;
-        self.hashes.insert(number, header.hash);
-        match batch::open(batch, &header.fields) {
-            Ok(frames) => self.found.events += frames.len() as i64,
-            Err(error) => {
-                let what = format!("batch {number}: {error}");
-                self.find(Tampering::EventsChanged, number, what);
-            }
-        }
-    }
-
-    /// The past with this batch, if it belongs behind what was met so far.
-    fn place(&mut self, batch: &Batch, header: &Header) -> Result<Option<Past>, ChainError> {
-        let Some(past) = &self.past else {
-            return Past::begin(batch, header).map(Some);
+/// Are the histories here whose place others take? Their tail may never have arrived, and whoever seals
+/// can claim to take the place of anybody: so it is told of the one that says so, and proves nothing.
+fn formers(histories: &mut [History]) {
+    let ends: BTreeMap<String, i64> = histories
+        .iter()
+        .map(|history| (history.agent_id.clone(), history.last_batch))
+        .collect();
+    for history in histories {
+        let Some(former) = &history.former else {
+            continue;
         };
-        match past.follow(batch, header, Gap::Refused) {
-            Err(ChainError::Missing { last, found }) => {
-                let hole = Hole {
-                    first: last + 1 + self.broken,
-                    last: found - 1,
-                    events: header.fields.events_before.saturating_sub(past.events),
-                    times: (self.found.last_time, header.fields.sealed_time),
-                    is_proven: header.fields.epoch <= past.epoch + 1,
-                };
-                let past = past.follow(batch, header, Gap::Allowed)?;
-                if hole.first <= hole.last {
-                    self.holes.push(hole);
-                }
-                Ok(Some(past))
-            }
-            Err(ChainError::Again(_)) => {
-                self.again(batch, header);
-                Ok(None)
-            }
-            followed => followed.map(Some),
-        }
-    }
-
-    /// A number that was passed already.
-    fn again(&mut self, batch: &Batch, header: &Header) {
-        let number = header.fields.batch;
-        match self.hashes.get(&number) {
-            Some(hash) if *hash == header.hash => {
-                self.found.batches -= 1;
-                self.found.events -= i64::from(header.fields.event_count);
-                self.find(
-                    Tampering::Replayed,
-                    number,
-                    format!("batch {number} is there twice"),
-                );
-            }
-            Some(_) => {
-                self.found.batches -= 1;
-                self.found.events -= i64::from(header.fields.event_count);
-                let what = format!("there are two different batches {number}");
-                self.find(Tampering::Forked, number, what);
-            }
-            None => {
-                let past = self.past.as_ref().map_or(0, |past| past.batch);
-                let what = format!("batch {number} is stored after batch {past}");
-                self.find(Tampering::Reordered, number, what);
-                self.fill(number);
-                self.losses(batch, header);
-            }
-        }
-    }
-
-    /// It was not missing.
-    fn fill(&mut self, number: i64) {
-        let holes = std::mem::take(&mut self.holes);
-        for hole in holes {
-            if !(hole.first..=hole.last).contains(&number) {
-                self.holes.push(hole);
-                continue;
-            }
-            let parts = [(hole.first, number - 1), (number + 1, hole.last)];
-            for (first, last) in parts.into_iter().filter(|(first, last)| first <= last) {
-                self.holes.push(Hole {
-                    first,
-                    last,
-                    ..hole
-                });
-            }
-        }
-    }
-
-    /// Notes what the header of a batch in its place says.
-    fn meet(&mut self, batch: &Batch, header: &Header) {
-        let BatchHeader {
-            agent_id,
-            batch: number,
-            host_id,
-            sealed_time,
-            epoch,
-            public_key,
-            next_public_key,
-            next_within_ms,
-            events_before,
-            gaps,
-            former_agent_id,
-            former_batch,
-            ..
-        } = &header.fields;
-        if self.past.is_none() {
-            self.found.agent_id.clone_from(agent_id);
-            self.found.first_batch = *number;
-            self.found.first_time = *sealed_time;
-            if *number > 1 {
-                self.holes.push(Hole {
-                    first: 1,
-                    last: number - 1,
-                    events: *events_before,
-                    times: (0, *sealed_time),
-                    is_proven: true,
-                });
-            }
-            if !former_agent_id.is_empty() {
-                self.found.former = Some(Former {
-                    agent_id: former_agent_id.clone(),
-                    batch: *former_batch,
-                });
-            }
-        }
-        self.found.host_id.clone_from(host_id);
-        self.found.last_batch = *number;
-        self.found.last_time = *sealed_time;
-        self.next_within_ms = *next_within_ms;
-        for (epoch, key) in [(*epoch, public_key), (epoch + 1, next_public_key)] {
-            if self.keys.insert(epoch, key.clone()).is_none() {
-                self.try_key(epoch, key);
-            }
-        }
-        let gaps = gaps.iter().map(|gap| (gap.first_batch, gap.last_batch));
-        self.gaps.extend(gaps);
-        self.losses(batch, header);
-    }
-
-    fn losses(&mut self, batch: &Batch, header: &Header) {
-        let fields = &header.fields;
-        let times = (fields.first_time, fields.last_time);
-        for lost in &fields.losses {
-            // What the spool dropped is counted by the batches that it was dropped from.
-            if lost.place != "spool" {
-                self.lose(lost.class, &lost.place, lost.count, times);
-            }
-        }
-        let Some(dropped) = &batch.dropped else {
-            return;
-        };
-        self.statements.push(Statement {
-            batch: fields.batch,
-            epoch: dropped.epoch,
-            public_key: dropped.public_key.clone(),
-        });
-        let mut rest = i64::from(fields.event_count);
-        for class in &fields.classes {
-            rest -= class.events;
-            self.lose(class.class, "spool", Some(class.events), times);
-        }
-        if rest > 0 {
-            self.lose(0, "spool", Some(rest), times);
-        }
-    }
-
-    fn lose(&mut self, class: i32, place: &str, count: Option<i64>, times: (i64, i64)) {
-        let entry = self.losses.entry((class, place.to_owned()));
-        let loss = entry.or_insert_with(|| Loss {
-            class,
-            place: place.to_owned(),
-            count: Some(0),
-            first_time: times.0,
-            last_time: times.1,
-        });
-        loss.count = loss
-            .count
-            .zip(count)
-            .map(|(sum, more)| sum.saturating_add(more));
-        loss.first_time = loss.first_time.min(times.0);
-        loss.last_time = loss.last_time.max(times.1);
-    }
-
-    /// A batch that does not fit: what must have been done?
-    fn blame(&mut self, batch: &Batch, header: &Header, error: &ChainError) {
-        let number = header.fields.batch;
-        let tampering = match error {
-            ChainError::Previous(_) => Tampering::Forked,
-            ChainError::Key { .. } | ChainError::FirstKey => Tampering::Resigned,
-            ChainError::Dropped => Tampering::ForgedDrop,
-            ChainError::Unreadable(_) => Tampering::Unreadable,
-            _ => Tampering::HeaderChanged,
-        };
-        if *error == ChainError::Signature && self.unsigned.len() < MAX_RESIGNED {
-            self.unsigned.push(Unsigned {
-                finding: self.found.findings.len(),
-                hash: header.hash,
-                signature: batch.signature.to_vec(),
-            });
-        }
-        self.find(tampering, number, format!("batch {number} {error}"));
-        self.found.batches += 1;
-        if self.found.agent_id.is_empty() {
-            self.found.agent_id.clone_from(&header.fields.agent_id);
-            self.found.host_id.clone_from(&header.fields.host_id);
-        }
-        self.hashes.insert(number, header.hash);
-        // What follows is compared with what came before; unless this one is signed, and so has
-        // followers.
-        match error {
-            ChainError::Previous(_) => self.past = Some(Past::of(header)),
-            _ => self.broken += 1,
-        }
-        if *error == ChainError::Signature {
-            let keys: Vec<(i64, Vec<u8>)> = self.keys.clone().into_iter().collect();
-            keys.iter()
-                .for_each(|(epoch, key)| self.try_key(*epoch, key));
-        }
-    }
-
-    /// Was this key used where another one should have been?
-    fn try_key(&mut self, epoch: i64, public_key: &[u8]) {
-        for unsigned in &self.unsigned {
-            if key::signed_batch(public_key, &unsigned.hash, &unsigned.signature)
-                && let Some(finding) = self.found.findings.get_mut(unsigned.finding)
-            {
-                finding.tampering = Tampering::Resigned;
-                finding.what = format!(
-                    "batch {} was signed again, with the key of epoch {epoch}",
-                    finding.batch
-                );
-            }
-        }
-    }
-
-    /// Of batches beside the record, those that the agent's own key has signed.
-    fn offered(&mut self) {
-        for fork in std::mem::take(&mut self.forks) {
-            let BatchHeader {
-                batch,
-                epoch,
-                public_key,
-                ..
-            } = &fork.fields;
-            if self.keys.get(epoch) == Some(public_key)
-                && self.hashes.get(batch) != Some(&fork.hash)
-            {
-                let what = format!("a second batch {batch}, with the agent's key, was offered");
-                self.find(Tampering::Forked, *batch, what);
-            }
-        }
-    }
-
-    fn finish(mut self, now: i64, is_part: bool) -> History {
-        self.offered();
-        for hole in std::mem::take(&mut self.holes) {
-            let told = self
-                .gaps
-                .iter()
-                .any(|(first, last)| *first <= hole.first && hole.last <= *last);
-            let Hole {
-                first,
-                last,
-                events,
-                times,
-                is_proven,
-            } = hole;
-            if told && is_proven {
-                self.lose(0, "collector", Some(events), times);
-            } else if !(is_part && first == 1) {
-                let mut what = format!("batches {first} to {last} ({events} events) are missing");
-                if !is_proven {
-                    what.push_str(", and with them the proof that what follows is the agent's");
-                }
-                self.find(Tampering::Deleted, first, what);
-            }
-        }
-        for statement in std::mem::take(&mut self.statements) {
-            let known = self.keys.get(&statement.epoch);
-            let passed = self.keys.last_key_value().map_or(0, |(epoch, _)| *epoch);
-            let fits = match known {
-                Some(key) => *key == statement.public_key,
-                // Of a key that no stored batch has told yet.
-                None => statement.epoch > passed,
-            };
-            if !fits {
-                let batch = statement.batch;
-                let what = format!(
-                    "the statement that the events of batch {batch} were dropped is not its agent's"
-                );
-                self.find(Tampering::ForgedDrop, batch, what);
-            }
-        }
-        let promised = self.next_within_ms;
-        let silent_ms = now.saturating_sub(self.found.last_time) / 1000;
-        History {
-            is_silent: promised > 0 && silent_ms > MISSED * promised + SLACK_MS,
-            losses: self.losses.into_values().collect(),
-            ..self.found
+        let end = ends.get(&former.agent_id).copied().unwrap_or(0);
+        if end < former.batch {
+            history.lacking.push(format!(
+                "it takes the place of agent {}, whose batches {} to {} are not here",
+                former.agent_id,
+                end + 1,
+                former.batch
+            ));
         }
     }
 }

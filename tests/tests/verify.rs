@@ -133,6 +133,15 @@ fn a_record_is_complete_until_somebody_changes_it() -> Result<()> {
     let text = both(python.as_ref(), &folder, 2, "TAMPERED")?;
     ensure!(text.contains("batches 3 to 3"), "{text}");
     fs::write(&file, &whole)?;
+    // Its name and what it says are whatever somebody wrote.
+    fs::write(folder.join("batches-\u{1b}[2Jcomplete"), b"?")?;
     both(python.as_ref(), &folder, 0, "complete, ")?;
+    // An export always has it.
+    fs::remove_file(folder.join("forks"))?;
+    both(python.as_ref(), &folder, 2, "TAMPERED")?;
+    fs::write(folder.join("forks"), b"")?;
+    both(python.as_ref(), &folder, 0, "complete, ")?;
+    fs::remove_file(&file)?;
+    both(python.as_ref(), &folder, 3, "")?;
     Ok(())
 }

@@ -8,25 +8,62 @@ from collections.abc import Iterator
 from itertools import islice
 
 
-class Hashes:
-    """The header hash of each number: 40 bytes for each."""
+# The greatest number that a header can have.
+MAX = (1 << 63) - 1
+
+
+class Sound:
+    """Of each sound batch the header's hash, its epoch, and the events before and after it."""
 
     WIDTH = 32
 
     def __init__(self) -> None:
         self._numbers = array("q")
         self._hashes = bytearray()
+        self._epochs = array("q")
+        self._before = array("q")
+        self._after = array("q")
 
-    def add(self, number: int, digest: bytes) -> None:
+    def add(self, number: int, digest: bytes, epoch: int, before: int, count: int) -> None:
         at = bisect_left(self._numbers, number)
         self._numbers.insert(at, number)
         self._hashes[at * self.WIDTH : at * self.WIDTH] = digest
+        self._epochs.insert(at, epoch)
+        self._before.insert(at, before)
+        self._after.insert(at, min(before + count, MAX))
+
+    def _at(self, number: int) -> int | None:
+        at = bisect_left(self._numbers, number)
+        return at if self._numbers[at : at + 1] == array("q", [number]) else None
 
     def get(self, number: int) -> bytes | None:
+        at = self._at(number) if number <= MAX else None
+        return None if at is None else bytes(self._hashes[at * self.WIDTH : (at + 1) * self.WIDTH])
+
+    def epoch(self, number: int) -> int | None:
+        at = self._at(number)
+        return None if at is None else self._epochs[at]
+
+    def epoch_before(self, number: int) -> int:
+        """That of the nearest batch before one that is not here; 0 where there is none."""
         at = bisect_left(self._numbers, number)
-        if self._numbers[at : at + 1] != array("q", [number]):
+        return self._epochs[at - 1] if at else 0
+
+    def epochs_around(self, number: int) -> tuple[int, int]:
+        """Those of the nearest batches before and behind one that is not here, and not the last."""
+        return self.epoch_before(number), self._epochs[bisect_left(self._numbers, number)]
+
+    def events_between(self, first: int, last: int) -> int | None:
+        """How many the batches of a range have, if those on both sides of it are here and agree."""
+        before, behind = self._at(first - 1), self._at(last + 1)
+        if behind is None or before is None and first > 1:
             return None
-        return bytes(self._hashes[at * self.WIDTH : (at + 1) * self.WIDTH])
+        events = self._before[behind] - (0 if before is None else self._after[before])
+        return None if events < 0 else events
+
+    @property
+    def first(self) -> int:
+        return self._numbers[0] if self._numbers else 1
 
 
 class Ranges:

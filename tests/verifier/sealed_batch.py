@@ -18,9 +18,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 MAX_HEADER_BYTES = 64 << 10
+# The greatest number of a field of a header; what has greater ones is of a later version.
+LAST_HEADER_FIELD = 22
+MAX_GROUPS = 100
 MAX_EVENT_BYTES = 64 << 20
 # What a frame makes its reader allocate beyond its content.
 MAX_WINDOW_BYTES = 128 << 20
+FRAME = b"\x28\xb5\x2f\xfd"
 
 T = TypeVar("T")
 
@@ -54,22 +58,41 @@ def read_delimited(data: memoryview, at: int) -> tuple[memoryview, int]:
     return take(data, *reversed(read_varint(data, at)))
 
 
-def wire_fields(encoded: bytes) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field but those of fixed width, which the ledger has nowhere."""
+def wire_field(data: memoryview, at: int, groups: int) -> tuple[int, int, int | memoryview | None, int]:
+    """Number, wire type and value of the field at `at`, and where the next byte is; the ledger has no
+    values of fixed width, and no groups."""
+    tag, at = read_varint(data, at)
+    number, wire = tag >> 3, tag & 7
+    value: int | memoryview | None = None
+    if not 0 < number < 1 << 29 or groups > MAX_GROUPS:
+        raise Malformed("a field has no number, or is too deep")
+    match wire:
+        case 0:
+            value, at = read_varint(data, at)
+        case 1 | 5:
+            _, at = take(data, at, 8 if wire == 1 else 4)
+        case 2:
+            value, at = read_delimited(data, at)
+        case 3:
+            inner = (0, 0)
+            while inner != (number, 4):
+                if inner[1] == 4:
+                    raise Malformed("a group ends that has not begun")
+                *inner, _, at = wire_field(data, at, groups + 1)
+                inner = tuple(inner)
+        case 6 | 7:
+            raise Malformed(f"wire type {wire} is not in use")
+    return number, wire, value, at
+
+
+def wire_fields(encoded: bytes) -> Iterator[tuple[int, int | memoryview | None]]:
+    """Number and value of each field."""
     data, at = memoryview(encoded), 0
     while at < len(data):
-        tag, at = read_varint(data, at)
-        match tag & 7:
-            case 0:
-                value, at = read_varint(data, at)
-                yield tag >> 3, value
-            case 2:
-                content, at = read_delimited(data, at)
-                yield tag >> 3, content
-            case 1 | 5 as wire:
-                _, at = take(data, at, 8 if wire == 1 else 4)
-            case wire:
-                raise Malformed(f"wire type {wire} is not in use")
+        number, wire, value, at = wire_field(data, at, 0)
+        if wire == 4:
+            raise Malformed("a group ends that has not begun")
+        yield number, value
 
 
 def last_of(values: list[Any], kind: type[T]) -> T | None:
@@ -88,6 +111,11 @@ def int64(values: list[Any]) -> int:
     return optional_int64(values) or 0
 
 
+def int32(values: list[Any]) -> int:
+    """What does not fit is cut, as everywhere in Protocol Buffers."""
+    return ((int64(values) + (1 << 31)) & 0xFFFF_FFFF) - (1 << 31)
+
+
 def octets(values: list[Any]) -> bytes:
     return bytes(last_of(values, memoryview) or b"")
 
@@ -101,6 +129,11 @@ def text(values: list[Any]) -> str:
 
 def each(kind: type[T]) -> Callable[[list[Any]], list[T]]:
     return lambda values: [decode(kind, octets([value])) for value in values]
+
+
+def one(kind: type[T]) -> Callable[[list[Any]], T | None]:
+    """A message; several of them are one, that has the fields of all."""
+    return lambda values: decode(kind, b"".join(octets([v]) for v in values)) if values else None
 
 
 def at(number: int, read: Callable[[list[Any]], Any]) -> Any:
@@ -127,23 +160,27 @@ class Dropped:
     epoch: int = at(1, int64)
     public_key: bytes = at(2, octets)
     signature: bytes = at(3, octets)
-    reason: bytes = at(4, octets)
+    reason: str = at(4, text)
 
     def is_signed(self, digest: bytes) -> bool:
-        return is_signed(b"hostaudit dropped 1\0" + digest + self.reason, self.signature, self.public_key)
+        return is_signed(b"hostaudit dropped 1\0" + digest + self.reason.encode(), self.signature, self.public_key)
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    class_number: int = at(1, int64)
+    class_number: int = at(1, int32)
     events: int = at(2, int64)
 
 
 @dataclass(frozen=True)
 class Lost:
-    class_number: int = at(1, int64)
+    class_number: int = at(1, int32)
+    cpu: int = at(2, int32)
+    first_sequence: int = at(3, int64)
+    last_sequence: int = at(4, int64)
     count: int | None = at(5, optional_int64)
     place: str = at(6, text)
+    cause: str = at(7, text)
 
 
 @dataclass(frozen=True)
@@ -154,15 +191,19 @@ class BatchRange:
 
 @dataclass(frozen=True)
 class Header:
-    """What the verdict needs of a BatchHeader."""
+    """A BatchHeader: all of it, for one field that cannot be read is enough to refuse it."""
 
     agent_id: str = at(1, text)
     batch: int = at(2, int64)
     previous_hash: bytes = at(3, octets)
     host_id: str = at(4, text)
+    boot_id: str = at(5, text)
+    run: str = at(6, text)
     sealed_time: int = at(7, int64)
-    event_count: int = at(8, int64)
+    event_count: int = at(8, int32)
     event_bytes: int = at(9, int64)
+    first_time: int = at(10, int64)
+    last_time: int = at(11, int64)
     root: bytes = at(12, octets)
     epoch: int = at(13, int64)
     public_key: bytes = at(14, octets)
@@ -199,13 +240,19 @@ class Batch:
     encoded_header: bytes = at(1, octets)
     events: bytes = at(2, octets)
     signature: bytes = at(3, octets)
-    dropped: list[Dropped] = at(4, each(Dropped))
+    dropped: Dropped | None = at(4, one(Dropped))
 
     @cached_property
     def header(self) -> Header:
+        if not self.encoded_header:
+            raise Malformed("it has no header")
         if len(self.encoded_header) > MAX_HEADER_BYTES:
             raise Malformed("a header is longer than 64 KiB")
         return decode(Header, self.encoded_header)
+
+    @property
+    def is_of_later_version(self) -> bool:
+        return any(number > LAST_HEADER_FIELD for number, _ in wire_fields(self.encoded_header))
 
     @cached_property
     def seal(self) -> Seal:
@@ -236,7 +283,20 @@ def merkle_tree(events: Iterable[bytes | memoryview]) -> tuple[int, bytes]:
     return count, root
 
 
+def small_order() -> frozenset[bytes]:
+    """The encodings of the eight points that sign anything for anybody, with those of greater numbers
+    than their coordinates need (RFC 8032 lets a verifier refuse them)."""
+    prime, of_order_8 = 2**255 - 19, 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+    ys = [0, 1, prime - 1, prime, prime + 1, of_order_8, prime - of_order_8]
+    return frozenset((y | sign << 255).to_bytes(32, "little") for y in ys for sign in (0, 1))
+
+
+SMALL_ORDER = small_order()
+
+
 def is_signed(message: bytes, signature: bytes, public_key: bytes) -> bool:
+    if public_key in SMALL_ORDER or signature[:32] in SMALL_ORDER:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
@@ -261,6 +321,8 @@ def decompress(frame: bytes, limit: int) -> bytes:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     try:
         # A size that the frame itself names is allocated in full: it must not be believed unseen.
+        if not frame.startswith(FRAME):
+            raise Malformed("they are no zstd frame")
         if zstandard.frame_content_size(frame) > limit:
             raise Malformed("they are longer than the header says")
         return decompressor.decompress(frame, max_output_size=max(limit, 1), allow_extra_data=False)

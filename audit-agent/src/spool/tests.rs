@@ -276,7 +276,15 @@ fn a_history_that_diverged_is_sealed_anew_without_losing_an_event() {
     let two = opened(&dir);
     assert!(two.former.is_empty());
     let of_two = waiting(&two.spool);
-    assert_eq!(verify(&of_two).verdict(), Verdict::Complete);
+    let alone = verify(&of_two);
+    assert_eq!(
+        alone.verdict(),
+        Verdict::Incomplete,
+        "the former is not here"
+    );
+    assert!(alone.histories[0].findings.is_empty(), "{alone:?}");
+    let both = [&of_one[..], &of_two[..]].concat();
+    assert_eq!(verify(&both).verdict(), Verdict::Complete);
     let events = |batches: &[Batch]| -> Vec<Vec<u8>> {
         let open = |batch: &Batch| {
             let header = audit_ledger::header(batch).expect("header");
