@@ -105,6 +105,7 @@ pub async fn run<S: Source + 'static>(
         spool: Arc::clone(&spool),
         counters: Arc::clone(&counters),
         batch_bytes: valid.batch.bytes,
+        marked: source.is_marked(),
         next_within: HEARTBEAT_EVERY,
         give_up: give_up(stop.clone()),
         gaps,

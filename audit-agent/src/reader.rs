@@ -686,6 +686,10 @@ impl Source for Reader {
         })
     }
 
+    fn is_marked(&self) -> bool {
+        self.keeping.is_some()
+    }
+
     fn takes_over(&self) -> bool {
         self.takes_over
     }

@@ -2,7 +2,8 @@
 //! and the spool: one hashes, compresses and signs, which takes as long as everything before it; one
 //! writes, and waits for the disk.
 //!
-//! Invariants: batches are sealed and kept in the order in which they were passed; the reader is at most
+//! Invariants: where the source marks what batches tell, they are kept with their mark, so that after a crash
+//! the next run neither tells an event again nor leaves one out; batches are sealed and kept in the order in which they were passed; the reader is at most
 //! one batch ahead of sealing, and sealing [`SEALED`] of the disk; what came while a sync ran goes with
 //! the next one; memory goes round: what a batch was collected in is given back when it is sealed.
 
@@ -57,6 +58,8 @@ pub struct Keeping {
     sealed: Receiver<Sealed>,
     pub spool: Arc<Spool>,
     pub counters: Arc<Counters>,
+    /// Batches are kept with the mark that covers them, and not before.
+    marked: bool,
     /// Asked while the spool is full.
     pub give_up: Box<dyn Fn() -> bool + Send>,
 }
@@ -72,6 +75,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// Limit of a batch.
     pub batch_bytes: usize,
+    /// The source marks what batches tell ([`crate::source::Source::mark`]).
+    pub marked: bool,
     /// The reader passes on a heartbeat at least so often.
     pub next_within: Duration,
     pub give_up: Box<dyn Fn() -> bool + Send>,
@@ -97,6 +102,7 @@ pub fn handover(parts: Parts) -> (Handover, Sealing, Keeping) {
         sealed: to_keep,
         spool: parts.spool,
         counters: parts.counters,
+        marked: parts.marked,
         give_up: parts.give_up,
     };
     (Handover { filled, spare }, sealing, keeping)
@@ -166,20 +172,30 @@ impl Keeping {
     /// to end.
     pub fn run(self) -> u64 {
         let mut abandoned = 0;
+        // Those behind the last mark.
+        let mut rest = Vec::new();
         while let Ok(first) = self.sealed.recv() {
             let (mut batches, mut mark) = (Vec::new(), None);
             let mut next = Ok(first);
             while let Ok(sealed) = next {
-                batches.extend(sealed.batch);
+                rest.extend(sealed.batch);
+                if sealed.mark.is_some() || !self.marked {
+                    batches.append(&mut rest);
+                }
                 mark = sealed.mark.or(mark);
                 next = match batches.len() < SEALED {
                     true => self.sealed.try_recv(),
                     false => Err(TryRecvError::Empty),
                 };
             }
-            abandoned += self.keep(&batches, mark.as_deref());
+            if !batches.is_empty() || mark.is_some() {
+                abandoned += self.keep(&batches, mark.as_deref());
+            }
         }
-        abandoned
+        match rest.is_empty() {
+            true => abandoned,
+            false => abandoned + self.keep(&rest, None),
+        }
     }
 
     fn keep(&self, batches: &[Batch], mark: Option<&Mark>) -> u64 {

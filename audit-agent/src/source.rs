@@ -180,6 +180,11 @@ pub trait Source: Send {
         None
     }
 
+    /// Will it give marks?
+    fn is_marked(&self) -> bool {
+        false
+    }
+
     /// Goes on where a former agent's run ended, so that nothing between the two is missing.
     fn takes_over(&self) -> bool {
         false
@@ -216,6 +221,10 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn mark(&mut self) -> Option<Mark> {
         (**self).mark()
+    }
+
+    fn is_marked(&self) -> bool {
+        (**self).is_marked()
     }
 
     fn takes_over(&self) -> bool {

@@ -192,8 +192,7 @@ impl IngestService {
             ..at.welcome()
         };
         let last_batch = welcome.last_batch;
-        answer(answers, deliver_response::Message::Welcome(welcome))
-        .await?;
+        answer(answers, deliver_response::Message::Welcome(welcome)).await?;
         tracing::info!(
             host = hello.host_name,
             run = hello.run,

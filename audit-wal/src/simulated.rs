@@ -349,4 +349,3 @@ impl DiskFile for SimulatedFile {
         failed
     }
 }
-

@@ -181,7 +181,10 @@ impl Stack {
 
     /// What the next agent reads as its file.
     pub fn agent_config(&self, yaml: &str) -> Result<()> {
-        Ok(std::fs::write(self.directory.path().join("agent.yaml"), yaml)?)
+        Ok(std::fs::write(
+            self.directory.path().join("agent.yaml"),
+            yaml,
+        )?)
     }
 
     /// Gives the running agent another configuration by SIGHUP; returns when it is in force.

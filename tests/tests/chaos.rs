@@ -145,7 +145,8 @@ fn what_a_tiny_ring_loses_is_told_to_the_last_event() -> Result<()> {
 
 /// A configuration that records of files what one user does.
 fn only_of(uid: u32) -> String {
-    let kinds = "open, close_write, unlink, rename, link, mkdir_mknod, mode, owner, truncate, xattr";
+    let kinds =
+        "open, close_write, unlink, rename, link, mkdir_mknod, mode, owner, truncate, xattr";
     format!(
         "capture:\n  filters:\n    - {{name: others, kinds: [{kinds}]}}\n    - {{name: ours, action: include, uids: [{uid}]}}\n"
     )

@@ -22,13 +22,16 @@ const BENCH_LIMIT_S: u32 = 10 * 60;
 pub fn steps() -> Vec<Step> {
     let mut steps = static_checks();
     steps.extend(tests());
-    steps.extend([
-        Name::Detect,
-        Name::Ingest,
-        Name::Loss,
-        Name::Outage,
-        Name::Overhead,
-    ].map(quick_bench));
+    steps.extend(
+        [
+            Name::Detect,
+            Name::Ingest,
+            Name::Loss,
+            Name::Outage,
+            Name::Overhead,
+        ]
+        .map(quick_bench),
+    );
     steps
 }
 

@@ -45,7 +45,9 @@ impl Session {
         if last > spool.last() || spool.hash_of(last).is_some_and(is_other) {
             // Up to where both are the same, nothing has to be sent again in another history.
             let is_here = |stored: &&StoredBatch| {
-                spool.hash_of(stored.batch).is_some_and(|hash| hash[..] == stored.hash)
+                spool
+                    .hash_of(stored.batch)
+                    .is_some_and(|hash| hash[..] == stored.hash)
             };
             let shared = welcome.recent.iter().filter(is_here);
             spool.acknowledge(shared.map(|stored| stored.batch).max().unwrap_or(0));
@@ -148,7 +150,14 @@ mod tests {
         let again = Reaction::Again;
         assert_eq!(
             seven,
-            [again, again, Reaction::DropEvents, again, again, Reaction::GiveUp]
+            [
+                again,
+                again,
+                Reaction::DropEvents,
+                again,
+                again,
+                Reaction::GiveUp
+            ]
         );
         assert_eq!(refusals.refused(8), again, "another one begins anew");
     }

@@ -106,7 +106,9 @@ mod tests {
         };
         let kept = Kept::new("a", &key, Some(&former));
         kept.write(&System, dir.path()).expect("written");
-        let back = Kept::read(&System, dir.path()).expect("read").expect("there");
+        let back = Kept::read(&System, dir.path())
+            .expect("read")
+            .expect("there");
         assert_eq!(back.key().expect("a key").public(), key.public());
         assert_eq!(back.former(), Some(former));
         let mode = fs::metadata(dir.path().join(NAME))
@@ -124,11 +126,16 @@ mod tests {
         assert!(Kept::read(&System, dir.path()).expect("read").is_none());
         for text in ["", "{}", "\u{0}\u{0}", r#"{"agent_id":"a","epoch":1}"#] {
             fs::write(dir.path().join(NAME), text).expect("write");
-            assert!(Kept::read(&System, dir.path()).expect("read").is_none(), "{text:?}");
+            assert!(
+                Kept::read(&System, dir.path()).expect("read").is_none(),
+                "{text:?}"
+            );
         }
         let short = r#"{"agent_id":"a","epoch":1,"seed":"00"}"#;
         fs::write(dir.path().join(NAME), short).expect("write");
-        let kept = Kept::read(&System, dir.path()).expect("read").expect("a file");
+        let kept = Kept::read(&System, dir.path())
+            .expect("read")
+            .expect("a file");
         assert!(kept.key().is_none());
     }
 }

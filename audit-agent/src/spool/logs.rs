@@ -3,12 +3,13 @@
 //! Batches are read in the order of their numbers, so both logs are only ever read forward.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use audit_ledger::Header;
 use audit_proto::{MAX_MESSAGE_BYTES, v1::Batch};
 use audit_wal::{Disk, Log, Options, Recovery, System, WalError};
 
@@ -30,6 +31,10 @@ pub struct Logs<D: Disk = System> {
     dropped: Log<D>,
     runs: VecDeque<Run>,
     dropped_runs: VecDeque<Run>,
+    /// While it is opened: those whose mark has not been met yet.
+    parts: Vec<(u64, usize, Header)>,
+    /// Indexes of parts that do not count.
+    void: BTreeSet<u64>,
     last: Option<Last>,
     /// Index and content of the last mark.
     mark: Option<(u64, Vec<u8>)>,
@@ -106,8 +111,7 @@ fn add(runs: &mut VecDeque<Run>, number: i64, index: u64, bytes: usize, since: D
 impl<D: Disk> Logs<D> {
     /// Whoever opens sees to it that nobody else does.
     pub fn open(disk: D, dir: &Path, segment_bytes: u64) -> Result<(Self, Found), WalError> {
-        let (log, recovery) =
-            Log::open_on(disk.clone(), &dir.join("log"), options(segment_bytes))?;
+        let (log, recovery) = Log::open_on(disk.clone(), &dir.join("log"), options(segment_bytes))?;
         let (dropped, _) = Log::open_on(
             disk.clone(),
             &dir.join("dropped"),
@@ -120,6 +124,8 @@ impl<D: Disk> Logs<D> {
             dropped,
             runs: VecDeque::new(),
             dropped_runs: VecDeque::new(),
+            parts: Vec::new(),
+            void: BTreeSet::new(),
             last: None,
             mark: None,
             reading: None,
@@ -137,6 +143,7 @@ impl<D: Disk> Logs<D> {
             let Ok((index, bytes)) = record else { continue };
             logs.meet(index, bytes, &mut found);
         }
+        logs.drop_parts()?;
         let first = logs.runs.front().map(|run| run.first);
         for record in logs.dropped.read_from(logs.dropped.first_index())? {
             let Ok((index, bytes)) = record else { continue };
@@ -150,7 +157,13 @@ impl<D: Disk> Logs<D> {
                     true => header.fields.events_before,
                     false => found.events_before,
                 };
-                add(&mut logs.dropped_runs, header.fields.batch, index, length, now);
+                add(
+                    &mut logs.dropped_runs,
+                    header.fields.batch,
+                    index,
+                    length,
+                    now,
+                );
             }
         }
         found.end = logs.last.as_ref().map(|last| last.end.clone());
@@ -159,19 +172,29 @@ impl<D: Disk> Logs<D> {
     }
 
     fn meet(&mut self, index: u64, bytes: Vec<u8>, found: &mut Found) {
-        let now = self.disk.now();
         let (length, is_mark) = (bytes.len(), record::is_mark(&bytes).then(|| bytes.clone()));
-        match record::read(bytes) {
+        let record = record::read(bytes);
+        match &record {
+            Some(Record::Part(batch)) => {
+                if let Ok(header) = audit_ledger::header(batch) {
+                    self.parts.push((index, length, header));
+                }
+                return;
+            }
+            Some(Record::Void) => {
+                let parts = std::mem::take(&mut self.parts);
+                self.void.extend(parts.into_iter().map(|(index, ..)| index));
+                return;
+            }
+            _ => {}
+        }
+        for (index, length, header) in std::mem::take(&mut self.parts) {
+            self.count(index, length, &header, found);
+        }
+        match record {
             Some(Record::Batch(batch)) => {
                 if let Ok(header) = audit_ledger::header(&batch) {
-                    if self.runs.is_empty() {
-                        found.events_before = header.fields.events_before;
-                    }
-                    add(&mut self.runs, header.fields.batch, index, length, now);
-                    self.last = Some(Last {
-                        index,
-                        end: End::of(&header),
-                    });
+                    self.count(index, length, &header, found);
                 }
             }
             Some(Record::Mark(state)) => {
@@ -179,8 +202,32 @@ impl<D: Disk> Logs<D> {
                 self.mark = is_mark.map(|record| (index, record));
             }
             Some(Record::End(end)) => self.last = Some(Last { index, end }),
+            Some(Record::Part(_) | Record::Void) => {}
             None => tracing::warn!(index, "the spool has a record of a kind that is not known"),
         }
+    }
+
+    fn count(&mut self, index: u64, length: usize, header: &Header, found: &mut Found) {
+        if self.runs.is_empty() {
+            found.events_before = header.fields.events_before;
+        }
+        let now = self.disk.now();
+        add(&mut self.runs, header.fields.batch, index, length, now);
+        self.last = Some(Last {
+            index,
+            end: End::of(header),
+        });
+    }
+
+    /// What a crash left of a group that was not written to its end.
+    fn drop_parts(&mut self) -> Result<(), WalError> {
+        if self.parts.is_empty() {
+            return Ok(());
+        }
+        self.log.append_all(&[&record::void()])?;
+        let parts = std::mem::take(&mut self.parts);
+        self.void.extend(parts.into_iter().map(|(index, ..)| index));
+        Ok(())
     }
 
     /// All of it, or nothing.
@@ -191,7 +238,11 @@ impl<D: Disk> Logs<D> {
         state: Option<&State>,
     ) -> Result<(), WalError> {
         let all = || unkept.iter().chain(batches);
-        let mut records: Vec<Vec<u8>> = all().map(record::batch).collect();
+        let encode = match state {
+            Some(_) => record::part,
+            None => record::batch,
+        };
+        let mut records: Vec<Vec<u8>> = all().map(encode).collect();
         records.extend(state.map(record::mark));
         if records.is_empty() {
             return Ok(());
@@ -282,6 +333,7 @@ impl<D: Disk> Logs<D> {
         self.log.drop_before(through.min(last).min(mark))?;
         let first = self.log.first_index();
         self.runs.retain(|run| run.index >= first);
+        self.void = self.void.split_off(&first);
         Ok(())
     }
 
@@ -295,6 +347,9 @@ impl<D: Disk> Logs<D> {
         let Some(end) = self.log.segments().nth(1) else {
             return Ok(None);
         };
+        // Where the removal failed the last time, its batches are in the other log already.
+        let dropped = self.dropped_runs.back().map_or(0, |run| run.last);
+        let done = acknowledged.max(dropped);
         let mut counts = BTreeMap::new();
         let mut left = Vec::new();
         for record in self.log.read_from(self.log.first_index())? {
@@ -302,13 +357,16 @@ impl<D: Disk> Logs<D> {
             if index >= end {
                 break;
             }
-            let Some(Record::Batch(batch)) = record::read(bytes) else {
+            if self.void.contains(&index) {
+                continue;
+            }
+            let Some(Record::Batch(batch) | Record::Part(batch)) = record::read(bytes) else {
                 continue;
             };
             let Ok(header) = audit_ledger::header(&batch) else {
                 continue;
             };
-            if header.fields.batch <= acknowledged {
+            if header.fields.batch <= done {
                 continue;
             }
             let mut rest = i64::from(header.fields.event_count);
@@ -327,7 +385,6 @@ impl<D: Disk> Logs<D> {
             true => Vec::new(),
             false => self.dropped.append_all(&slices)?,
         };
-        self.log.drop_before(end)?;
         let now = self.disk.now();
         for ((number, record), index) in left.iter().zip(indexes) {
             add(&mut self.dropped_runs, *number, index, record.len(), now);
@@ -335,7 +392,7 @@ impl<D: Disk> Logs<D> {
         while let Some(run) = self.runs.front_mut()
             && run.index < end
         {
-            let through = left.last().map_or(acknowledged, |(number, _)| *number);
+            let through = left.last().map_or(done, |(number, _)| *number);
             if run.last <= through {
                 self.runs.pop_front();
             } else {
@@ -344,6 +401,11 @@ impl<D: Disk> Logs<D> {
             }
         }
         self.reading = None;
+        let removed = self.log.drop_before(end);
+        // What was dropped is told, whatever became of its segment; that is tried again.
+        if counts.is_empty() {
+            removed?;
+        }
         Ok(Some(counts))
     }
 
@@ -376,7 +438,8 @@ impl<D: Disk> Logs<D> {
             .dropped_runs
             .back()
             .is_some_and(|run| run.last >= number);
-        let fits = |reading: &Reading<D>| reading.of_dropped == of_dropped && reading.next == number;
+        let fits =
+            |reading: &Reading<D>| reading.of_dropped == of_dropped && reading.next == number;
         // A reader ends where its log ended when it was made.
         for is_new in [false, true] {
             if is_new || !self.reading.as_ref().is_some_and(fits) {
@@ -412,8 +475,9 @@ impl<D: Disk> Logs<D> {
         let reading = self.reading.as_mut()?;
         for record in reading.records.by_ref() {
             match record {
+                Ok((index, _)) if self.void.contains(&index) => {}
                 Ok((_, bytes)) => {
-                    if let Some(Record::Batch(batch)) = record::read(bytes)
+                    if let Some(Record::Batch(batch) | Record::Part(batch)) = record::read(bytes)
                         && let Ok(header) = audit_ledger::header(&batch)
                         && header.fields.batch >= number
                     {

@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 use super::{
     Limits, Sealing, Spool, State, Waiting,
     key::Kept,
+    lock,
     logs::{Found, Logs},
     record::End,
-    lock,
 };
 use crate::identity::Identity;
 
@@ -397,12 +397,7 @@ fn take_over<D: Disk>(
 }
 
 /// The events as they are, under new headers.
-fn reseal<D: Disk>(
-    logs: &mut Logs<D>,
-    found: &Found,
-    acknowledged: i64,
-    spool_now: &Spool<D>,
-) {
+fn reseal<D: Disk>(logs: &mut Logs<D>, found: &Found, acknowledged: i64, spool_now: &Spool<D>) {
     let Some((first, last)) = found.numbers else {
         return;
     };
@@ -502,7 +497,10 @@ fn problem(dir: &Path, found: &Found, identity: &Identity) -> Option<String> {
     if has_diverged(&System, dir) {
         return Some("the collector has another history of this name".to_owned());
     }
-    let key = Kept::read(&System, dir).ok().flatten().and_then(|kept| kept.key());
+    let key = Kept::read(&System, dir)
+        .ok()
+        .flatten()
+        .and_then(|kept| kept.key());
     let Some(key) = key else {
         return Some("no key that can be read".to_owned());
     };

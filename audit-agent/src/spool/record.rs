@@ -1,5 +1,9 @@
 //! What is a record of the spool's log? A kind, and then a batch as it is sent, a mark of the source, or
 //! the end of a history whose last batch left the log.
+//!
+//! Batches and the mark that covers them are written at once, and count together: a crash may leave some of
+//! such a group, whose events the next run takes from the source again. So those batches are parts, which
+//! count when their mark is there; that they are void is said before anything is written behind them.
 
 use audit_ledger::{Header, Past};
 use audit_proto::{Message as _, v1::Batch};
@@ -11,12 +15,18 @@ use super::State;
 const BATCH: u8 = 1;
 const MARK: u8 = 2;
 const END: u8 = 3;
+const PART: u8 = 4;
+const VOID: u8 = 5;
 
 #[derive(Debug)]
 pub enum Record {
     Batch(Batch),
+    /// Counts with the mark behind it.
+    Part(Batch),
     Mark(State),
     End(End),
+    /// Parts before it whose mark is not there do not count.
+    Void,
 }
 
 /// Of a last batch: what the history goes on from.
@@ -40,8 +50,20 @@ impl End {
 }
 
 pub fn batch(batch: &Batch) -> Vec<u8> {
+    encoded(BATCH, batch)
+}
+
+pub fn part(batch: &Batch) -> Vec<u8> {
+    encoded(PART, batch)
+}
+
+pub fn void() -> Vec<u8> {
+    vec![VOID]
+}
+
+fn encoded(kind: u8, batch: &Batch) -> Vec<u8> {
     let mut record = Vec::with_capacity(1 + batch.encoded_len());
-    record.push(BATCH);
+    record.push(kind);
     // A Vec grows as needed, so encoding cannot run out of room.
     batch.encode_raw(&mut record);
     record
@@ -73,6 +95,8 @@ pub fn read(record: Vec<u8>) -> Option<Record> {
     let body = body.split_off(1);
     match kind {
         BATCH => Batch::decode(body).ok().map(Record::Batch),
+        PART => Batch::decode(body).ok().map(Record::Part),
+        VOID => Some(Record::Void),
         MARK => serde_json::from_slice(&body).ok().map(Record::Mark),
         END => serde_json::from_slice(&body).ok().map(Record::End),
         _ => None,

@@ -94,9 +94,7 @@ impl Collector {
             let agent_id = &header.fields.agent_id;
             let stored = streams.get(agent_id).map_or(0, |state| state.past.batch);
             if header.fields.batch > stored {
-                streams
-                    .entry(agent_id)
-                    .advance(&header, Past::of(&header));
+                streams.entry(agent_id).advance(&header, Past::of(&header));
             }
         }
         self.running = Some(Running {

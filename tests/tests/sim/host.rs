@@ -62,14 +62,26 @@ pub struct Agent {
     ship: Ship,
     refusals: Refusals,
     pub has_ended: bool,
+    /// What happened to it, to be told.
+    pub story: Vec<String>,
     /// Nothing more is taken.
     is_last: bool,
 }
 
 enum Ship {
-    Waiting { until: u64 },
-    Greeting { id: u64, first: i64, since: u64 },
-    Open { id: u64, session: Session, progress: u64 },
+    Waiting {
+        until: u64,
+    },
+    Greeting {
+        id: u64,
+        first: i64,
+        since: u64,
+    },
+    Open {
+        id: u64,
+        session: Session,
+        progress: u64,
+    },
     Done,
 }
 
@@ -116,7 +128,8 @@ impl Host {
     pub fn act(&mut self) {
         let Some(ring) = &mut self.ring else { return };
         ring.last += 1;
-        self.recorded.insert([self.number as u64, self.boot, ring.last]);
+        self.recorded
+            .insert([self.number as u64, self.boot, ring.last]);
         if ring.held.len() < self.ring_records {
             ring.held.push_back(ring.last);
         }
@@ -221,6 +234,7 @@ impl Agent {
                 }
             }
         }
+        let begun = Arc::clone(&opened.spool);
         let gaps = opened.holes.iter();
         let gaps = gaps.map(|(first_batch, last_batch)| BatchRange {
             first_batch: *first_batch,
@@ -238,19 +252,18 @@ impl Agent {
             ship: Ship::Waiting { until: 0 },
             refusals: Refusals::default(),
             has_ended: false,
+            story: vec![format!(
+                "history {} from batch {}, taken {:?}, new ring {is_new}",
+                &begun.agent_id()[..6],
+                begun.last(),
+                known
+            )],
             is_last: false,
         }
     }
 
     /// Some of what the ring holds becomes a sealed batch.
-    fn take(
-        &mut self,
-        ring: &Ring,
-        [host, boot]: [u64; 2],
-        boot_id: &str,
-        most: usize,
-        now: u64,
-    ) {
+    fn take(&mut self, ring: &Ring, [host, boot]: [u64; 2], boot_id: &str, most: usize, now: u64) {
         let mut frames = Frames::default();
         let behind = ring.held.partition_point(|number| *number <= self.taken);
         let mut missing = 0;
@@ -476,6 +489,8 @@ impl Agent {
     fn diverged(&mut self, wire: &mut Wire, now: u64, random: &mut Random) {
         self.hang_up(wire, now, random);
         self.ship = Ship::Waiting { until: now };
+        let depth = self.current().depth();
+        self.story.push(format!("diverged with {depth:?}"));
         self.has_ended = self.current().give_up_history().is_ok();
     }
 

@@ -13,7 +13,11 @@ mod collector;
 mod host;
 mod wire;
 
-use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use audit_agent::spool::{Limits, WhenFull};
 use audit_ledger::{Report, Verdict};
@@ -24,7 +28,7 @@ use collector::Collector;
 use host::Host;
 use wire::{Gone, Wire};
 
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 50;
 const TICK_MS: u64 = 10;
 /// Of trouble, and then at most so long until everything is there.
 const TROUBLE_MS: u64 = 60_000;
@@ -147,6 +151,13 @@ impl World {
         }
         let host = &mut self.hosts[at];
         host.step(&mut self.wire, self.now, &mut self.random);
+        let story = host
+            .agent
+            .as_mut()
+            .map(|agent| std::mem::take(&mut agent.story));
+        for line in story.into_iter().flatten() {
+            self.note(format_args!("host {at}: {line}"));
+        }
     }
 
     fn work(&mut self) {
@@ -201,7 +212,9 @@ impl World {
     }
 
     fn stop_collector(&mut self, until: u64, power: bool) {
-        self.note(format_args!("collector killed until {until}, power {power}"));
+        self.note(format_args!(
+            "collector killed until {until}, power {power}"
+        ));
         self.collector.running = None;
         self.collector.starts_at = until;
         if power {
@@ -331,7 +344,7 @@ impl World {
     }
 
     fn stored(&self, batches: &[Batch]) -> BTreeSet<[u64; 3]> {
-        let mut stored = BTreeSet::new();
+        let mut stored = BTreeMap::new();
         for batch in batches.iter().filter(|batch| batch.dropped.is_none()) {
             let header = audit_ledger::header(batch).expect("a header");
             let frames = audit_ledger::open(batch, &header.fields).expect("events");
@@ -339,15 +352,17 @@ impl World {
                 let id = host::id(event);
                 // Whoever is set back to an older state does again what he did since.
                 let may_repeat = self.restored.contains(&(id[0] as usize));
-                assert!(
-                    stored.insert(id) || may_repeat,
-                    "seed {}: {id:?} is stored twice\n{}",
-                    self.seed,
-                    self.trace
-                );
+                let of = (header.fields.agent_id.clone(), header.fields.batch);
+                if let Some(before) = stored.insert(id, of.clone()) {
+                    assert!(
+                        may_repeat,
+                        "seed {}: {id:?} is stored twice: in {before:?} and {of:?}\n{}",
+                        self.seed, self.trace
+                    );
+                }
             }
         }
-        stored
+        stored.into_keys().collect()
     }
 }
 
@@ -383,7 +398,7 @@ fn what_is_recorded_is_stored_once_or_told_whatever_fails() {
 
 #[test]
 fn a_seed_gives_the_same_history_each_time() {
-    for seed in 0..10 {
+    for seed in 0..5 {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }
 }

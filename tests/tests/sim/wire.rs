@@ -17,7 +17,10 @@ pub enum Answer {
     Welcome(Welcome),
     Ack(i64),
     /// The collector ends the session; the batch that it will never take, if that is why.
-    End { reason: String, refused: Option<i64> },
+    End {
+        reason: String,
+        refused: Option<i64>,
+    },
 }
 
 /// Messages on their way that the windows of a connection allow.
