@@ -146,6 +146,7 @@ impl Ingest for Collector {
                             last_hash: collector.past().unwrap_or_default().hash,
                             host_id: hello.host_id,
                             pid: 1,
+                            recent: Vec::new(),
                         })
                     }
                     deliver_request::Message::Batch(batch) => {

@@ -79,6 +79,7 @@ fn bench() -> Bench {
     let opened = spool::open(dir.path(), &identity, limits_of_spool).expect("spool");
     let counters = Arc::<Counters>::default();
     let (handover, sealing, keeping) = seal::handover(seal::Parts {
+        marked: false,
         spool: Arc::clone(&opened.spool),
         counters: Arc::clone(&counters),
         batch_bytes: batch.bytes,
