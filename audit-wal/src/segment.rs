@@ -17,6 +17,9 @@ use crate::{
 /// Distance of remembered offsets: a reader skips at most this much to find its index.
 const MARK_BYTES: u64 = 256 << 10;
 const EXTENSION: &str = "seg";
+/// No log gets as far. A file with a greater number for a name is none of its segments, and nothing
+/// that is added to a smaller one overflows.
+const MAX_FIRST: u64 = 1 << 62;
 
 /// What is known of a segment file.
 #[derive(Debug, Clone)]
@@ -93,8 +96,8 @@ pub fn list<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<u64>, WalError> {
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
         .filter_map(|found| {
             let first = u64::from_str_radix(found.file_stem()?.to_str()?, 16).ok()?;
-            // Another spelling of the number is another file, and indexes begin at 1.
-            (first > 0 && path(dir, first) == *found).then_some(first)
+            // Another spelling of the number is another file.
+            ((1..=MAX_FIRST).contains(&first) && path(dir, first) == *found).then_some(first)
         })
         .collect();
     firsts.sort_unstable();

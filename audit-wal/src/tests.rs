@@ -333,6 +333,7 @@ fn files_of_other_names_are_not_segments() {
     drop(filled(dir.path(), 5, 1));
     for name in [
         "0000000000000000.seg",
+        "ffffffffffffffff.seg",
         "7.seg",
         "x.seg",
         "0000000000000003.cut",
