@@ -47,6 +47,8 @@ pub enum ChainError {
     Signature,
     #[error("says that {found} events came before it, and {known} did")]
     Events { found: i64, known: i64 },
+    #[error("says that it has {0} events")]
+    Count(i32),
     #[error("says that its events were dropped, and the signature of that is not of its key")]
     Dropped,
     #[error("cannot be read: {0}")]
@@ -108,6 +110,9 @@ impl Past {
             return Err(ChainError::FirstKey);
         }
         signatures(batch, header)?;
+        if fields.event_count < 0 {
+            return Err(ChainError::Count(fields.event_count));
+        }
         Ok(Self::of(header))
     }
 
@@ -130,7 +135,7 @@ impl Past {
         if !missing && fields.previous_hash != self.hash {
             return Err(ChainError::Previous(self.batch));
         }
-        let known = match fields.epoch - self.epoch {
+        let known = match fields.epoch.saturating_sub(self.epoch) {
             0 => fields.public_key == self.public_key,
             1 => fields.public_key == self.next_public_key,
             // Those between were named by headers that are not here.
@@ -148,17 +153,20 @@ impl Past {
             true => fields.events_before >= self.events,
             false => fields.events_before == self.events,
         };
-        if !counts || fields.event_count < 0 {
+        if !counts {
             return Err(ChainError::Events {
                 found: fields.events_before,
                 known: self.events,
             });
         }
+        if fields.event_count < 0 {
+            return Err(ChainError::Count(fields.event_count));
+        }
         Ok(Self::of(header))
     }
 }
 
-fn signatures(batch: &Batch, header: &Header) -> Result<(), ChainError> {
+pub(crate) fn signatures(batch: &Batch, header: &Header) -> Result<(), ChainError> {
     if !key::signed_batch(&header.fields.public_key, &header.hash, &batch.signature) {
         return Err(ChainError::Signature);
     }

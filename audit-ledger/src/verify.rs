@@ -14,7 +14,7 @@ use audit_proto::v1::{Batch, BatchHeader};
 
 use crate::{
     batch::{self, Header},
-    chain::{ChainError, Gap, Past},
+    chain::{self, ChainError, Gap, Past},
     key,
     seal::Former,
 };
@@ -211,6 +211,16 @@ struct Walk {
     next_within_ms: i64,
 }
 
+/// Where a sound batch belongs.
+enum Place {
+    /// Behind those that were met.
+    Next(Past),
+    /// Among them, where it was missing.
+    Late,
+    /// Where one is already.
+    Taken,
+}
+
 impl Verifier {
     /// Of a whole store: histories must begin with batch 1.
     pub fn new() -> Self {
@@ -311,23 +321,24 @@ impl Walk {
 
     fn batch(&mut self, batch: &Batch, header: &Header) {
         let number = header.fields.batch;
-        match self.place(batch, header) {
-            Ok(Some(past)) => {
-                self.meet(batch, header);
-                self.past = Some(past);
-                self.broken = 0;
-            }
-            // Out of order, and told; its events are looked at all the same.
-            Ok(None) => {}
-            Err(error) => {
-                self.blame(batch, header, &error);
-                return;
-            }
+        let place = match self.place(batch, header) {
+            Ok(place) => place,
+            Err(error) => return self.blame(batch, header, &error),
+        };
+        // One that is out of order is told; its events are looked at all the same.
+        let is_new = !matches!(place, Place::Taken);
+        if let Place::Next(past) = place {
+            self.meet(batch, header);
+            self.past = Some(past);
+            self.broken = 0;
         }
-        self.found.batches += 1;
-        self.hashes.insert(number, header.hash);
+        if is_new {
+            self.found.batches += 1;
+            self.hashes.insert(number, header.hash);
+        }
         match batch::open(batch, &header.fields) {
-            Ok(frames) => self.found.events += frames.len() as i64,
+            Ok(frames) if is_new => self.found.events += frames.len() as i64,
+            Ok(_) => {}
             Err(error) => {
                 let what = format!("batch {number}: {error}");
                 self.find(Tampering::EventsChanged, number, what);
@@ -335,52 +346,46 @@ impl Walk {
         }
     }
 
-    /// The past with this batch, if it belongs behind what was met so far.
-    fn place(&mut self, batch: &Batch, header: &Header) -> Result<Option<Past>, ChainError> {
+    fn place(&mut self, batch: &Batch, header: &Header) -> Result<Place, ChainError> {
         let Some(past) = &self.past else {
-            return Past::begin(batch, header).map(Some);
+            return Past::begin(batch, header).map(Place::Next);
         };
         match past.follow(batch, header, Gap::Refused) {
             Err(ChainError::Missing { last, found }) => {
                 let hole = Hole {
-                    first: last + 1 + self.broken,
+                    first: (last + 1).saturating_add(self.broken),
                     last: found - 1,
                     events: header.fields.events_before.saturating_sub(past.events),
                     times: (self.found.last_time, header.fields.sealed_time),
-                    is_proven: header.fields.epoch <= past.epoch + 1,
+                    is_proven: header.fields.epoch <= past.epoch.saturating_add(1),
                 };
                 let past = past.follow(batch, header, Gap::Allowed)?;
                 if hole.first <= hole.last {
                     self.holes.push(hole);
                 }
-                Ok(Some(past))
+                Ok(Place::Next(past))
             }
             Err(ChainError::Again(_)) => {
-                self.again(batch, header);
-                Ok(None)
+                chain::signatures(batch, header)?;
+                Ok(self.again(batch, header))
             }
-            followed => followed.map(Some),
+            followed => followed.map(Place::Next),
         }
     }
 
     /// A number that was passed already.
-    fn again(&mut self, batch: &Batch, header: &Header) {
+    fn again(&mut self, batch: &Batch, header: &Header) -> Place {
         let number = header.fields.batch;
         match self.hashes.get(&number) {
             Some(hash) if *hash == header.hash => {
-                self.found.batches -= 1;
-                self.found.events -= i64::from(header.fields.event_count);
-                self.find(
-                    Tampering::Replayed,
-                    number,
-                    format!("batch {number} is there twice"),
-                );
+                let what = format!("batch {number} is there twice");
+                self.find(Tampering::Replayed, number, what);
+                Place::Taken
             }
             Some(_) => {
-                self.found.batches -= 1;
-                self.found.events -= i64::from(header.fields.event_count);
                 let what = format!("there are two different batches {number}");
                 self.find(Tampering::Forked, number, what);
+                Place::Taken
             }
             None => {
                 let past = self.past.as_ref().map_or(0, |past| past.batch);
@@ -388,6 +393,7 @@ impl Walk {
                 self.find(Tampering::Reordered, number, what);
                 self.fill(number);
                 self.losses(batch, header);
+                Place::Late
             }
         }
     }
@@ -452,7 +458,8 @@ impl Walk {
         self.found.last_batch = *number;
         self.found.last_time = *sealed_time;
         self.next_within_ms = *next_within_ms;
-        for (epoch, key) in [(*epoch, public_key), (epoch + 1, next_public_key)] {
+        let next = epoch.checked_add(1).map(|next| (next, next_public_key));
+        for (epoch, key) in [(*epoch, public_key)].into_iter().chain(next) {
             if self.keys.insert(epoch, key.clone()).is_none() {
                 self.try_key(epoch, key);
             }
@@ -481,7 +488,7 @@ impl Walk {
         });
         let mut rest = i64::from(fields.event_count);
         for class in &fields.classes {
-            rest -= class.events;
+            rest = rest.saturating_sub(class.events);
             self.lose(class.class, "spool", Some(class.events), times);
         }
         if rest > 0 {
@@ -529,12 +536,17 @@ impl Walk {
             self.found.agent_id.clone_from(&header.fields.agent_id);
             self.found.host_id.clone_from(&header.fields.host_id);
         }
-        self.hashes.insert(number, header.hash);
-        // What follows is compared with what came before; unless this one is signed, and so has
-        // followers.
-        match error {
-            ChainError::Previous(_) => self.past = Some(Past::of(header)),
-            _ => self.broken += 1,
+        if self.past.as_ref().is_some_and(|past| number <= past.batch) {
+            // What follows was compared with what came before.
+            self.fill(number);
+        } else {
+            self.hashes.insert(number, header.hash);
+            // What follows is compared with what came before; unless this one is signed, and so has
+            // followers.
+            match error {
+                ChainError::Previous(_) => self.past = Some(Past::of(header)),
+                _ => self.broken += 1,
+            }
         }
         if *error == ChainError::Signature {
             let keys: Vec<(i64, Vec<u8>)> = self.keys.clone().into_iter().collect();
@@ -619,7 +631,8 @@ impl Walk {
         let promised = self.next_within_ms;
         let silent_ms = now.saturating_sub(self.found.last_time) / 1000;
         History {
-            is_silent: promised > 0 && silent_ms > MISSED * promised + SLACK_MS,
+            is_silent: promised > 0
+                && silent_ms > promised.saturating_mul(MISSED).saturating_add(SLACK_MS),
             losses: self.losses.into_values().collect(),
             ..self.found
         }
