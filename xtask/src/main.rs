@@ -7,6 +7,7 @@ mod chaos;
 mod check;
 mod ebpf;
 mod events;
+mod fuzz;
 mod new_event;
 mod setup;
 mod steps;
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::Args),
     /// Kill agent and collector and cut the network between them, under a counted workload
     Chaos(chaos::Args),
+    /// Run the fuzz targets of what decodes bytes from outside, and keep what they learn
+    Fuzz(fuzz::Args),
     /// Run the capture tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {
