@@ -14,6 +14,9 @@ use crate::{Frames, leaves, root_of};
 /// Uncompressed events of one batch; an agent's own limit is far below. Bounds what a hostile
 /// header can make us allocate.
 const MAX_EVENT_BYTES: i64 = 64 << 20;
+/// Eight times what an agent puts into one. An event may have no bytes, but once decoded each takes some
+/// KiB.
+const MAX_EVENTS: i32 = 1 << 16;
 /// Ids and keys are far shorter, and losses are bounded by [`crate::MAX_LOSSES`].
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
@@ -32,16 +35,20 @@ pub enum BatchError {
     Header(#[from] prost::DecodeError),
     #[error("its header says {0} bytes of events; 0 to {MAX_EVENT_BYTES} are possible")]
     Bytes(i64),
-    #[error("its events cannot be decompressed: {0}")]
-    Compression(std::io::Error),
+    #[error("its header says {0} events; 0 to {MAX_EVENTS} are possible")]
+    Events(i32),
     #[error("its events are not one zstd frame")]
     Frame,
+    #[error("its events cannot be decompressed: {0}")]
+    Compression(std::io::Error),
     #[error("its events are {found} bytes, but the header says {said}")]
     Length { found: usize, said: i64 },
     #[error("its events are cut off at byte {0}")]
     Cut(usize),
     #[error("it holds {found} events, but the header says {said}")]
     Count { found: usize, said: i32 },
+    #[error("it holds more than the {0} events that the header says")]
+    More(i32),
     #[error("its events do not give the Merkle root in the header")]
     Root,
 }
@@ -107,6 +114,9 @@ pub fn unpack(batch: &Batch, header: &BatchHeader) -> Result<Frames, BatchError>
     if !(0..=MAX_EVENT_BYTES).contains(&said) {
         return Err(BatchError::Bytes(said));
     }
+    if !(0..=MAX_EVENTS).contains(&header.event_count) {
+        return Err(BatchError::Events(header.event_count));
+    }
     // zstd would take several, and skip what it is told to: room for what nobody has hashed.
     let frame = zstd::zstd_safe::find_frame_compressed_size(&batch.events);
     if !batch.events.starts_with(&FRAME) || frame != Ok(batch.events.len()) {
@@ -132,6 +142,9 @@ fn split(bytes: &[u8], said: i32) -> Result<Vec<Range<usize>>, BatchError> {
         let length = prost::decode_length_delimiter(&mut rest).map_err(|_| BatchError::Cut(at))?;
         if rest.len() < length {
             return Err(BatchError::Cut(at));
+        }
+        if i32::try_from(events.len()) == Ok(said) {
+            return Err(BatchError::More(said));
         }
         let start = bytes.len() - rest.len();
         at = start + length;
@@ -159,6 +172,36 @@ mod tests {
 
     fn reopen(batch: &Batch) -> Result<Frames, BatchError> {
         open(batch, &header(batch)?.fields)
+    }
+
+    #[test]
+    fn a_small_batch_does_not_become_a_million_events() {
+        let mut batch = seal(&vec![Vec::new(); 1 << 20]);
+        let mut fields = header(&batch).expect("header").fields;
+        assert!(batch.events.len() < 1000);
+        assert!(matches!(
+            unpack(&batch, &fields),
+            Err(BatchError::Events(_))
+        ));
+        fields.event_count = 2;
+        assert!(matches!(unpack(&batch, &fields), Err(BatchError::More(2))));
+        batch = seal(&vec![Vec::new(); 1 << 16]);
+        assert_eq!(reopen(&batch).expect("whole").len(), 1 << 16);
+    }
+
+    #[test]
+    fn nothing_hides_behind_the_events() {
+        let batch = seal(&[b"event".to_vec()]);
+        let skipped = b"\x50\x2a\x4d\x18\x04\0\0\0else";
+        let empty = seal(&[]).events;
+        for more in [&skipped[..], &empty, b"\0"] {
+            let events = [&batch.events, more].concat().into();
+            let batch = Batch {
+                events,
+                ..batch.clone()
+            };
+            assert!(matches!(reopen(&batch), Err(BatchError::Frame)));
+        }
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     Damage, WalError,
-    disk::System,
+    disk::{Disk, System},
     segment::{self, Bounds},
 };
 
@@ -20,7 +20,12 @@ pub struct Report {
 }
 
 pub fn check(dir: &Path, max_record_bytes: u32) -> Result<Report, WalError> {
-    let firsts = segment::list(&System, dir)?;
+    check_on(&System, dir, max_record_bytes)
+}
+
+/// As [`check`], on another disk.
+pub fn check_on<D: Disk>(disk: &D, dir: &Path, max_record_bytes: u32) -> Result<Report, WalError> {
+    let firsts = segment::list(disk, dir)?;
     let mut report = Report {
         segments: firsts.len(),
         first_index: firsts.first().copied().unwrap_or(1),
@@ -32,7 +37,7 @@ pub fn check(dir: &Path, max_record_bytes: u32) -> Result<Report, WalError> {
             limit,
             max_record_bytes,
         };
-        let scan = segment::scan(&System, dir, *first, bounds)?;
+        let scan = segment::scan(disk, dir, *first, bounds)?;
         report.records += scan.records;
         report.last_index = scan.next - 1;
         report.damaged.extend(scan.damage);

@@ -58,7 +58,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use check::{Report, check};
+pub use check::{Report, check, check_on};
 pub use disk::{Disk, DiskFile, System};
 pub use log::Log;
 pub use reader::Reader;

@@ -16,6 +16,9 @@ use crate::{
 /// Distance of remembered offsets: a reader skips at most this much to find its index.
 const MARK_BYTES: u64 = 256 << 10;
 const EXTENSION: &str = "seg";
+/// No log gets as far. A file with a greater number for a name is none of its segments, and nothing
+/// that is added to a smaller one overflows.
+const MAX_FIRST: u64 = 1 << 62;
 
 /// What is known of a segment file.
 #[derive(Debug, Clone)]
@@ -92,8 +95,8 @@ pub fn list<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<u64>, WalError> {
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
         .filter_map(|found| {
             let first = u64::from_str_radix(found.file_stem()?.to_str()?, 16).ok()?;
-            // Another spelling of the number is another file, and indexes begin at 1.
-            (first > 0 && path(dir, first) == *found).then_some(first)
+            // Another spelling of the number is another file.
+            ((1..=MAX_FIRST).contains(&first) && path(dir, first) == *found).then_some(first)
         })
         .collect();
     firsts.sort_unstable();
@@ -148,9 +151,20 @@ pub fn scan<D: Disk>(disk: &D, dir: &Path, first: u64, bounds: Bounds) -> Result
     Ok(scan)
 }
 
+/// Where a frame is missing, until a later one proves that it was durable; and what had been found.
+struct Doubtful {
+    at: usize,
+    next: u64,
+    records: u64,
+    runs: usize,
+    damage: usize,
+    unproven: VecDeque<(u64, usize)>,
+}
+
 impl Scan {
     fn frames(&mut self, bytes: &[u8], salt: Salt, bounds: Bounds) {
         let mut unproven = VecDeque::new();
+        let mut doubtful: Option<Doubtful> = None;
         let within = |index: u64| bounds.limit.is_none_or(|limit| index < limit);
         let mut at = header::BYTES;
         loop {
@@ -158,6 +172,7 @@ impl Scan {
             match frame::read(rest, salt, bounds.max_record_bytes) {
                 Some(frame) if frame.index == self.next && within(frame.index) => {
                     let size = frame::size(frame.record.len());
+                    doubtful = doubtful.filter(|gap| frame.durable < gap.next);
                     while unproven
                         .front()
                         .is_some_and(|(index, _)| *index <= frame.durable)
@@ -168,17 +183,26 @@ impl Scan {
                     self.accept(frame.index, size as u64);
                     at += size;
                 }
-                _ => match proof(bytes, at, self.next, salt, bounds) {
-                    Some((found, index)) => {
-                        self.skip(at as u64, index - 1);
-                        unproven.clear();
-                        self.segment.runs.push(Run::new(index, found as u64));
-                        self.next = index;
-                        at = found;
+                _ => {
+                    let Some((found, index)) = behind(bytes, at, self.next, salt, bounds) else {
+                        break;
+                    };
+                    let unproven = std::mem::take(&mut unproven);
+                    if doubtful.is_none() && bounds.limit.is_none() {
+                        doubtful = Some(self.doubtful(at, unproven));
                     }
-                    None => break,
-                },
+                    if index > self.next {
+                        self.skip(at as u64, index - 1);
+                    }
+                    self.segment.runs.push(Run::new(index, found as u64));
+                    self.next = index;
+                    at = found;
+                }
             }
+        }
+        if let Some(gap) = doubtful {
+            self.back_to(&gap);
+            (at, unproven) = (gap.at, gap.unproven);
         }
         self.end(at, bounds);
         let tail = bytes.get(at..).unwrap_or_default();
@@ -188,6 +212,25 @@ impl Scan {
         let from = unproven.front().map_or(at, |(_, offset)| *offset);
         let last = bytes.get(from..at.min(bytes.len())).unwrap_or_default();
         self.unproven = (from as u64, last.to_vec());
+    }
+
+    fn doubtful(&self, at: usize, unproven: VecDeque<(u64, usize)>) -> Doubtful {
+        Doubtful {
+            at,
+            next: self.next,
+            records: self.records,
+            runs: self.segment.runs.len(),
+            damage: self.damage.len(),
+            unproven,
+        }
+    }
+
+    /// Nothing behind the gap was written later than the sync of what is missing.
+    fn back_to(&mut self, gap: &Doubtful) {
+        self.next = gap.next;
+        self.records = gap.records;
+        self.segment.runs.truncate(gap.runs);
+        self.damage.truncate(gap.damage);
     }
 
     /// No frame is found at `at` or behind it.
@@ -218,8 +261,8 @@ impl Scan {
     }
 }
 
-/// A later frame that was written when `missing` was durable already.
-fn proof(
+/// The next frame behind `at`, where that of `missing` should be.
+fn behind(
     bytes: &[u8],
     at: usize,
     missing: u64,
@@ -230,9 +273,7 @@ fn proof(
     let plausible = |found: usize, index: u64, durable: u64| {
         // The frames of those between were between.
         let most = ((found - at) / frame::size(1)) as u64;
-        (missing + 1..limit.min(missing.saturating_add(most + 1))).contains(&index)
-            && durable < index
-            && (durable >= missing || bounds.limit.is_some())
+        (missing..limit.min(missing.saturating_add(most + 1))).contains(&index) && durable < index
     };
     frame::find(bytes, at + 1, salt, bounds.max_record_bytes, plausible)
         .map(|(found, frame)| (found, frame.index))

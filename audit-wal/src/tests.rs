@@ -152,6 +152,25 @@ fn damage_is_reported_and_everything_behind_it_is_served() {
     }
 }
 
+#[test]
+fn intact_records_that_were_synced_with_a_damaged_one_are_served() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(filled(dir.path(), 9, 3));
+    let path = dir.path().join(format!("{:016x}.seg", 1));
+    let file = fs::File::options().write(true).open(&path).expect("open");
+    file.write_all_at(b"\xff\xff", header::BYTES as u64 + 30)
+        .expect("write");
+    let (log, recovery) = Log::open(dir.path(), OPTIONS).expect("opens");
+    let damaged: Vec<(u64, u64)> = recovery
+        .damaged
+        .iter()
+        .map(|damage| (damage.first_index, damage.last_index))
+        .collect();
+    assert_eq!(damaged, [(1, 1)]);
+    let found: Vec<u64> = all(&log, 1).into_iter().map(|r| r.0).collect();
+    assert_eq!(found, Vec::from_iter(2..=9));
+}
+
 /// The header of a log's first segment.
 fn salt(dir: &Path) -> frame::Salt {
     let bytes = fs::read(dir.join(format!("{:016x}.seg", 1))).expect("read");
@@ -333,6 +352,7 @@ fn files_of_other_names_are_not_segments() {
     drop(filled(dir.path(), 5, 1));
     for name in [
         "0000000000000000.seg",
+        "ffffffffffffffff.seg",
         "7.seg",
         "x.seg",
         "0000000000000003.cut",

@@ -22,6 +22,7 @@ MAX_HEADER_BYTES = 64 << 10
 LAST_HEADER_FIELD = 22
 MAX_GROUPS = 100
 MAX_EVENT_BYTES = 64 << 20
+MAX_EVENTS = 1 << 16
 # What a frame makes its reader allocate beyond its content.
 MAX_WINDOW_BYTES = 128 << 20
 FRAME = b"\x28\xb5\x2f\xfd"
@@ -342,6 +343,8 @@ def check_events(batch: Batch) -> None:
     header = batch.header
     if not 0 <= header.event_bytes <= MAX_EVENT_BYTES:
         raise Malformed("more than 64 MiB")
+    if not 0 <= header.event_count <= MAX_EVENTS:
+        raise Malformed("more than 65,536 events")
     content = decompress(batch.events, header.event_bytes)
     if len(content) != header.event_bytes:
         raise Malformed("they are shorter than the header says")

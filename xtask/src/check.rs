@@ -39,11 +39,12 @@ fn static_checks() -> Vec<Step> {
     vec![
         step(
             "format",
-            "rustfmt, kernel programs included",
+            "rustfmt, kernel programs and fuzz targets included",
             BUILD_LIMIT_S,
             &[
                 "cargo fmt --all --check",
                 "cargo fmt --manifest-path audit-ebpf/Cargo.toml --check",
+                "cargo fmt --manifest-path audit-fuzz/fuzz/Cargo.toml --check",
             ],
         ),
         Step {

@@ -7,6 +7,7 @@ mod chaos;
 mod check;
 mod ebpf;
 mod events;
+mod fuzz;
 mod new_event;
 mod setup;
 mod sim;
@@ -48,6 +49,8 @@ enum Command {
     Chaos(chaos::Args),
     /// Simulate agents, collector, disks and network by seed, with everything that may fail
     Sim(sim::Args),
+    /// Run the fuzz targets of what decodes bytes from outside, and keep what they learn
+    Fuzz(fuzz::Args),
     /// Run the capture tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Chaos(args) => chaos::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

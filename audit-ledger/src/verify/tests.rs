@@ -152,6 +152,66 @@ fn a_replayed_batch_is_found_and_not_counted_twice() {
 }
 
 #[test]
+fn what_is_there_twice_counts_once_whatever_its_second_copy_holds() {
+    let (mut batches, sealer) = history(1, 6);
+    let mut other = batches[2].clone();
+    other.events = batches[3].events.clone();
+    let dropped = sealer.drop_events(&batches[3], "full");
+    batches.extend([other, dropped]);
+    let report = verify(&batches);
+    assert_eq!((report.batches(), report.events()), (6, 12));
+    let replayed = (Tampering::Replayed, 3);
+    assert!(found(&report).contains(&replayed), "{:?}", found(&report));
+}
+
+#[test]
+fn a_late_batch_that_nobody_signed_is_changed_and_counts_for_nothing() {
+    let (mut batches, _) = history(1, 6);
+    let missing = batches.remove(2);
+    batches.push(changed(&missing, None, |header| header.event_count = 99));
+    let report = verify(&batches);
+    assert_eq!(found(&report), [(Tampering::HeaderChanged, 3)]);
+    assert_eq!(report.events(), 10);
+}
+
+#[test]
+fn a_history_does_not_begin_with_fewer_than_no_events() {
+    let (batches, mut sealer) = history(1, 1);
+    let key = Key::new(1, [1; 32]);
+    let first = changed(&batches[0], Some(&key), |header| header.event_count = -1);
+    sealer.evolve();
+    let dropped = sealer.drop_events(&first, "full");
+    assert_eq!(found(&verify(&[dropped])), [(Tampering::HeaderChanged, 1)]);
+}
+
+#[test]
+fn numbers_at_the_ends_of_their_types_are_told_and_nothing_overflows() {
+    let (batches, _) = history(1, 1);
+    let key = Key::new(1, [1; 32]);
+    let ends = [i64::MIN, -1, 0, i64::MAX - 1, i64::MAX];
+    let set: [fn(&mut BatchHeader, i64); 5] = [
+        |header, end| header.epoch = end,
+        |header, end| header.batch = end,
+        |header, end| header.events_before = end,
+        |header, end| header.next_within_ms = end,
+        |header, end| header.sealed_time = end,
+    ];
+    for set in set {
+        for (one, other) in ends.into_iter().flat_map(|a| ends.map(|b| (a, b))) {
+            let end = |end: i64, number: i64| {
+                changed(&batches[0], Some(&key), |header| {
+                    header.batch = number;
+                    set(header, end);
+                })
+            };
+            let report = verify_at(&[end(one, 2), end(other, 4)], i64::MAX);
+            assert_ne!(report.verdict(), Verdict::Complete);
+            assert_eq!(verify_at(&[end(one, 2)], i64::MIN).batches(), 1);
+        }
+    }
+}
+
+#[test]
 fn a_tail_that_was_cut_off_is_told_by_the_missing_heartbeat() {
     let (batches, mut sealer) = history(1, 12);
     let later = 12 + 3 * 10 + 11;

@@ -62,7 +62,7 @@ fn what_is_taken_is_refused_by_naming_who_has_it() {
 }
 
 /// What a build of the agent reads, without what was built.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     "Cargo.toml",
     "Cargo.lock",
     "audit-common",
@@ -76,6 +76,7 @@ const SOURCES: [&str; 17] = [
     "audit-agent",
     "audit-collector",
     "audit-cli",
+    "audit-fuzz",
     "xtask",
     "tests",
     "rules",
