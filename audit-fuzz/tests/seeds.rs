@@ -43,9 +43,13 @@ fn vectors() -> Vec<Batch> {
     let mut found: Vec<Batch> = Vec::new();
     for history in all["histories"].as_array().expect("histories") {
         let batches = history["batches"].as_array().expect("batches");
-        for encoded in [&batches[0], &batches[5], &batches[batches.len() - 1]] {
+        let some = [batches.first(), batches.get(5), batches.last()];
+        for encoded in some.into_iter().flatten() {
             let bytes = unhex(encoded.as_str().expect("hexadecimal"));
-            let batch = Batch::decode(&bytes[..]).expect("a batch");
+            // Some of the vectors are of batches that cannot be read.
+            let Ok(batch) = Batch::decode(&bytes[..]) else {
+                continue;
+            };
             if !found.contains(&batch) {
                 found.push(batch);
             }

@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if matches!(args.name, Name::Overhead | Name::Loss | Name::Outage) {
         setup::testing()?;
     }
-    setup::tracefs();
+    setup::kernel_file_systems();
     build(args.name, args.quick)?;
     cargo::become_program(command(args))
 }

@@ -18,7 +18,6 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::testing()?;
-    setup::tracefs();
     cargo::run(&["build", "--workspace", "--bins"])?;
     let mut command = cargo::cargo();
     command

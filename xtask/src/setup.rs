@@ -81,6 +81,7 @@ pub fn building() -> Result<()> {
 /// What tests and benches need on top; each of them skips loudly what is missing, so this only
 /// warns.
 pub fn testing() -> Result<()> {
+    kernel_file_systems();
     if apt::usable() {
         let wanted: Vec<&str> = TEST_PACKAGES
             .into_iter()
@@ -174,19 +175,26 @@ fn debian_compiler() -> bool {
     .all(|path| Path::new(path).exists())
 }
 
-/// The peers in the benches, auditd and bpftrace, find tracepoints there; hostaudit does not need it.
-pub fn tracefs() {
-    const AT: &str = "/sys/kernel/tracing";
-    if Path::new(AT).join("events").exists() || !is_root() {
-        return;
+/// What a host that booted has, and a container or a small image may not. The peers in the benches find
+/// tracepoints in tracefs; capture that outlives the agent is pinned in the bpf file system.
+pub fn kernel_file_systems() {
+    for (kind, at) in [("tracefs", "/sys/kernel/tracing"), ("bpf", "/sys/fs/bpf")] {
+        if is_mounted(kind, at) || !is_root() {
+            continue;
+        }
+        match Command::new("mount").args(["-t", kind, kind, at]).status() {
+            Ok(status) if status.success() => eprintln!("setup: mounted {kind} on {at}"),
+            _ => eprintln!("setup: warning: cannot mount {kind} on {at}; what needs it is skipped"),
+        }
     }
-    match Command::new("mount")
-        .args(["-t", "tracefs", "tracefs", AT])
-        .status()
-    {
-        Ok(status) if status.success() => eprintln!("setup: mounted tracefs on {AT}"),
-        _ => eprintln!("setup: warning: cannot mount tracefs on {AT}; bpftrace will not run"),
-    }
+}
+
+fn is_mounted(kind: &str, at: &str) -> bool {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    mounts.lines().any(|line| {
+        let mut words = line.split(' ').skip(1);
+        words.next() == Some(at) && words.next() == Some(kind)
+    })
 }
 
 pub fn is_root() -> bool {

@@ -9,6 +9,7 @@ mod events_files;
 mod filters;
 mod full_disk;
 mod ledger;
+mod metrics;
 mod network;
 mod pki;
 mod query;

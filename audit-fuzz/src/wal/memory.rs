@@ -76,6 +76,22 @@ impl Disk for Memory {
     }
 
     /// Not to be guessed by what repeats it; never the same twice.
+    fn is_dir(&self, _: &Path) -> bool {
+        false
+    }
+
+    fn remove_dir(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn now(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+
     fn random(&self) -> io::Result<u64> {
         let mut state = lock(&self.0);
         state.random += 1;
