@@ -391,6 +391,12 @@ impl<D: Disk> Spool<D> {
         if number == waiting.acknowledged + 1 {
             waiting.events_acknowledged = waiting.events_acknowledged.max(fields.events_before);
         }
+        // An earlier session may have been given this one and later ones.
+        while waiting
+            .handed_out
+            .pop_back_if(|(handed, _)| *handed >= number)
+            .is_some()
+        {}
         waiting.handed_out.push_back((number, events));
         let reason = waiting.refused.get(&number).cloned();
         drop(waiting);
@@ -444,13 +450,12 @@ impl<D: Disk> Spool<D> {
     pub fn rewind(&self, stored: i64) -> Option<(i64, i64)> {
         let first = self.first();
         let mut waiting = lock(&self.waiting);
-        // What an earlier session was given is given again.
-        waiting.handed_out.clear();
         let acknowledged = waiting.acknowledged;
         if stored >= acknowledged {
             return None;
         }
         waiting.acknowledged = stored.max(first - 1);
+        waiting.handed_out.clear();
         (stored + 1 < first).then_some((stored + 1, first - 1))
     }
 

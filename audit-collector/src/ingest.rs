@@ -303,7 +303,11 @@ impl IngestService {
         let checked = work
             .await
             .map_err(|_| Status::internal("verification stopped"))?;
-        let (record, prepared, past) = match checked {
+        let Checked {
+            record,
+            prepared,
+            past,
+        } = match checked {
             Ok(checked) => checked,
             Err((unfit, batch)) => return Err(self.unfit(unfit, &batch, number, at)),
         };
@@ -415,13 +419,20 @@ impl IngestService {
     }
 }
 
-/// Its record, its rows, and the history with it; else the batch again.
+/// Of a batch that belongs where it is: its record, its rows, and the history with it.
+struct Checked {
+    record: Vec<u8>,
+    prepared: Prepared,
+    past: Past,
+}
+
+/// Else the batch again.
 fn check(
     batch: Batch,
     header: Header,
     past: Option<&Past>,
     gap: Gap,
-) -> Result<(Vec<u8>, Prepared, Past), (Unfit, Box<Batch>)> {
+) -> Result<Checked, (Unfit, Box<Batch>)> {
     let number = header.fields.batch;
     let past = match history::follow(past, &batch, &header, gap) {
         Ok(past) => past,
@@ -429,7 +440,11 @@ fn check(
     };
     let record = batch.encode_to_vec();
     match prepare_batch(batch, header) {
-        Ok(prepared) => Ok((record, prepared, past)),
+        Ok(prepared) => Ok(Checked {
+            record,
+            prepared,
+            past,
+        }),
         Err(error) => {
             let reason = format!("batch {number}: {error}");
             Err((Unfit::Refused(reason), Box::default()))

@@ -95,11 +95,30 @@ def follow(stub, messages, arguments, cursor: str) -> str:
     return cursor
 
 
+def connect(arguments):
+    """With the certificate that `hostaudit pki enroll` got, where the server is an https one."""
+    options = [("grpc.max_receive_message_length", 16 << 20)]
+    if not arguments.server.startswith("https://"):
+        # gRPC names a unix socket by its path, which is no valid HTTP authority.
+        options.append(("grpc.default_authority", "localhost"))
+        return grpc.insecure_channel(arguments.server, options=options)
+    try:
+        ca, key, certificate = [
+            (arguments.tls_dir / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")]
+    except OSError as error:
+        sys.exit(f"tail.py: {error}; `hostaudit pki enroll --dir {arguments.tls_dir}` gets a certificate")
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    return grpc.secure_channel(arguments.server.removeprefix("https://"), credentials, options=options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="unix:///run/hostaudit/collector.sock",
-                        help="unix:///path/to/collector.sock or host:port (%(default)s)")
+                        help="unix:///path/to/collector.sock, https://host:port, or host:port "
+                             "without TLS (%(default)s)")
+    parser.add_argument("--tls-dir", type=pathlib.Path, default="/etc/hostaudit/tls",
+                        help="directory of ca.pem, cert.pem and key.pem for https (%(default)s)")
     parser.add_argument("--where", default="", help="SQL predicate over the columns of events")
     parser.add_argument("--allow", action="append", default=[], metavar="JSON",
                         help='only events that match, or match another --allow; for example '
@@ -118,12 +137,7 @@ def main() -> None:
     arguments = parser.parse_args()
     messages, services = load_client(PROTO)
     cursor = read_cursor(arguments.cursor_file)
-    # gRPC names a unix socket by its path, which is no valid HTTP authority.
-    options = [
-        ("grpc.max_receive_message_length", 16 << 20),
-        ("grpc.default_authority", "localhost"),
-    ]
-    with grpc.insecure_channel(arguments.server, options=options) as channel:
+    with connect(arguments) as channel:
         stub = services.CollectorStub(channel)
         while True:
             try:

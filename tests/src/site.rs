@@ -70,11 +70,22 @@ impl Site {
         Ok(ClientFiles::within(self.path(name)))
     }
 
+    /// Of a program that reads.
+    pub fn reader(&self, name: &str) -> Result<PathBuf> {
+        let authority = Authority::open(&self.path("authority"))?;
+        self.issue(&authority, Role::Reader, name, &[])?;
+        Ok(self.path(name))
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// Of an agent on the host of this id.
     pub fn agent_options(&self, host_id: &str) -> Result<Vec<String>> {
         let files = self.agent(host_id)?;
         Ok(vec![
-            format!("server=https://{}", self.address),
+            format!("server={}", self.url()),
             format!("tls.ca={}", files.ca.display()),
             format!("tls.certificate={}", files.certificate.display()),
             format!("tls.key={}", files.key.display()),
@@ -96,9 +107,6 @@ impl Site {
     /// For one agent.
     pub fn server(&self, agent: &str) -> Result<Server> {
         let credentials = Credentials::Files(self.agent(agent)?);
-        Ok(Server::parse(
-            &format!("https://{}", self.address),
-            credentials,
-        )?)
+        Ok(Server::parse(&self.url(), credentials)?)
     }
 }

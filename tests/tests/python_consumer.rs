@@ -13,6 +13,7 @@ use audit_proto::v1::Event;
 use audit_tests::{
     Options, Stack,
     python::venv,
+    site::Site,
     synthetic::{Synthetic, exec},
 };
 
@@ -36,14 +37,18 @@ fn python() -> Result<Option<PathBuf>> {
     )
 }
 
+fn unix(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}
+
 /// Runs the example to the present and returns the events that it printed.
 fn consume(python: &Path, socket: &Path, cursor: &Path) -> Result<Vec<serde_json::Value>> {
-    consume_with(python, socket, cursor, &[])
+    consume_with(python, &unix(socket), cursor, &[])
 }
 
 fn consume_with(
     python: &Path,
-    socket: &Path,
+    server: &str,
     cursor: &Path,
     arguments: &[&str],
 ) -> Result<Vec<serde_json::Value>> {
@@ -52,7 +57,7 @@ fn consume_with(
         .arg("60")
         .arg(python)
         .arg(repository().join("examples/python/tail.py"))
-        .args(["--server", &format!("unix://{}", socket.display())])
+        .args(["--server", server])
         .args(["--from-start", "--until-now", "--cursor-file"])
         .arg(cursor)
         .args(arguments);
@@ -124,7 +129,7 @@ fn the_python_consumer_receives_everything_once_across_a_restart() -> Result<()>
         "host_name",
     ];
     let other = directory.path().join("other");
-    let third = consume_with(&python, &socket, &other, &wanted)?;
+    let third = consume_with(&python, &unix(&socket), &other, &wanted)?;
     assert_eq!(ids(&third), [3, 5, 7, 8].map(|n| event(n).id));
     assert_eq!(
         (&third[0]["process"], &third[0]["masked"]),
@@ -139,10 +144,35 @@ fn the_python_consumer_receives_everything_once_across_a_restart() -> Result<()>
         r#"{"conditions": [{"column": "file_path", "present": true}]}"#,
     ];
     let passed = directory.path().join("passed");
-    assert!(consume_with(&python, &socket, &passed, &nothing)?.is_empty());
+    assert!(consume_with(&python, &unix(&socket), &passed, &nothing)?.is_empty());
     agent.deliver(&socket, &[events(9..10)])?;
     // It was told how far it was looked through, so that this is all that is new.
     assert_eq!(ids(&consume(&python, &socket, &passed)?), expected(9..10));
+    Ok(())
+}
+
+#[test]
+fn the_python_consumer_reads_over_mutual_tls() -> Result<()> {
+    let Some(python) = python()? else {
+        eprintln!("SKIPPED: python3 with grpcio, grpcio-tools and protobuf cannot be had here");
+        return Ok(());
+    };
+    let site = Site::new()?;
+    let stack = Stack::start(Options {
+        without_agent: true,
+        collector: site.options()?,
+        ..Options::default()
+    })?;
+    Synthetic::new()?.deliver(&stack.socket(), &[events(1..4)])?;
+    let directory = tempfile::tempdir()?;
+    let cursor = directory.path().join("cursor");
+    let tls = site.reader("siem")?.display().to_string();
+    let read = consume_with(&python, &site.url(), &cursor, &["--tls-dir", &tls])?;
+    assert_eq!(ids(&read), expected(1..4));
+    let nobody = directory.path().display().to_string();
+    let refused = consume_with(&python, &site.url(), &cursor, &["--tls-dir", &nobody]);
+    let refused = refused.expect_err("no certificate").to_string();
+    ensure!(refused.contains("pki enroll"), "{refused}");
     Ok(())
 }
 

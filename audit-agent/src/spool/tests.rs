@@ -276,15 +276,7 @@ fn a_history_that_diverged_is_sealed_anew_without_losing_an_event() {
     let two = opened(&dir);
     assert!(two.former.is_empty());
     let of_two = waiting(&two.spool);
-    let alone = verify(&of_two);
-    assert_eq!(
-        alone.verdict(),
-        Verdict::Incomplete,
-        "the former is not here"
-    );
-    assert!(alone.histories[0].findings.is_empty(), "{alone:?}");
-    let both = [&of_one[..], &of_two[..]].concat();
-    assert_eq!(verify(&both).verdict(), Verdict::Complete);
+    assert_eq!(verify(&of_two).verdict(), Verdict::Complete);
     let events = |batches: &[Batch]| -> Vec<Vec<u8>> {
         let open = |batch: &Batch| {
             let header = audit_ledger::header(batch).expect("header");
@@ -296,6 +288,68 @@ fn a_history_that_diverged_is_sealed_anew_without_losing_an_event() {
             .collect()
     };
     assert_eq!(events(&of_one), events(&of_two));
+}
+
+#[test]
+fn of_a_history_that_diverged_only_what_the_collector_lacks_is_sealed_anew() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let one = opened(&dir);
+    fill(&one.spool, 5, 1000);
+    let of_one = waiting(&one.spool);
+    one.spool.acknowledge(3);
+    one.spool.give_up_history().expect("marked");
+    drop(one);
+    let two = opened(&dir);
+    let of_two = waiting(&two.spool);
+    assert_eq!(of_two.len(), 2);
+    assert_eq!(
+        verify(&of_two).verdict(),
+        Verdict::Incomplete,
+        "the former, up to where it is shared, is not here"
+    );
+    let both = [&of_one[..3], &of_two[..]].concat();
+    let report = verify(&both);
+    assert_eq!(report.verdict(), Verdict::Complete, "{report:?}");
+}
+
+/// Of a group that a crash cut off before its mark.
+#[test]
+fn batches_without_the_mark_that_was_written_with_them_do_not_count() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mark = |number| Mark {
+        number,
+        state: State::default(),
+        kept: Arc::default(),
+    };
+    let one = opened(&dir);
+    let seal = |spool: &Spool| spool.seal(&Frames::from_iter([b"event"]), Summary::default());
+    let first = seal(&one.spool);
+    assert_eq!(one.spool.keep(&[first], Some(&mark(1)), &|| false), 0);
+    let agent_id = one.spool.agent_id().to_owned();
+    drop(one);
+    let path = dir.path().join("spool").join(&agent_id).join("log");
+    // As `append` writes a group, up to its mark.
+    let options = audit_wal::Options {
+        segment_bytes: Limits::SEGMENT_BYTES,
+        max_record_bytes: logs::max_record_bytes(),
+    };
+    let cut = opened(&dir);
+    let second = seal(&cut.spool);
+    drop(cut);
+    let (mut log, _) = audit_wal::Log::open(&path, options).expect("opens");
+    log.append_all(&[&record::part(&second)]).expect("written");
+    drop(log);
+    for run in 0..3 {
+        let again = opened(&dir);
+        assert_eq!(again.spool.agent_id(), agent_id);
+        assert_eq!(again.spool.last(), 1 + run);
+        let next = seal(&again.spool);
+        let number = u64::try_from(run + 2).expect("small");
+        assert_eq!(again.spool.keep(&[next], Some(&mark(number)), &|| false), 0);
+    }
+    let batches = waiting(&opened(&dir).spool);
+    assert_eq!(numbers(&batches), [1, 2, 3, 4]);
+    assert_eq!(verify(&batches).verdict(), Verdict::Complete);
 }
 
 #[test]

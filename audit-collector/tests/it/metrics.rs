@@ -46,7 +46,10 @@ async fn metrics_tell_what_is_stored_and_when_certificates_end() {
     deliver(&collector.channel, &agent, &batches).await;
     let text = get(address, "/metrics").await;
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    assert_eq!(value(&text, "hostaudit_collector_stored_batches_total "), 2.0);
+    assert_eq!(
+        value(&text, "hostaudit_collector_stored_batches_total "),
+        2.0
+    );
     assert_eq!(value(&text, "hostaudit_collector_problems "), 0.0);
     for peer in ["this collector", "hostaudit://reader/alice"] {
         let name = format!("certificate_expiry_time_seconds{{peer=\"{peer}\"}} ");
