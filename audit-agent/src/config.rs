@@ -216,6 +216,19 @@ pub struct Spool {
     pub when_full: WhenFull,
 }
 
+impl Spool {
+    fn limits(&self, memory_bytes: usize) -> SpoolLimits {
+        SpoolLimits {
+            disk_bytes: self.max_bytes,
+            max_age: Duration::from_secs(self.max_age_s),
+            when_full: self.when_full,
+            memory_bytes,
+            segment_bytes: SpoolLimits::SEGMENT_BYTES,
+            epoch_batches: SpoolLimits::EPOCH_BATCHES,
+        }
+    }
+}
+
 impl Default for Spool {
     fn default() -> Self {
         Self {
@@ -400,14 +413,7 @@ impl Config {
                 entries: max_entries,
                 bytes: table_bytes,
             },
-            spool: SpoolLimits {
-                disk_bytes: self.spool.max_bytes,
-                max_age: Duration::from_secs(self.spool.max_age_s),
-                when_full: self.spool.when_full,
-                memory_bytes: self.queue.max_bytes,
-                segment_bytes: SpoolLimits::SEGMENT_BYTES,
-                epoch_batches: SpoolLimits::EPOCH_BATCHES,
-            },
+            spool: self.spool.limits(self.queue.max_bytes),
         })
     }
 
