@@ -111,6 +111,8 @@ pub async fn receive(
     let mut client = target.ledger().await?;
     let request = part.request()?;
     let to_time = request.to_time.unwrap_or(i64::MAX);
+    // Reading it all may take longer than an agent is silent.
+    let begun = Clock::system().now.as_microsecond();
     let answers = client.export(request).await;
     let mut answers = answers.map_err(|s| client::plain(&s))?.into_inner();
     let (mut batches, mut said) = (0, Instant::now());
@@ -124,8 +126,7 @@ pub async fn receive(
             sink.batch(batch)?;
         }
         if let Some(mut end) = answer.end {
-            let now = Clock::system().now.as_microsecond();
-            end.time = end.time.max(now.min(to_time));
+            end.time = end.time.max(begun.min(to_time));
             return Ok(end);
         }
         if terminal.error_is_terminal && said.elapsed() >= PROGRESS {

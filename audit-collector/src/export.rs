@@ -55,6 +55,8 @@ impl Ledger for LedgerService {
 
 /// Until everything is sent or the reader is gone.
 fn send(store: &Store, request: &ExportRequest, answers: &Answers, _held: OwnedSemaphorePermit) {
+    // Of what is stored by now: sending it may take longer than an agent is silent.
+    let time = now();
     let batches = match store.sealed() {
         Ok(batches) => batches,
         Err(error) => {
@@ -94,7 +96,7 @@ fn send(store: &Store, request: &ExportRequest, answers: &Answers, _held: OwnedS
         }
     };
     let end = ExportEnd {
-        time: now().min(part.to_time),
+        time: time.min(part.to_time),
         forks,
         unreadable,
     };
