@@ -35,10 +35,12 @@ pub(super) fn call(
         kind::MEMFD => event.file = Some(memfd(text)),
         kind::MODULE => event.module = Some(module(row, text)),
         kind::MOUNT => {
-            event.mount = Some(Mount {
+            let mount = Mount {
                 source: text,
                 r#type: given(record, section::SECOND_TEXT, event),
-            });
+            };
+            // An object of nothing is none: columns could not tell it from that.
+            event.mount = Some(mount).filter(|mount| *mount != Mount::default());
         }
         kind::TIME_CHANGE => {
             let step = time_step_ns(record, row, clock);

@@ -162,9 +162,13 @@ fn a_full_spool_that_may_not_drop_waits_and_takes_up_again() {
         let spool = Arc::clone(&spool);
         std::thread::spawn(move || fill(&spool, 90, 1 << 20))
     };
-    std::thread::sleep(Duration::from_millis(2500));
+    // Until it waits: on a busy machine filling takes its time.
+    let mut held = -1;
+    while held != spool.last() {
+        held = spool.last();
+        std::thread::sleep(Duration::from_millis(2500));
+    }
     assert!(!filling.is_finished(), "it waits");
-    let held = spool.last();
     assert!((50..80).contains(&held), "{held}");
     spool.acknowledge(held);
     filling.join().expect("all are taken");
