@@ -9,13 +9,19 @@ use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
 use audit_proto::v1::StatusResponse;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Bytes, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::watch, time::sleep};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
 
 use crate::{ingest::raised, status::StatusSource, transport::Tls};
 
-/// A client that does not finish its request holds a connection.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// From accepting a connection to the end of the answer: a client that neither asks nor reads holds one.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at once; more wait in the listener's backlog.
+const CONNECTIONS: usize = 16;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What is asked, and answered from.
@@ -28,7 +34,12 @@ impl Metrics {
     /// Until `stop`.
     pub async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         let metrics = Arc::new(self);
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
+            // Never closed.
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
             let accepted = tokio::select! {
                 () = raised(&mut stop) => return,
                 accepted = listener.accept() => accepted,
@@ -39,17 +50,20 @@ impl Metrics {
             };
             let metrics = metrics.clone();
             tokio::spawn(async move {
+                let _slot = slot;
                 let service = service_fn(|request| {
                     let response = metrics.answer(&request);
                     async { Ok::<_, Infallible>(response) }
                 });
                 let served = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(REQUEST_TIMEOUT)
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = served.await {
-                    tracing::debug!(%error, "metrics: a request was not finished");
+                match timeout(REQUEST_TIMEOUT, served).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "metrics: a request was not finished")
+                    }
+                    Err(_) => tracing::debug!("metrics: a request took too long"),
                 }
             });
         }

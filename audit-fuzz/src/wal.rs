@@ -4,13 +4,9 @@
 //! indexes, and with what is told as damaged they are all from the first to the last. Opening again
 //! finds the same and changes nothing. What is appended then is there, with what was there.
 
-mod memory;
-
 use std::path::Path;
 
-use audit_wal::{Log, Options, Recovery, Report, check_on};
-
-pub use memory::Memory;
+use audit_wal::{Log, Options, Recovery, Report, check_on, simulated::Simulated};
 
 pub const DIR: &str = "/log";
 /// A header takes half of a segment, so that a few records fill one.
@@ -21,15 +17,15 @@ pub const OPTIONS: Options = Options {
 
 pub type Records = Vec<(u64, Vec<u8>)>;
 
-pub fn open(disk: &Memory) -> (Log<Memory>, Recovery) {
-    Log::open_on(disk.clone(), Path::new(DIR), OPTIONS).expect("nothing fails in memory")
+pub fn open(disk: &Simulated) -> (Log<Simulated>, Recovery) {
+    Log::open_on(disk.clone(), Path::new(DIR), OPTIONS).expect("nothing fails unless it is told to")
 }
 
 /// Goes through all of it; the records that were found first.
-pub fn recovers(disk: &Memory) -> Records {
+pub fn recovers(disk: &Simulated) -> Records {
     let before = disk.files();
-    let report =
-        check_on(disk, Path::new(DIR), OPTIONS.max_record_bytes).expect("nothing fails in memory");
+    let report = check_on(disk, Path::new(DIR), OPTIONS.max_record_bytes)
+        .expect("nothing fails unless it is told to");
     assert!(disk.files() == before, "checking changed a file");
     let (log, recovery) = open(disk);
     agrees(&log, &recovery, &report);
@@ -45,7 +41,7 @@ pub fn recovers(disk: &Memory) -> Records {
     records
 }
 
-fn agrees(log: &Log<Memory>, recovery: &Recovery, report: &Report) {
+fn agrees(log: &Log<Simulated>, recovery: &Recovery, report: &Report) {
     assert_eq!(recovery.records, report.records);
     assert_eq!(recovery.damaged, report.damaged);
     assert_eq!(recovery.truncated_bytes, report.tail_bytes);
@@ -54,14 +50,16 @@ fn agrees(log: &Log<Memory>, recovery: &Recovery, report: &Report) {
     assert_eq!(log.segments().len(), report.segments);
 }
 
-pub fn read(log: &Log<Memory>, from: u64) -> Records {
-    let reader = log.read_from(from).expect("nothing fails in memory");
+pub fn read(log: &Log<Simulated>, from: u64) -> Records {
+    let reader = log
+        .read_from(from)
+        .expect("nothing fails unless it is told to");
     let records: Result<Records, _> = reader.collect();
     records.expect("what opening found is read")
 }
 
 /// From the first to the last, each index is a record's or told as damaged, once.
-fn complete(log: &Log<Memory>, recovery: &Recovery, records: &Records) {
+fn complete(log: &Log<Simulated>, recovery: &Recovery, records: &Records) {
     let mut told: Vec<(u64, u64)> = records.iter().map(|(index, _)| (*index, *index)).collect();
     assert!(told.is_sorted(), "indexes do not ascend");
     let damaged = recovery.damaged.iter();
@@ -84,7 +82,7 @@ fn complete(log: &Log<Memory>, recovery: &Recovery, records: &Records) {
     );
 }
 
-fn again(disk: &Memory, first: &Recovery, records: &Records) {
+fn again(disk: &Simulated, first: &Recovery, records: &Records) {
     let before = disk.files();
     let (log, recovery) = open(disk);
     assert!(disk.files() == before, "opening again changed a file");
@@ -99,11 +97,13 @@ fn again(disk: &Memory, first: &Recovery, records: &Records) {
     );
 }
 
-fn goes_on(disk: &Memory, before: &Records, first: &Recovery) {
+fn goes_on(disk: &Simulated, before: &Records, first: &Recovery) {
     let (mut log, _) = open(disk);
     let next = log.next_index();
     let new: [&[u8]; 2] = [b"one", &[7; 512]];
-    let indexes = log.append_all(&new).expect("nothing fails in memory");
+    let indexes = log
+        .append_all(&new)
+        .expect("nothing fails unless it is told to");
     assert_eq!(indexes, [next, next + 1]);
     let behind = indexes.into_iter().zip(new.map(<[u8]>::to_vec));
     let all: Records = before.iter().cloned().chain(behind).collect();
@@ -121,6 +121,7 @@ fn goes_on(disk: &Memory, before: &Records, first: &Recovery) {
         (recovery.truncated_bytes, &recovery.damaged),
         (0, &first.damaged)
     );
-    log.drop_before(next + 1).expect("nothing fails in memory");
+    log.drop_before(next + 1)
+        .expect("nothing fails unless it is told to");
     assert!(read(&log, next + 1) == all[all.len() - 1..]);
 }

@@ -12,9 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use audit_wal::simulated::Simulated;
+
 use crate::{
     input::Input,
-    wal::{self, DIR, Memory, OPTIONS, recovers},
+    wal::{self, DIR, OPTIONS, recovers},
 };
 
 const MAX_STEPS: u8 = 64;
@@ -29,7 +31,7 @@ type Promised = BTreeMap<u64, Vec<u8>>;
 
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let disk = Memory::default();
+    let disk = Simulated::new(0);
     let promised = write(&disk, &mut input);
     let sound = disk.files();
     if input.is_empty() {
@@ -62,7 +64,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-fn write(disk: &Memory, input: &mut Input<'_>) -> Promised {
+fn write(disk: &Simulated, input: &mut Input<'_>) -> Promised {
     let mut promised = Promised::new();
     let mut pending = Promised::new();
     let (mut log, _) = wal::open(disk);
@@ -75,7 +77,7 @@ fn write(disk: &Memory, input: &mut Input<'_>) -> Promised {
                 pending.insert(index, record);
             }
             9..14 => {
-                log.sync().expect("nothing fails in memory");
+                log.sync().expect("nothing fails unless it is told to");
                 promised.append(&mut pending);
             }
             14 => {
@@ -87,7 +89,8 @@ fn write(disk: &Memory, input: &mut Input<'_>) -> Promised {
             _ => {
                 let next = log.next_index() as usize;
                 let index = input.below(next) as u64;
-                log.drop_before(index).expect("nothing fails in memory");
+                log.drop_before(index)
+                    .expect("nothing fails unless it is told to");
                 promised = promised.split_off(&log.first_index());
             }
         }
@@ -95,7 +98,7 @@ fn write(disk: &Memory, input: &mut Input<'_>) -> Promised {
     promised
 }
 
-fn change(disk: &Memory, input: &mut Input<'_>) {
+fn change(disk: &Simulated, input: &mut Input<'_>) {
     let files: Vec<(PathBuf, Vec<u8>)> = disk.files().into_iter().collect();
     let Some((path, content)) = files.get(input.below(files.len())) else {
         return;

@@ -8,9 +8,11 @@
 
 use std::path::{Path, PathBuf};
 
+use audit_wal::simulated::Simulated;
+
 use crate::{
     input::Input,
-    wal::{DIR, Memory, recovers},
+    wal::{DIR, recovers},
 };
 
 const MAX_SEGMENTS: u8 = 4;
@@ -21,7 +23,7 @@ const SECOND_AT: usize = 4096;
 
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let disk = Memory::default();
+    let disk = Simulated::new(0);
     let mut files: Vec<(PathBuf, Vec<u8>)> = Vec::new();
     let mut next = 1;
     for at in 0..1 + input.byte() % MAX_SEGMENTS {

@@ -40,12 +40,14 @@ fn vectors() -> Vec<Batch> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ledger-vectors.json");
     let text = fs::read(path).expect("docs/ledger-vectors.json");
     let all: Value = serde_json::from_slice(&text).expect("JSON");
+    let contents = all["contents"].as_array().expect("contents");
     let mut found: Vec<Batch> = Vec::new();
     for history in all["histories"].as_array().expect("histories") {
         let batches = history["batches"].as_array().expect("batches");
         let some = [batches.first(), batches.get(5), batches.last()];
-        for encoded in some.into_iter().flatten() {
-            let bytes = unhex(encoded.as_str().expect("hexadecimal"));
+        for place in some.into_iter().flatten() {
+            let place = place.as_u64().expect("a place") as usize;
+            let bytes = unhex(contents[place].as_str().expect("hexadecimal"));
             // Some of the vectors are of batches that cannot be read.
             let Ok(batch) = Batch::decode(&bytes[..]) else {
                 continue;

@@ -102,6 +102,27 @@ impl Simulated {
         self.state().now = now;
     }
 
+    /// All files, as programs see them.
+    pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let state = self.state();
+        let copy =
+            |(path, number): (&PathBuf, &usize)| (path.clone(), state.files[*number].seen.clone());
+        state.names.iter().map(copy).collect()
+    }
+
+    /// A durable file with this content, in place of one that may be there.
+    pub fn put(&self, path: &Path, content: Vec<u8>) {
+        let mut state = self.state();
+        let number = state.files.len();
+        state.files.push(Content {
+            durable: content.clone(),
+            seen: content,
+            unsynced: BTreeSet::new(),
+        });
+        state.names.insert(path.to_owned(), number);
+        state.durable_names.insert(path.to_owned(), number);
+    }
+
     /// An image of what is on the platter.
     pub fn image(&self) -> Image {
         Image(self.state().clone())

@@ -619,21 +619,21 @@ def compare_ledger(vector: dict[str, Any], ledger: Ledger) -> Iterator[Compared]
     yield f"{vector['name']}: losses", lost, ledger.losses()
 
 
-def compare_history(vector: dict[str, Any]) -> Iterator[Compared]:
+def compare_history(vector: dict[str, Any], contents: list[bytes]) -> Iterator[Compared]:
     ledger = Ledger(vector["whole"])
-    for encoded in vector["batches"]:
-        ledger.add(bytes.fromhex(encoded))
-    for encoded in vector["forks"]:
-        ledger.add(bytes.fromhex(encoded), fork=True)
+    for place in vector["batches"]:
+        ledger.add(contents[place])
+    for place in vector["forks"]:
+        ledger.add(contents[place], fork=True)
     ledger.close(vector["time"])
     yield f"{vector['name']}: verdict", vector["verdict"], ledger.verdict().name.lower()
     yield from compare_ledger(vector, ledger)
 
 
-def compare_export(vector: dict[str, Any]) -> Iterator[Compared]:
+def compare_export(vector: dict[str, Any], contents: list[bytes]) -> Iterator[Compared]:
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in vector["files"].items():
-            (Path(folder) / name).write_bytes(bytes.fromhex(content))
+        for name, place in vector["files"].items():
+            (Path(folder) / name).write_bytes(contents[place])
         try:
             ledger, _, _ = read_export(Path(folder))
         except Unusable:
@@ -644,11 +644,15 @@ def compare_export(vector: dict[str, Any]) -> Iterator[Compared]:
 
 
 def verify_vectors(path: Path) -> int:
-    parts = read_json(path, roots=list, keys=list, histories=list, exports=list)
-    compares = (compare_root, compare_keys, compare_history, compare_export)
+    roots, keys, contents, histories, exports = read_json(
+        path, roots=list, keys=list, contents=list, histories=list, exports=list)
     try:
-        values = [v for compare, part in zip(compares, parts) for vector in part for v in compare(vector)]
-    except (KeyError, TypeError, ValueError) as error:
+        contents = [bytes.fromhex(content) for content in contents]
+        values = [v for vector in roots for v in compare_root(vector)]
+        values += [v for vector in keys for v in compare_keys(vector)]
+        values += [v for vector in histories for v in compare_history(vector, contents)]
+        values += [v for vector in exports for v in compare_export(vector, contents)]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise Unusable(f"{path}: not as docs/ledger.md describes vectors: {error!r}") from None
     different = [value for value in values if value[1] != value[2]]
     for what, expected, found in different:

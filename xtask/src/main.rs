@@ -43,7 +43,7 @@ enum Command {
     Ebpf(ebpf::Args),
     /// Every check there is: format, lints, docs, tests, live tests, benches, deployment files
     Test(test::Args),
-    /// Measure this host: overhead, loss, detect, ingest
+    /// Measure this host: overhead, loss, detect, ingest, outage
     Bench(bench::Args),
     /// Kill agent and collector and cut the network between them, under a counted workload
     Chaos(chaos::Args),

@@ -56,7 +56,13 @@ async fn metrics_tell_what_is_stored_and_when_certificates_end() {
         let end = value(&text, &format!("hostaudit_collector_{name}"));
         assert!(end > 1.7e9, "{name} {end}");
     }
+    // Those who connect and say nothing keep nobody out for long.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(address).await.expect("connects"));
+    }
     assert!(get(address, "/healthz").await.contains("200"));
+    drop(silent);
     assert!(get(address, "/readyz").await.contains("200"));
     assert!(get(address, "/").await.starts_with("HTTP/1.1 404"));
     drop(reader);

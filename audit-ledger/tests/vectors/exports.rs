@@ -7,7 +7,7 @@ use audit_proto::{Message as _, v1::Batch};
 use serde_json::{Value, json};
 
 use crate::{
-    hex, losses,
+    Contents, losses,
     record::{BEGAN, COUNT, SECOND, history},
     told,
 };
@@ -201,10 +201,12 @@ pub fn verify(export: &Export) -> (u8, Report) {
     (status, report)
 }
 
-pub fn vector(export: &Export) -> Value {
+pub fn vector(export: &Export, contents: &mut Contents) -> Value {
     let (status, report) = verify(export);
     let files = export.files.iter();
-    let files: BTreeMap<&str, String> = files.map(|(name, b)| (&name[..], hex(b))).collect();
+    let files: BTreeMap<&str, usize> = files
+        .map(|(name, bytes)| (&name[..], contents.place(bytes)))
+        .collect();
     json!({
         "name": export.name, "files": files, "status": status, "events": report.events(),
         "findings": told(&report), "losses": losses(&report),
