@@ -1,10 +1,7 @@
 //! `cargo xtask test`: every check there is, in the order in which they are cheap. A step that fails
 //! does not stop the others; the table at the end shows all.
 
-use std::{
-    process::{Command, ExitCode},
-    time::Instant,
-};
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::Result;
 
@@ -84,20 +81,19 @@ fn run_step(step: &Step, ci: bool) -> Outcome {
 
 /// Under coreutils' timeout, which also ends the children: 124 says that time was up.
 fn run_command(words: &[String], limit_s: u32, ci: bool) -> Result<(), String> {
-    let mut command = Command::new("timeout");
-    command
-        .args(["--kill-after=20", &limit_s.to_string()])
-        .args(words);
-    command.current_dir(cargo::root());
+    let mut command = cargo::command("timeout");
     if ci {
         command
             .env("CARGO_TERM_COLOR", "never")
-            .env("CARGO_TERM_PROGRESS_WHEN", "never");
-        command.stdin(std::process::Stdio::null());
+            .env("CARGO_TERM_PROGRESS_WHEN", "never")
+            .stdin(std::process::Stdio::null());
     } else {
         // Keeps Ctrl-C working in a terminal.
-        command = with_foreground(limit_s, words);
+        command.arg("--foreground");
     }
+    command
+        .args(["--kill-after=20", &limit_s.to_string()])
+        .args(words);
     command.env("RUSTDOCFLAGS", "-D warnings");
     let status = command
         .status()
@@ -107,13 +103,4 @@ fn run_command(words: &[String], limit_s: u32, ci: bool) -> Result<(), String> {
         Some(124 | 137) => Err(format!("not done within {limit_s} s: {}", words.join(" "))),
         _ => Err(format!("{}: {status}", words.join(" "))),
     }
-}
-
-fn with_foreground(limit_s: u32, words: &[String]) -> Command {
-    let mut command = Command::new("timeout");
-    command
-        .args(["--foreground", "--kill-after=20", &limit_s.to_string()])
-        .args(words);
-    command.current_dir(cargo::root());
-    command
 }
