@@ -257,7 +257,7 @@ impl<D: Disk> Spool<D> {
     }
 
     /// Removes what is acknowledged; of what is left drops the oldest if there is too much of it or it
-    /// is too old, or waits, as configured.
+    /// is too old, or waits, as configured, or because headers of what was dropped take up the room.
     fn make_room(&self, batches: &[Batch]) -> Result<(), WalError> {
         let bytes: usize = batches.iter().map(Message::encoded_len).sum();
         let acknowledged = lock(&self.waiting).acknowledged;
@@ -283,7 +283,11 @@ impl<D: Disk> Spool<D> {
                 sealing.sealer.drop_events(batch, reason)
             })?;
             let Some(dropped) = dropped else {
-                return Ok(());
+                // Nothing is left to drop: headers are needed until a collector has them.
+                return match too_much && logs.header_bytes() > self.limits.disk_bytes / 2 {
+                    true => Err(logs.full_of_headers()),
+                    false => Ok(()),
+                };
             };
             let mut waiting = lock(&self.waiting);
             for (class, events) in dropped {

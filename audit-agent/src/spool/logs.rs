@@ -280,11 +280,28 @@ impl<D: Disk> Logs<D> {
         self.last.as_ref().map_or(0, |last| last.end.past.epoch)
     }
 
+    /// Of batches whose events were dropped.
+    pub fn header_bytes(&self) -> u64 {
+        self.dropped.bytes()
+    }
+
     /// What is to be said where nothing may be dropped.
     pub fn full(&self) -> WalError {
+        self.waits("spool.max_bytes is reached, and spool.when_full is `block`")
+    }
+
+    /// As [`Logs::full`], where nothing is left to drop.
+    pub fn full_of_headers(&self) -> WalError {
+        self.waits(
+            "spool.max_bytes is reached by the headers of batches whose events were dropped; capture \
+             waits until a collector has them",
+        )
+    }
+
+    fn waits(&self, why: &str) -> WalError {
         WalError::Io {
             path: self.dir.clone(),
-            source: io::Error::other("spool.max_bytes is reached, and spool.when_full is `block`"),
+            source: io::Error::other(why),
         }
     }
 

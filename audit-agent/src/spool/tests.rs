@@ -30,23 +30,27 @@ fn opened(dir: &tempfile::TempDir) -> Opened {
     open_with(dir, LIMITS)
 }
 
-/// Seals and keeps `count` batches of so many bytes that do not compress.
+/// A batch of one event of so many bytes that do not compress.
+fn sealed(spool: &Spool, bytes: usize) -> Batch {
+    let mut noise = vec![0; bytes];
+    for part in noise.chunks_mut(256) {
+        crate::identity::random(part).expect("random");
+    }
+    let summary = Summary {
+        sealed_time: 1,
+        classes: vec![ClassCount {
+            class: 3,
+            events: 1,
+        }],
+        ..Summary::default()
+    };
+    spool.seal(&Frames::from_iter([noise]), summary)
+}
+
+/// Seals and keeps `count` batches.
 fn fill(spool: &Spool, count: usize, bytes: usize) {
     for _ in 0..count {
-        let mut noise = vec![0; bytes];
-        for part in noise.chunks_mut(256) {
-            crate::identity::random(part).expect("random");
-        }
-        let summary = Summary {
-            sealed_time: 1,
-            classes: vec![ClassCount {
-                class: 3,
-                events: 1,
-            }],
-            ..Summary::default()
-        };
-        let batch = spool.seal(&Frames::from_iter([noise]), summary);
-        assert_eq!(spool.keep(&[batch], None, &|| false), 0);
+        assert_eq!(spool.keep(&[sealed(spool, bytes)], None, &|| false), 0);
     }
 }
 
@@ -177,6 +181,36 @@ fn a_full_spool_that_may_not_drop_waits_and_takes_up_again() {
         numbers(&waiting(&spool)),
         (held + 1..=90).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn headers_of_dropped_batches_do_not_outgrow_the_spool() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let limits = Limits {
+        disk_bytes: 512 << 10,
+        segment_bytes: 64 << 10,
+        memory_bytes: 64 << 10,
+        ..LIMITS
+    };
+    let spool = open_with(&dir, limits).spool;
+    let mut kept = 0;
+    let error = loop {
+        let batch = sealed(&spool, 2000);
+        match spool.try_keep(std::slice::from_ref(&batch), None) {
+            Ok(()) => kept += 1,
+            Err(unkept) => break unkept.error,
+        }
+        assert!(kept < 10_000, "headers take no room");
+    };
+    assert!(error.to_string().contains("headers"), "{error}");
+    let bytes = spool.depth().bytes;
+    assert!(bytes <= limits.disk_bytes + limits.segment_bytes, "{bytes}");
+    let batches = waiting(&spool);
+    assert_eq!(numbers(&batches), (1..=kept + 1).collect::<Vec<_>>());
+    assert_eq!(verify(&batches).verdict(), Verdict::Incomplete);
+    spool.acknowledge(kept);
+    let next = sealed(&spool, 2000);
+    assert!(spool.try_keep(&[next], None).is_ok(), "it takes up again");
 }
 
 #[test]
