@@ -1,8 +1,9 @@
 //! How fast does a collector store? Synthetic agents seal batches and deliver them over mTLS on
 //! loopback, each keeping a few in flight; time runs from the first seal to the last acknowledgement,
 //! which comes after verification and fsync. Beside it, in the same run, what of it this machine could do
-//! alone (hash, compress, sync), and what a log shipper makes of as many lines.
+//! alone (hash, compress, sync, gRPC), and what a log shipper makes of as many lines.
 
+mod echo;
 mod limits;
 mod peer;
 
@@ -143,7 +144,7 @@ fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shippi
         "{:.0} bytes an event on the wire",
         measured.wire_bytes as f64 / events
     );
-    println!("alone on one processor of this machine, in the same run:");
+    println!("alone on one processor of this machine (gRPC: on both), in the same run:");
     for (what, rate) in limits.rates() {
         println!("  {:>12} events/s  {what}", grouped(rate as i64));
     }

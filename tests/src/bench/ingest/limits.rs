@@ -1,5 +1,5 @@
-//! What of an ingest could this machine do alone? Each part on one thread, on batches of the same run, so
-//! that the share of each is visible.
+//! What of an ingest could this machine do alone? Each part on batches of the same run, on one thread but
+//! for gRPC, so that the share of each is visible.
 
 use std::{
     hint::black_box,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use audit_ledger::{leaves, root_of};
 use audit_wal::{Log, Options};
 
-use super::{EVENTS_PER_BATCH, Encoded, host, seal, sealer};
+use super::{EVENTS_PER_BATCH, Encoded, echo, host, seal, sealer};
 
 /// Batches of one sync, as many as a busy collector takes together.
 const GROUP: usize = 32;
@@ -23,6 +23,7 @@ pub struct Limits {
     seal: f64,
     open: f64,
     sync: f64,
+    echo: f64,
 }
 
 impl Limits {
@@ -63,15 +64,20 @@ impl Limits {
                 log.append_all(&slices)?;
                 Ok(slices.len())
             })?,
+            echo: echo::rate(&sealed, TIME)?,
         })
     }
 
-    pub fn rates(&self) -> [(&'static str, f64); 4] {
+    pub fn rates(&self) -> [(&'static str, f64); 5] {
         [
             ("SHA-256 and Merkle root", self.hash),
             ("seal: root, zstd, signature", self.seal),
             ("open: unpack, root", self.open),
             ("write and fsync, 32 batches at once", self.sync),
+            (
+                "gRPC there and back, both processors, without TLS",
+                self.echo,
+            ),
         ]
     }
 }
