@@ -1,5 +1,7 @@
 //! Compiles the public contract, without protoc, and derives the event's columns from it.
 
+#[path = "build/cells.rs"]
+mod cells;
 #[path = "build/columns.rs"]
 mod columns;
 
@@ -24,10 +26,10 @@ fn main() -> Result<()> {
         .include_source_info(true)
         .open_files(FILES)?
         .file_descriptor_set();
-    fs::write(
-        out.join("columns.rs"),
-        columns::generate(&descriptors, ".audit.v1.Event")?,
-    )?;
+    let (schema, event) = (columns::Schema::new(&descriptors), ".audit.v1.Event");
+    fs::write(out.join("columns.rs"), columns::generate(&schema, event)?)?;
+    fs::write(out.join("cells.rs"), cells::generate(&schema, event)?)?;
+    fs::write(out.join("steps.rs"), cells::steps(&schema, event)?)?;
     // Comments stay out of what reflection serves: they triple it.
     let mut served = descriptors.clone();
     for file in &mut served.file {

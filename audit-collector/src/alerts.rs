@@ -14,6 +14,7 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
+use audit_columns::{POSITION, RowsBuilder, table_schema};
 use audit_proto::{
     Message as _,
     columns::COLUMNS,
@@ -29,8 +30,6 @@ use datafusion::{
     physical_plan::{ExecutionPlan, stream::RecordBatchReceiverStream, streaming::PartitionStream},
 };
 use tokio::sync::watch;
-
-use crate::store::{POSITION, RowsBuilder, table_schema};
 
 /// One file of the log. Alerts are few; an alert with its event and ancestry is some kilobytes.
 const SEGMENT_BYTES: u64 = 32 << 20;
@@ -243,12 +242,10 @@ fn to_batch(alerts: &[Alert], schema: &SchemaRef) -> Result<RecordBatch, arrow::
             alerts.iter().map(|a| a.cursor.parse::<i64>().ok()),
         )),
     ];
-    let events: Vec<Event> = alerts
-        .iter()
-        .map(|a| a.event.clone().unwrap_or_default())
-        .collect();
-    let mut builder = RowsBuilder::new(events.len());
-    builder.push(&events);
+    let (mut builder, without) = (RowsBuilder::new(alerts.len()), Event::default());
+    for alert in alerts {
+        builder.push(alert.event.as_ref().unwrap_or(&without));
+    }
     let columns = builder.finish();
     let of_event = columns
         .into_iter()

@@ -17,12 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use audit_proto::v1::{Alert, Event};
+use audit_columns::NotDecoded;
+use audit_proto::{
+    Message as _,
+    columns::Cells,
+    v1::{Alert, Event},
+};
 
 use crate::{
     alerts::{AlertLog, AlertsError, identity},
     problems::Problems,
-    store::{Refused, Store, decode_events, end_position, position, replace_file},
+    store::{Refused, Store, end_position, frames, position, replace_file},
 };
 use ancestry::Ancestry;
 use rules::Memory;
@@ -98,10 +103,8 @@ impl Detector {
             if index > self.cursor || stop.load(Ordering::Acquire) {
                 break;
             }
-            let events = decode_events(&record);
-            for event in events.map_err(|source| DetectError::Record { index, source })? {
-                self.ancestry.learn(&event);
-            }
+            self.learn(&record)
+                .map_err(|source| DetectError::Record { index, source })?;
         }
         Ok(())
     }
@@ -141,9 +144,9 @@ impl Detector {
             if index > durable || stop.load(Ordering::Acquire) {
                 break;
             }
-            let events =
-                decode_events(&record).map_err(|source| DetectError::Record { index, source })?;
-            let alerts = self.evaluate(index, events);
+            let alerts = self
+                .evaluate(index, &record)
+                .map_err(|source| DetectError::Record { index, source })?;
             if !alerts.is_empty() {
                 self.alerts.append(alerts)?;
             }
@@ -153,25 +156,52 @@ impl Detector {
         Ok(())
     }
 
-    fn evaluate(&mut self, index: u64, events: Vec<Event>) -> Vec<Alert> {
-        let mut alerts = Vec::new();
-        for (at, event) in events.into_iter().enumerate() {
+    /// The alerts of one record's events. Most events match no rule and are of processes that are known:
+    /// those are not decoded.
+    fn evaluate(&mut self, index: u64, record: &[u8]) -> Result<Vec<Alert>, Refused> {
+        let frames = frames(record)?;
+        let (mut cells, mut alerts) = (Cells::default(), Vec::new());
+        for (at, encoded) in frames.events().enumerate() {
+            let is_quiet = cells.read(encoded).is_some()
+                && self.rules.evaluate(&cells, &mut self.memory).is_empty();
+            if is_quiet && self.ancestry.knows(&cells) {
+                continue;
+            }
+            let event = Event::decode(encoded).map_err(|source| NotDecoded { at, source })?;
             self.ancestry.learn(&event);
-            for rule in self.rules.evaluate(&event, &mut self.memory) {
-                let alert = Alert {
-                    number: 0,
-                    time: event.time,
-                    rule: Some(rule.clone()),
-                    ancestry: self.ancestry.of(&event),
-                    event: Some(event.clone()),
-                    cursor: position(index, at).to_string(),
-                };
-                if self.raised.is_empty() || !self.raised.contains(&identity(&alert)) {
-                    alerts.push(alert);
-                }
+            if !is_quiet {
+                self.raise(position(index, at), &event, &mut alerts);
             }
         }
-        alerts
+        Ok(alerts)
+    }
+
+    fn raise(&mut self, cursor: i64, event: &Event, alerts: &mut Vec<Alert>) {
+        for rule in self.rules.evaluate(event, &mut self.memory) {
+            let alert = Alert {
+                number: 0,
+                time: event.time,
+                rule: Some(rule.clone()),
+                ancestry: self.ancestry.of(event),
+                event: Some(event.clone()),
+                cursor: cursor.to_string(),
+            };
+            if self.raised.is_empty() || !self.raised.contains(&identity(&alert)) {
+                alerts.push(alert);
+            }
+        }
+    }
+
+    fn learn(&mut self, record: &[u8]) -> Result<(), Refused> {
+        let frames = frames(record)?;
+        let mut cells = Cells::default();
+        for (at, encoded) in frames.events().enumerate() {
+            if cells.read(encoded).is_none() || !self.ancestry.knows(&cells) {
+                let event = Event::decode(encoded).map_err(|source| NotDecoded { at, source })?;
+                self.ancestry.learn(&event);
+            }
+        }
+        Ok(())
     }
 
     fn save(&mut self, now: bool) {

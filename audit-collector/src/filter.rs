@@ -13,6 +13,7 @@ use arrow::{
     array::{Array as _, AsArray as _, RecordBatch, RecordBatchOptions},
     datatypes::{DataType, Schema},
 };
+use audit_columns::table_schema;
 use audit_proto::{
     columns::{self, COLUMNS, OBJECTS},
     v1::EventFilter,
@@ -25,7 +26,7 @@ use datafusion::{
     scalar::ScalarValue,
 };
 
-use crate::store::{Chunk, fresh_columns, table_schema};
+use crate::store::{Chunk, fresh_columns};
 
 /// Filters in one list: an expression is as deep as it has alternatives.
 const MAX_FILTERS: usize = 64;

@@ -61,7 +61,7 @@ impl Metrics {
                 match timeout(REQUEST_TIMEOUT, served).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        tracing::debug!(%error, "metrics: a request was not finished")
+                        tracing::debug!(%error, "metrics: a request was not finished");
                     }
                     Err(_) => tracing::debug!("metrics: a request took too long"),
                 }

@@ -12,7 +12,6 @@ mod manifest;
 mod missing;
 mod reading;
 mod record;
-mod rows;
 mod sealed;
 mod table;
 
@@ -39,8 +38,7 @@ pub use compact::Compactor;
 pub use fresh::Chunk;
 pub use manifest::{Manifest, TableFile, replace_file, sync_parent};
 pub use reading::Reading;
-pub use record::{Prepared, Refused, decode_events, prepare_batch, report_recovery};
-pub use rows::{NotAnEvent, POSITION, RAW_INDEX, RowsBuilder, events, table_schema};
+pub use record::{Prepared, Refused, frames, prepare_batch, report_recovery};
 pub use table::{EventsTable, fresh_columns};
 
 use fresh::Fresh;

@@ -16,6 +16,7 @@ use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch},
     datatypes::Int64Type,
 };
+use audit_columns::{POSITION, RAW_INDEX};
 use audit_proto::{
     Message as _,
     columns::COLUMNS,
@@ -33,7 +34,7 @@ use crate::{
     filter::{self, Filter, FilterError, Wanted},
     ingest::raised,
     query::{self, Engine, Session},
-    store::{self, Chunk, POSITION, RAW_INDEX, Snapshot, Store, TableFile, end_position},
+    store::{Chunk, Snapshot, Store, TableFile, end_position},
 };
 use begin::Begin;
 use lag::Lag;
@@ -91,8 +92,8 @@ impl From<arrow::error::ArrowError> for End {
     }
 }
 
-impl From<store::NotAnEvent> for End {
-    fn from(error: store::NotAnEvent) -> Self {
+impl From<audit_columns::NotAnEvent> for End {
+    fn from(error: audit_columns::NotAnEvent) -> Self {
         Self::Failed(Status::internal(error.to_string()))
     }
 }
@@ -339,7 +340,7 @@ impl Tail {
         };
         let mut examined = beyond.saturating_sub(first) as i64;
         for page in rows.chunks(PAGE_EVENTS) {
-            let events = store::events(columns, page)?;
+            let events = audit_columns::events(columns, page)?;
             let placed = events
                 .into_iter()
                 .zip(page.iter().map(|row| positions[*row]));
@@ -405,7 +406,7 @@ impl Tail {
                 .iter()
                 .map(present)
                 .collect();
-            let mut events = store::events(&columns, &rows)?;
+            let mut events = audit_columns::events(&columns, &rows)?;
             restore(&mut events, batch)?;
             return Ok(events);
         };
@@ -413,7 +414,7 @@ impl Tail {
         for (at, array) in mask.iter().zip(batch.columns()) {
             columns[*at] = present(array);
         }
-        Ok(store::events(&columns, &rows)?)
+        Ok(audit_columns::events(&columns, &rows)?)
     }
 }
 

@@ -7,8 +7,8 @@
 use std::sync::LazyLock;
 
 use audit_proto::{
-    columns::{self, COLUMNS, ColumnType, Value},
-    v1::{Event, Kind},
+    columns::{self, COLUMNS, ColumnType, Content, Row, at},
+    v1::Kind,
 };
 
 use crate::values::Values;
@@ -90,101 +90,92 @@ impl Field {
         })
     }
 
-    /// Adds what `event` has to `values`.
-    pub fn read(self, event: &Event, values: &mut Values) {
+    /// Adds what `row` has to `values`.
+    pub fn read(self, row: &impl Row, values: &mut Values) {
         match self {
-            Field::Column(at) => column(event, at, values),
-            Field::Image => image(event, values),
-            Field::CommandLine => {
-                if let Some(process) = &event.process {
-                    values.push_joined(&process.argv);
-                }
+            Field::Column(at) => column(row, at, values),
+            Field::Image => {
+                column(row, at::PROCESS_EXE, values);
+                row.each(at::PROCESS_EXE_INVOKED, |content| match content {
+                    Content::Text(text) if text.starts_with('/') => values.push_other(text),
+                    _ => {}
+                });
             }
-            Field::ParentCommandLine => {
-                if let Some(parent) = &event.parent {
-                    values.push_joined(&parent.argv);
-                }
-            }
-            Field::User => user(event, values),
-            Field::TargetFilename => {
-                let renamed = event.kind == Kind::Rename as i32;
-                let file = if renamed {
-                    &event.target_file
-                } else {
-                    &event.file
-                };
-                if let Some(file) = file {
-                    values.push(&file.path);
-                }
-            }
-            Field::Initiated => match Kind::try_from(event.kind) {
-                Ok(Kind::Connect) => values.push("true"),
-                Ok(Kind::Accept) => values.push("false"),
+            Field::CommandLine => joined(row, at::PROCESS_ARGV, values),
+            Field::ParentCommandLine => joined(row, at::PARENT_ARGV, values),
+            Field::User => match row.has(at::PROCESS_EFFECTIVE_USER) {
+                true => column(row, at::PROCESS_EFFECTIVE_USER, values),
+                false => column(row, at::PROCESS_EUID, values),
+            },
+            Field::TargetFilename => match kind(row) {
+                Kind::Rename => column(row, at::TARGET_FILE_PATH, values),
+                _ => column(row, at::FILE_PATH, values),
+            },
+            Field::Initiated => match kind(row) {
+                Kind::Connect => values.push("true"),
+                Kind::Accept => values.push("false"),
                 _ => {}
             },
-            Field::DestinationIp => endpoint(event, true, false, values),
-            Field::DestinationPort => endpoint(event, true, true, values),
-            Field::SourceIp => endpoint(event, false, false, values),
-            Field::SourcePort => endpoint(event, false, true, values),
+            Field::DestinationIp => {
+                let at = side(row, at::SOCKET_PEER_ADDRESS, at::SOCKET_LOCAL_ADDRESS);
+                column(row, at, values);
+            }
+            Field::DestinationPort => {
+                let at = side(row, at::SOCKET_PEER_PORT, at::SOCKET_LOCAL_PORT);
+                column(row, at, values);
+            }
+            Field::SourceIp => {
+                let at = side(row, at::SOCKET_LOCAL_ADDRESS, at::SOCKET_PEER_ADDRESS);
+                column(row, at, values);
+            }
+            Field::SourcePort => {
+                let at = side(row, at::SOCKET_LOCAL_PORT, at::SOCKET_PEER_PORT);
+                column(row, at, values);
+            }
             Field::AnyText => {
                 for &at in TEXT_COLUMNS.iter() {
-                    column(event, at, values);
+                    column(row, at, values);
                 }
-                Field::CommandLine.read(event, values);
-                Field::ParentCommandLine.read(event, values);
+                Field::CommandLine.read(row, values);
+                Field::ParentCommandLine.read(row, values);
             }
         }
     }
 }
 
-fn column(event: &Event, at: usize, values: &mut Values) {
-    match columns::get(event, at) {
-        Some(Value::Text(text)) => values.push(&text),
-        Some(Value::TextList(list)) => list.iter().for_each(|text| values.push(text)),
-        Some(Value::Int(number)) => values.push_number(number),
-        Some(Value::Bool(flag)) => values.push(if flag { "true" } else { "false" }),
-        None => {}
+/// Unspecified where this version does not know it.
+pub fn kind(row: &impl Row) -> Kind {
+    let mut kind = None;
+    row.each(at::KIND, |content| {
+        if let Content::Text(name) = content {
+            kind = columns::kind_number(name).and_then(|number| Kind::try_from(number).ok());
+        }
+    });
+    kind.unwrap_or(Kind::Unspecified)
+}
+
+/// Of an accept, the peer is the side that began.
+fn side(row: &impl Row, usually: usize, accepted: usize) -> usize {
+    match kind(row) {
+        Kind::Accept => accepted,
+        _ => usually,
     }
 }
 
-fn image(event: &Event, values: &mut Values) {
-    let Some(process) = &event.process else {
-        return;
-    };
-    values.push(&process.exe);
-    if process.exe_invoked.starts_with('/') && process.exe_invoked != process.exe {
-        values.push(&process.exe_invoked);
-    }
+fn column(row: &impl Row, at: usize, values: &mut Values) {
+    row.each(at, |content| match content {
+        Content::Text(text) | Content::Item(text) => values.push(text),
+        Content::Int(number) => values.push_number(number),
+        Content::Bool(flag) => values.push(if flag { "true" } else { "false" }),
+    });
 }
 
-fn user(event: &Event, values: &mut Values) {
-    let Some(process) = &event.process else {
-        return;
-    };
-    if !process.effective_user.is_empty() {
-        values.push(&process.effective_user);
-    } else if let Some(euid) = process.euid {
-        values.push_number(euid);
-    }
-}
-
-fn endpoint(event: &Event, destination: bool, port: bool, values: &mut Values) {
-    let Some(socket) = &event.socket else {
-        return;
-    };
-    // Of an accept, the peer is the side that began.
-    let inbound = event.kind == Kind::Accept as i32;
-    let side = if destination == inbound {
-        &socket.local
-    } else {
-        &socket.peer
-    };
-    let Some(side) = side else {
-        return;
-    };
-    if !port {
-        values.push(&side.address);
-    } else if let Some(port) = side.port {
-        values.push_number(port);
-    }
+fn joined(row: &impl Row, at: usize, values: &mut Values) {
+    values.push_joined(|part| {
+        row.each(at, |content| {
+            if let Content::Item(text) = content {
+                part(text);
+            }
+        });
+    });
 }

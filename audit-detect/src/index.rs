@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
-use audit_proto::v1::Event;
+use audit_proto::columns::Row;
 use regex::Regex;
 
 use crate::{
@@ -168,7 +168,7 @@ impl Index {
     /// Calls `matched` with each rule that matches, in no particular order.
     pub fn evaluate(
         &self,
-        event: &Event,
+        row: &impl Row,
         scratch: &mut IndexScratch,
         mut matched: impl FnMut(u32),
     ) {
@@ -176,20 +176,20 @@ impl Index {
         scratch.queue.clear();
         scratch.queue.extend_from_slice(&self.always);
         for scan in &self.scans {
-            self.scan(scan, event, scratch);
+            self.scan(scan, row, scratch);
         }
         let queue = std::mem::take(&mut scratch.queue);
         for rule in &queue {
             let expr = &self.rules[*rule as usize];
-            if expr.holds(&mut |id| self.atom(id, event, scratch)) {
+            if expr.holds(&mut |id| self.atom(id, row, scratch)) {
                 matched(*rule);
             }
         }
         scratch.queue = queue;
     }
 
-    fn scan(&self, scan: &Scan, event: &Event, scratch: &mut IndexScratch) {
-        self.read(scan.slot, event, scratch);
+    fn scan(&self, scan: &Scan, row: &impl Row, scratch: &mut IndexScratch) {
+        self.read(scan.slot, row, scratch);
         let IndexScratch {
             number,
             values,
@@ -215,16 +215,16 @@ impl Index {
         }
     }
 
-    fn read(&self, slot: usize, event: &Event, scratch: &mut IndexScratch) {
+    fn read(&self, slot: usize, row: &impl Row, scratch: &mut IndexScratch) {
         let (stamp, values) = &mut scratch.values[slot];
         if *stamp != scratch.number {
             *stamp = scratch.number;
             values.clear();
-            self.fields[slot].read(event, values);
+            self.fields[slot].read(row, values);
         }
     }
 
-    fn atom(&self, id: AtomId, event: &Event, scratch: &mut IndexScratch) -> bool {
+    fn atom(&self, id: AtomId, row: &impl Row, scratch: &mut IndexScratch) -> bool {
         let atom = &self.atoms[id as usize];
         let (stamp, value) = scratch.atoms[id as usize];
         if stamp == scratch.number {
@@ -233,9 +233,9 @@ impl Index {
         if atom.found_by_scan {
             return false;
         }
-        self.read(atom.slot, event, scratch);
+        self.read(atom.slot, row, scratch);
         if let Some(other) = atom.other {
-            self.read(other, event, scratch);
+            self.read(other, row, scratch);
         }
         let other = atom.other.map(|slot| &scratch.values[slot].1);
         let value = atom

@@ -2,8 +2,13 @@
 //!
 //! Invariant: a bucket is a set of events; an event may be in several, and a rule is in one.
 
-use audit_proto::v1::{Event, Kind};
+use audit_proto::{
+    columns::{Content, Row, at},
+    v1::Kind,
+};
 use rsigma_parser::LogSource;
+
+use crate::field::kind;
 
 /// The service name under which a rule sees every kind of event, by our own column names.
 const OWN_SERVICE: &str = "hostaudit";
@@ -84,36 +89,76 @@ impl Bucket {
         }
     }
 
-    /// Whether `event` belongs here. Failed file operations changed nothing and belong to no file
+    /// Whether an event belongs here. Failed file operations changed nothing and belong to no file
     /// bucket. The outcome record of a non-blocking connect repeats its first record, so only that
     /// one counts, lest each such connection alert twice.
-    pub fn contains(self, event: &Event) -> bool {
-        let kind = Kind::try_from(event.kind).unwrap_or(Kind::Unspecified);
-        let done = || event.result.as_ref().is_none_or(|r| r.error.is_empty());
-        let access = || event.file.as_ref().map_or("", |f| f.access.as_str());
+    pub fn contains(self, gist: &Gist) -> bool {
+        let Gist {
+            kind,
+            is_done,
+            is_outcome,
+            access,
+        } = *gist;
         match self {
             Bucket::Everything => true,
             Bucket::ProcessCreation => kind == Kind::Exec,
             Bucket::NetworkConnection => match kind {
                 Kind::Accept => true,
-                Kind::Connect => event
-                    .socket
-                    .as_ref()
-                    .is_none_or(|s| s.outcome != Some(true)),
+                Kind::Connect => !is_outcome,
                 _ => false,
             },
             Bucket::DnsQuery => kind == Kind::Dns,
-            Bucket::FileDelete => kind == Kind::Unlink && done(),
-            Bucket::FileRename => kind == Kind::Rename && done(),
-            Bucket::FileAccess => kind == Kind::Open && done(),
+            Bucket::FileDelete => kind == Kind::Unlink && is_done,
+            Bucket::FileRename => kind == Kind::Rename && is_done,
+            Bucket::FileAccess => kind == Kind::Open && is_done,
             Bucket::FileChange => {
-                kind == Kind::Open && matches!(access(), "write" | "truncate") && done()
+                kind == Kind::Open && matches!(access, Access::Write | Access::Truncate) && is_done
             }
             Bucket::FileEvent => match kind {
-                Kind::Rename => done(),
-                Kind::Open => matches!(access(), "create" | "truncate") && done(),
+                Kind::Rename => is_done,
+                Kind::Open => matches!(access, Access::Create | Access::Truncate) && is_done,
                 _ => false,
             },
+        }
+    }
+}
+
+/// What of an event says into which buckets it belongs.
+pub struct Gist {
+    pub kind: Kind,
+    is_done: bool,
+    is_outcome: bool,
+    access: Access,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Access {
+    Create,
+    Truncate,
+    Write,
+    Other,
+}
+
+impl Gist {
+    pub fn of(row: &impl Row) -> Self {
+        let mut access = Access::Other;
+        row.each(at::FILE_ACCESS, |content| {
+            access = match content {
+                Content::Text("create") => Access::Create,
+                Content::Text("truncate") => Access::Truncate,
+                Content::Text("write") => Access::Write,
+                _ => Access::Other,
+            };
+        });
+        let mut is_outcome = false;
+        row.each(at::SOCKET_OUTCOME, |content| {
+            is_outcome = content == Content::Bool(true);
+        });
+        Self {
+            kind: kind(row),
+            is_done: !row.has(at::RESULT_ERROR),
+            is_outcome,
+            access,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use audit_proto::v1;
+use audit_proto::{columns::Row, v1};
 use rsigma_parser::{FilterRule, FilterRuleTarget, LogSource, SigmaCollection, SigmaRule};
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     expr::Expr,
     files::{self, Document, Source},
     index::{Atoms, Index, IndexError, IndexScratch},
-    logsource::Bucket,
+    logsource::{Bucket, Gist},
     report::{Broken, Idle, Inert, Report, Why},
 };
 
@@ -111,13 +111,14 @@ impl RuleSet {
         }
     }
 
-    /// Replaces `matched` by all rules that match `event`, in order of their index.
-    pub fn evaluate(&self, event: &v1::Event, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
+    /// Replaces `matched` by all rules that match an event, in order of their index.
+    pub fn evaluate(&self, row: &impl Row, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
         matched.clear();
+        let gist = Gist::of(row);
         for (compiled, scratch) in self.buckets.iter().zip(&mut scratch.indexes) {
-            if compiled.bucket.contains(event) {
+            if compiled.bucket.contains(&gist) {
                 let found = |rule: u32| matched.push(compiled.rules[rule as usize]);
-                compiled.index.evaluate(event, scratch, found);
+                compiled.index.evaluate(row, scratch, found);
             }
         }
         matched.sort_unstable();

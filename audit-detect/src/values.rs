@@ -70,14 +70,32 @@ impl Values {
         self.close();
     }
 
-    /// Adds host texts joined by one space.
-    pub fn push_joined(&mut self, parts: &[String]) {
-        for (at, part) in parts.iter().enumerate() {
-            if at > 0 {
-                self.raw.text.push(' ');
-            }
-            append(part, &mut self.raw.text);
+    /// Adds host text, unless it is the last one added.
+    pub fn push_other(&mut self, text: &str) {
+        let before = self.raw.last_end();
+        append(text, &mut self.raw.text);
+        let start = self
+            .raw
+            .ends
+            .len()
+            .checked_sub(2)
+            .map_or(0, |at| self.raw.ends[at]);
+        if self.raw.text[start..before] == self.raw.text[before..] {
+            self.raw.text.truncate(before);
         }
+        self.close();
+    }
+
+    /// Adds host texts joined by one space: what `parts` gives to the function that it gets.
+    pub fn push_joined(&mut self, parts: impl FnOnce(&mut dyn FnMut(&str))) {
+        let text = &mut self.raw.text;
+        let mut is_first = true;
+        parts(&mut |part| {
+            if !std::mem::take(&mut is_first) {
+                text.push(' ');
+            }
+            append(part, text);
+        });
         self.close();
     }
 
@@ -140,7 +158,7 @@ mod tests {
         let mut values = Values::default();
         values.push("/usr/bin/Ünder");
         values.push("");
-        values.push_joined(&["A".to_owned(), String::new(), "c\\\\d".to_owned()]);
+        values.push_joined(|part| ["A", "", "c\\\\d"].into_iter().for_each(part));
         values.push_number(-1);
         assert_eq!(
             values.raw().collect::<Vec<_>>(),

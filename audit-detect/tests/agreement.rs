@@ -8,7 +8,11 @@ use std::{
 };
 
 use audit_detect::RuleSet;
-use audit_proto::v1::{Event, File, Kind, Parent, Process};
+use audit_proto::{
+    Message as _,
+    columns::Cells,
+    v1::{Event, File, Kind, Parent, Process},
+};
 use proptest::prelude::*;
 use rsigma_parser::{
     ConditionExpr, Detection, DetectionItem, Detections, Modifier, Quantifier, SigmaRule,
@@ -448,9 +452,16 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![event(), near()]
 }
 
+/// What matches the event, and its cells read from its encoding.
 fn indexed(event: &Event, scratch: &mut audit_detect::Scratch) -> Vec<String> {
     let mut matched = Vec::new();
+    let encoded = event.encode_to_vec();
+    let mut cells = Cells::default();
+    cells.read(&encoded).expect("as encoders write it");
+    CORPUS.set.evaluate(&cells, scratch, &mut matched);
+    let of_cells = std::mem::take(&mut matched);
     CORPUS.set.evaluate(event, scratch, &mut matched);
+    assert_eq!(of_cells, matched);
     let ours = |at: &&usize| CORPUS.set.info(**at).bucket == audit_detect::Bucket::ProcessCreation;
     let mut ids: Vec<_> = matched
         .iter()

@@ -2,7 +2,8 @@
 //!
 //! Guarantee: a message of any bytes is read or refused, as the collector does it: message, header,
 //! place in the history, events, columns. Events that were sealed are those that arrive. What a column
-//! gives can be set again and is the same then, and what an event says encodes to the same event.
+//! gives can be set again and is the same then, what an event says encodes to the same event, and its
+//! cells read without decoding are those of the decoded one.
 //!
 //! Input: a first byte that is even, then an encoded `DeliverRequest`; or an odd one, then events, each
 //! after its length.
@@ -10,7 +11,7 @@
 use audit_ledger::{Frames, Gap, Key, Origin, Past, Sealer, Summary};
 use audit_proto::{
     Message as _,
-    columns::{self, Value},
+    columns::{self, Cells, Row, Value},
     totals::{ClassTotals, FilterTotal},
     v1::{Batch, DeliverRequest, Event, deliver_request::Message},
 };
@@ -64,9 +65,11 @@ fn take(batch: &Batch, past: Option<Past>) -> Option<(Past, Frames)> {
         Some(past) => past.follow(batch, &header, Gap::Refused),
     };
     for bytes in frames.events() {
-        if let Ok(found) = Event::decode(bytes) {
-            event(&found);
+        let decoded = Event::decode(bytes).ok();
+        if let Some(found) = &decoded {
+            event(found);
         }
+        cells(bytes, decoded.as_ref());
     }
     Some((placed.ok()?, frames))
 }
@@ -91,6 +94,24 @@ fn event(event: &Event) {
     let bytes = row.encode_to_vec();
     assert!(bytes.len() <= event.encode_to_vec().len());
     assert_eq!(Event::decode(&bytes[..]), Ok(row));
+}
+
+/// Reading them without decoding gives the same as decoding, or nothing.
+fn cells(encoded: &[u8], decoded: Option<&Event>) {
+    let mut cells = Cells::default();
+    if cells.read(encoded).is_none() {
+        return;
+    }
+    let event = decoded.expect("an event with cells can be decoded");
+    for (column, about) in columns::COLUMNS.iter().enumerate() {
+        assert_eq!(told(&cells, column), told(event, column), "{}", about.name);
+    }
+}
+
+fn told(row: &impl Row, column: usize) -> Vec<String> {
+    let mut contents = Vec::new();
+    row.each(column, |content| contents.push(format!("{content:?}")));
+    contents
 }
 
 pub fn totals(line: &str) {

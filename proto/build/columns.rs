@@ -19,29 +19,28 @@ struct Leaf {
     optional: bool,
 }
 
-enum Shape {
-    Int { width: u8, time: bool },
+pub enum Shape {
+    Int { width: u8 },
     Bool,
     Text,
     TextList,
     Enum(String),
 }
 
-struct Schema<'a> {
+pub struct Schema<'a> {
     messages: BTreeMap<String, (&'a DescriptorProto, BTreeMap<usize, String>)>,
     enums: BTreeMap<String, &'a EnumDescriptorProto>,
 }
 
-pub fn generate(set: &FileDescriptorSet, root: &str) -> Result<String> {
-    let schema = Schema::new(set);
+pub fn generate(schema: &Schema<'_>, root: &str) -> Result<String> {
     let mut leaves = Vec::new();
     let mut objects = Vec::new();
     schema.walk(root, &mut Vec::new(), "", &mut leaves, &mut objects)?;
-    write(&leaves, &objects, &schema)
+    write(&leaves, &objects, schema)
 }
 
 impl<'a> Schema<'a> {
-    fn new(set: &'a FileDescriptorSet) -> Self {
+    pub fn new(set: &'a FileDescriptorSet) -> Self {
         let mut messages = BTreeMap::new();
         let mut enums = BTreeMap::new();
         for file in &set.file {
@@ -115,6 +114,14 @@ impl<'a> Schema<'a> {
 }
 
 impl Schema<'_> {
+    pub fn message(&self, name: &str) -> Result<&DescriptorProto> {
+        let (descriptor, _) = self
+            .messages
+            .get(name)
+            .with_context(|| format!("no message {name}"))?;
+        Ok(descriptor)
+    }
+
     /// KIND_EXEC_FAILED is "exec_failed"; 0 has no name.
     fn enum_names(&self, name: &str) -> Result<Vec<(i32, String)>> {
         let descriptor = self
@@ -143,16 +150,10 @@ fn identifier(name: &str) -> String {
     }
 }
 
-fn shape(field: &FieldDescriptorProto, repeated: bool, name: &str) -> Result<Shape> {
+pub fn shape(field: &FieldDescriptorProto, repeated: bool, name: &str) -> Result<Shape> {
     Ok(match (field.r#type(), repeated) {
-        (Type::Int64, false) => Shape::Int {
-            width: 64,
-            time: name == "time",
-        },
-        (Type::Int32, false) => Shape::Int {
-            width: 32,
-            time: false,
-        },
+        (Type::Int64, false) => Shape::Int { width: 64 },
+        (Type::Int32, false) => Shape::Int { width: 32 },
         (Type::Bool, false) => Shape::Bool,
         (Type::String, false) => Shape::Text,
         (Type::String, true) => Shape::TextList,
@@ -165,7 +166,13 @@ fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<Str
     let mut table = String::new();
     let mut get = String::new();
     let mut set = String::new();
+    let mut places = String::new();
     for (at, leaf) in leaves.iter().enumerate() {
+        writeln!(
+            places,
+            "    pub const {}: usize = {at};",
+            leaf.name.to_uppercase()
+        )?;
         writeln!(table, "    {},", leaf.row(schema)?)?;
         writeln!(get, "        {at} => {},", leaf.read()?)?;
         let (pattern, assignment) = leaf.assign();
@@ -177,6 +184,8 @@ fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<Str
          pub static COLUMNS: [Column; {n}] = [\n{table}];\n\n\
          /// The messages in `Event`, named as columns are.\n\
          pub static OBJECTS: [&str; {}] = {objects:?};\n\n\
+         /// Where each column is in [`COLUMNS`].\n\
+         pub mod at {{\n{places}}}\n\n\
          /// The value of column `column`, or `None` where it is absent.\n\
          pub fn get(event: &Event, column: usize) -> Option<Value<'_>> {{\n    \
              Some(match column {{\n{get}        _ => return None,\n    }})\n}}\n\n\
@@ -205,7 +214,7 @@ impl Leaf {
     /// Its row of the table.
     fn row(&self, schema: &Schema<'_>) -> Result<String> {
         let ty = match &self.shape {
-            Shape::Int { time: true, .. } => "Time",
+            Shape::Int { .. } if self.name == "time" => "Time",
             Shape::Int { .. } => "Int",
             Shape::Bool => "Bool",
             Shape::Text => "Text",
@@ -255,7 +264,7 @@ impl Leaf {
         }
         place += &format!(".{}", self.field);
         let (pattern, value) = match &self.shape {
-            Shape::Int { width: 64, .. } => ("OwnedValue::Int(v)", "v".to_owned()),
+            Shape::Int { width: 64 } => ("OwnedValue::Int(v)", "v".to_owned()),
             Shape::Int { .. } => ("OwnedValue::Int(v)", "i32::try_from(v).ok()?".to_owned()),
             Shape::Bool => ("OwnedValue::Bool(v)", "v".to_owned()),
             Shape::Text => ("OwnedValue::Text(v)", "v".to_owned()),
@@ -274,7 +283,7 @@ impl Leaf {
     }
 }
 
-fn enum_fn(name: &str, suffix: &str) -> String {
+pub fn enum_fn(name: &str, suffix: &str) -> String {
     let short = name.rsplit('.').next().unwrap_or(name).to_lowercase();
     format!("{short}_{suffix}")
 }

@@ -1,9 +1,17 @@
 //! The event as a flat row: which columns there are, how to read one and how to set one.
 //!
 //! Invariant: for an event without empty sub-messages, setting every column that [`get`] returns
-//! on a default event gives the same event, so its encoding too (tests/columns.rs).
+//! on a default event gives the same event, so its encoding too (the fuzz target `deliver`).
+
+mod cells;
+mod row;
+mod steps;
 
 use std::borrow::Cow;
+
+pub use cells::{Cell, Content, cells};
+pub use row::{Cells, Row};
+pub use steps::{Form, STEPS, Step};
 
 use crate::v1::Event;
 

@@ -5,7 +5,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use audit_proto::v1::{Ancestor, Event, Kind};
+use audit_proto::{
+    columns::{Content, Row, at},
+    v1::{Ancestor, Event, Kind},
+};
 
 /// Longer chains are loops or shells started by shells on purpose.
 const MAX_DEPTH: usize = 32;
@@ -30,6 +33,22 @@ impl Ancestry {
             order: VecDeque::new(),
             bound,
         }
+    }
+
+    /// Whether there is nothing to learn of it.
+    pub fn knows(&self, row: &impl Row) -> bool {
+        let mut knows = true;
+        row.each(at::KIND, |kind| {
+            knows &= !matches!(kind, Content::Text("exec" | "fork"));
+        });
+        for column in [at::PROCESS_EXEC_ID, at::PARENT_EXEC_ID] {
+            row.each(column, |content| {
+                if let Content::Text(exec_id) = content {
+                    knows &= self.entries.contains_key(exec_id);
+                }
+            });
+        }
+        knows
     }
 
     pub fn learn(&mut self, event: &Event) {
@@ -142,6 +161,20 @@ mod tests {
             .map(|a| a.exec_id)
             .collect();
         assert_eq!(chain, ["c", "b", "a"]);
+        let of_c = Event {
+            kind: Kind::Open.into(),
+            ..exec("c", "/c", "b")
+        };
+        assert!(ancestry.knows(&of_c));
+        assert!(
+            !ancestry.knows(&exec("c", "/c", "b")),
+            "it may be another program now"
+        );
+        let of_d = Event {
+            kind: Kind::Open.into(),
+            ..exec("d", "/d", "c")
+        };
+        assert!(!ancestry.knows(&of_d));
         ancestry.learn(&exec("d", "/d", "c"));
         assert_eq!(ancestry.entries.len(), 3);
         let looped = exec("e", "/e", "e");

@@ -4,7 +4,7 @@
 //! of another replaces it.
 
 use audit_detect::{Report, RuleSet, Scratch, Source};
-use audit_proto::v1::{Event, Rule};
+use audit_proto::{columns::Row, v1::Rule};
 
 use crate::{config, problems::Problems};
 
@@ -88,9 +88,9 @@ impl Rules {
     }
 
     /// Every rule that matches.
-    pub fn evaluate(&self, event: &Event, memory: &mut Memory) -> Vec<&Rule> {
+    pub fn evaluate(&self, row: &impl Row, memory: &mut Memory) -> Vec<&Rule> {
         self.set
-            .evaluate(event, &mut memory.scratch, &mut memory.matched);
+            .evaluate(row, &mut memory.scratch, &mut memory.matched);
         let found = memory.matched.iter();
         found.map(|index| self.set.rule(*index)).collect()
     }

@@ -28,18 +28,26 @@ use audit_proto::{
 };
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
-    basic::{Compression, ZstdLevel},
+    basic::{Compression, Encoding, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
 };
 
 use super::{
     Manifest, Store, TableFile, end_position, fresh::Chunk, lock, manifest::sync_parent, position,
-    record, rows,
+    record,
 };
 
 /// Measured: fewer rows lose compression, more lose pruning.
 const ROW_GROUP_ROWS: usize = 131_072;
+/// Columns whose values grow and hardly repeat: differences are smaller than a dictionary, and cheaper.
+const GROWING_COLUMNS: [(&str, Encoding); 5] = [
+    ("id", Encoding::DELTA_BYTE_ARRAY),
+    ("time", Encoding::DELTA_BINARY_PACKED),
+    ("boot_time_ns", Encoding::DELTA_BINARY_PACKED),
+    ("sequence", Encoding::DELTA_BINARY_PACKED),
+    (audit_columns::POSITION, Encoding::DELTA_BINARY_PACKED),
+];
 /// Columns that people ask for by one exact value.
 const BLOOM_COLUMNS: [&str; 4] = ["id", "process_exec_id", "parent_exec_id", "container_id"];
 /// After a failure; the rows stay in the WAL and in memory meanwhile.
@@ -57,7 +65,7 @@ pub enum CompactError {
     #[error("columns: {0}")]
     Arrow(#[from] arrow::error::ArrowError),
     #[error("{0}")]
-    Rows(#[from] rows::NotAnEvent),
+    Rows(#[from] audit_columns::NotAnEvent),
     #[error("write-ahead log: {0}")]
     Wal(#[from] audit_wal::WalError),
     #[error(
@@ -257,7 +265,7 @@ impl Compactor {
                 .ok_or(CompactError::Record(index))??;
             let originals = record::frames(&bytes).map_err(|_| CompactError::Record(index))?;
             let rows: Vec<usize> = (placed.start..placed.start + placed.events).collect();
-            let rebuilt = rows::events(&placed.chunk.columns, &rows)?;
+            let rebuilt = audit_columns::events(&placed.chunk.columns, &rows)?;
             let kept = originals.events().zip(rebuilt).map(|(original, event)| {
                 let differs = event.encode_to_vec() != original;
                 kinds.extend(differs.then(|| event.kind()));
@@ -313,6 +321,11 @@ fn properties() -> Result<WriterProperties, CompactError> {
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_data_page_row_count_limit(20_000)
         .set_created_by(concat!("hostaudit ", env!("CARGO_PKG_VERSION")).to_owned());
+    for (column, encoding) in GROWING_COLUMNS {
+        properties = properties
+            .set_column_dictionary_enabled(ColumnPath::from(column), false)
+            .set_column_encoding(ColumnPath::from(column), encoding);
+    }
     for column in BLOOM_COLUMNS {
         properties = properties.set_column_bloom_filter_enabled(ColumnPath::from(column), true);
     }
@@ -324,7 +337,7 @@ fn write_parquet(path: &Path, batches: &[Placed], raw: &Raw) -> Result<(), Compa
         path: path.to_path_buf(),
         source,
     };
-    let schema = rows::file_schema();
+    let schema = audit_columns::file_schema();
     let file = File::create(path).map_err(io_error)?;
     let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties()?))?;
     for (start, run) in runs(batches, raw) {
@@ -413,6 +426,8 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
     Ok(wrong)
 }
 
+/// Events hashed at once: enough for every lane of the digest, few enough to stay in the cache.
+const BLOCK_EVENTS: usize = 32;
 /// Of a block's events, what is kept for the next one.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -420,9 +435,9 @@ const KEPT_BYTES: usize = 1 << 20;
 /// time.
 fn hash_events(batch: &RecordBatch, hashes: &mut VecDeque<[u8; 32]>) -> Result<(), CompactError> {
     let mut frames = Frames::default();
-    rows::encode(batch, |event| {
+    audit_columns::encode(batch, |event| {
         frames.push(event);
-        if frames.len() == rows::BLOCK_EVENTS {
+        if frames.len() == BLOCK_EVENTS {
             hashes.extend(audit_ledger::leaves(frames.events()));
             frames.clear(KEPT_BYTES);
         }

@@ -11,10 +11,9 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{
-    position,
-    rows::{Columns, concat_columns},
-};
+use audit_columns::{Columns, concat_columns};
+
+use super::position;
 
 /// One batch inside a chunk.
 #[derive(Debug, Clone)]
@@ -201,19 +200,18 @@ impl Fresh {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::rows::RowsBuilder;
     use arrow::{array::AsArray, datatypes::Int64Type};
+    use audit_columns::RowsBuilder;
     use audit_proto::v1::Event;
 
     fn chunk(wal_index: u64, events: usize) -> Chunk {
         let mut builder = RowsBuilder::new(events);
-        builder.push(&vec![
-            Event {
+        for _ in 0..events {
+            builder.push(&Event {
                 time: wal_index as i64,
                 ..Event::default()
-            };
-            events
-        ]);
+            });
+        }
         let unplaced = Unplaced {
             rows: builder.rows(),
             columns: builder.finish(),

@@ -1,16 +1,15 @@
 //! A WAL record is an encoded `Batch`, verbatim: how it is checked and turned into columns.
 
+use arrow::{
+    array::{Array as _, AsArray, ListArray},
+    compute,
+    datatypes::{Int64Type, TimestampMicrosecondType},
+};
+use audit_columns::{Columns, NotDecoded, RowsBuilder};
 use audit_ledger::{self as ledger, BatchError, Frames, Header};
-use audit_proto::{
-    Message as _,
-    columns::{self, Value},
-    v1::{Batch, Event},
-};
+use audit_proto::{Message as _, columns::at, v1::Batch};
 
-use super::{
-    fresh::Unplaced,
-    rows::{BLOCK_EVENTS, RowsBuilder},
-};
+use super::fresh::Unplaced;
 use crate::{problems::Problems, streams::Totals};
 
 /// `position` has 20 bits for the place in a batch.
@@ -35,11 +34,8 @@ pub enum Refused {
     Batch(#[from] BatchError),
     #[error("{0} events are more than the {MAX_EVENTS} that a batch may hold")]
     TooMany(usize),
-    #[error("event {at} is not an encoded Event: {source}")]
-    Event {
-        at: usize,
-        source: prost::DecodeError,
-    },
+    #[error(transparent)]
+    Event(#[from] NotDecoded),
 }
 
 /// The encoded events of a record that was verified before.
@@ -49,16 +45,7 @@ pub fn frames(record: &[u8]) -> Result<Frames, Refused> {
     Ok(ledger::unpack(&batch, &header.fields)?)
 }
 
-/// The events of a record that was verified before.
-pub fn decode_events(record: &[u8]) -> Result<Vec<Event>, Refused> {
-    frames(record)?
-        .events()
-        .enumerate()
-        .map(|(at, bytes)| Event::decode(bytes).map_err(|source| Refused::Event { at, source }))
-        .collect()
-}
-
-/// Verifies a record and decodes its events into columns, each event once. Whether it belongs into its
+/// Verifies a record and makes columns of its events. Whether it belongs into its
 /// agent's history is another question.
 pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
     let batch = Batch::decode(record)?;
@@ -73,63 +60,72 @@ pub fn prepare_batch(batch: Batch, header: Header) -> Result<Prepared, Refused> 
     if count >= MAX_EVENTS {
         return Err(Refused::TooMany(count));
     }
-    let lost_column = columns::index("lost_count");
-    let totals_columns = (
-        columns::index("agent_class_totals"),
-        columns::index("agent_filter_totals"),
-    );
-    let mut totals = None;
-    let (mut lost, mut host_name) = (0i64, String::new());
-    let mut times = (i64::MAX, i64::MIN);
     let mut builder = RowsBuilder::new(count);
-    let mut block: Vec<Event> = Vec::with_capacity(BLOCK_EVENTS.min(count));
-    for (at, bytes) in open.events().enumerate() {
-        let event = Event::decode(bytes).map_err(|source| Refused::Event { at, source })?;
-        times = (times.0.min(event.time), times.1.max(event.time));
-        if let Some(Value::Int(n)) = lost_column.and_then(|c| columns::get(&event, c)) {
-            lost = lost.saturating_add(n);
-        }
-        if let Some(classes) = lines(&event, totals_columns.0) {
-            let filters = lines(&event, totals_columns.1).unwrap_or_default();
-            totals = Some(Totals { classes, filters });
-        }
-        if let (true, Some(host)) = (host_name.is_empty(), &event.host) {
-            host_name.clone_from(&host.name);
-        }
-        block.push(event);
-        if block.len() == BLOCK_EVENTS {
-            builder.push(&block);
-            block.clear();
-        }
-    }
-    builder.push(&block);
-    if count == 0 {
-        times = (header.fields.first_time, header.fields.last_time);
-    }
+    builder.push_encoded(open.events())?;
+    let columns = builder.finish();
+    let (first_time, last_time) =
+        times(&columns).unwrap_or((header.fields.first_time, header.fields.last_time));
     let proof = Batch {
         events: Default::default(),
         ..batch
     };
     Ok(Prepared {
         header,
-        host_name,
-        lost,
-        totals,
+        host_name: host_name(&columns),
+        lost: lost(&columns),
+        totals: totals(&columns),
         unplaced: Unplaced {
-            rows: builder.rows(),
-            columns: builder.finish(),
+            rows: count,
+            columns,
             proof: proof.encode_to_vec(),
-            first_time: times.0,
-            last_time: times.1,
+            first_time,
+            last_time,
         },
     })
 }
 
-fn lines(event: &Event, column: Option<usize>) -> Option<Vec<String>> {
-    match columns::get(event, column?) {
-        Some(Value::TextList(lines)) => Some(lines.to_vec()),
-        _ => None,
+fn times(columns: &Columns) -> Option<(i64, i64)> {
+    let times = columns[at::TIME]
+        .as_ref()?
+        .as_primitive::<TimestampMicrosecondType>();
+    Some((compute::min(times)?, compute::max(times)?))
+}
+
+fn lost(columns: &Columns) -> i64 {
+    let Some(counts) = columns[at::LOST_COUNT].as_ref() else {
+        return 0;
+    };
+    let counts = counts.as_primitive::<Int64Type>().iter().flatten();
+    counts.fold(0, i64::saturating_add)
+}
+
+fn host_name(columns: &Columns) -> String {
+    let first = columns[at::HOST_NAME]
+        .as_ref()
+        .and_then(|c| c.as_string::<i32>().iter().flatten().next());
+    first.unwrap_or_default().to_owned()
+}
+
+/// Of the last heartbeat.
+fn totals(columns: &Columns) -> Option<Totals> {
+    let classes = columns[at::AGENT_CLASS_TOTALS].as_ref()?.as_list::<i32>();
+    let row = (0..classes.len()).rfind(|row| classes.is_valid(*row))?;
+    let filters = columns[at::AGENT_FILTER_TOTALS]
+        .as_ref()
+        .map(AsArray::as_list::<i32>);
+    Some(Totals {
+        classes: lines(classes, row),
+        filters: filters.map_or_else(Vec::new, |filters| lines(filters, row)),
+    })
+}
+
+fn lines(lists: &ListArray, row: usize) -> Vec<String> {
+    if lists.is_null(row) {
+        return Vec::new();
     }
+    let lines = lists.value(row);
+    let lines = lines.as_string::<i32>().iter().flatten();
+    lines.map(str::to_owned).collect()
 }
 
 /// Says what opening a log found wrong.

@@ -14,7 +14,7 @@ use audit_ledger::Frames;
 use audit_proto::{Message as _, v1::Batch};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use super::{Snapshot, Store, TableFile, rows};
+use super::{Snapshot, Store, TableFile};
 
 /// Rows of a file in memory at once.
 const WINDOW_ROWS: usize = 4096;
@@ -197,7 +197,7 @@ impl OpenFile {
 
     fn read_ahead(&mut self, batch: &RecordBatch) -> Result<(), SealedError> {
         let ahead = &mut self.ahead;
-        rows::encode(batch, |event| ahead.push_back(event.to_vec())).map_err(|error| {
+        audit_columns::encode(batch, |event| ahead.push_back(event.to_vec())).map_err(|error| {
             SealedError::Damaged {
                 path: self.path.clone(),
                 reason: error.to_string(),

@@ -11,6 +11,7 @@ use arrow::{
     datatypes::SchemaRef,
     error::ArrowError,
 };
+use audit_columns::{POSITION, POSITION_INDEX, RAW_INDEX};
 use audit_proto::columns::COLUMNS;
 use datafusion::{
     catalog::{Session, TableProvider},
@@ -31,7 +32,6 @@ use datafusion::{
 use super::{
     Chunk, Snapshot, TableFile,
     reading::{Readers, Reading},
-    rows::{self, POSITION, POSITION_INDEX, RAW_INDEX},
 };
 
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl EventsTable {
     /// As SQL sees it.
     pub fn new(snapshot: Snapshot, reading: Arc<Reading>) -> Self {
         Self {
-            schema: rows::table_schema(),
+            schema: audit_columns::table_schema(),
             snapshot,
             reading,
         }
@@ -53,8 +53,8 @@ impl EventsTable {
 
     /// With the column `raw`, from which alone some events come back exactly.
     pub fn with_raw(snapshot: Snapshot, reading: Arc<Reading>) -> Self {
-        let mut fields = rows::table_schema().fields().to_vec();
-        fields.push(rows::file_schema().fields()[RAW_INDEX].clone());
+        let mut fields = audit_columns::table_schema().fields().to_vec();
+        fields.push(audit_columns::file_schema().fields()[RAW_INDEX].clone());
         Self {
             schema: Arc::new(arrow::datatypes::Schema::new(fields)),
             snapshot,

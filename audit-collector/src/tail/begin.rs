@@ -1,6 +1,7 @@
 //! Where does a walk begin? At a cursor, a time, so many events before the present, or the present.
 
 use arrow::array::RecordBatch;
+use audit_columns::POSITION;
 use audit_proto::v1::TailRequest;
 use datafusion::{
     common::DataFusionError,
@@ -12,7 +13,7 @@ use super::positions;
 use crate::{
     filter::Filter,
     query::{self, Engine, Session},
-    store::{self, POSITION, Snapshot, Store, TableFile},
+    store::{self, Snapshot, Store, TableFile},
 };
 
 /// `last_events` at most: their positions are held at once.

@@ -62,7 +62,7 @@ fn what_is_taken_is_refused_by_naming_who_has_it() {
 }
 
 /// What a build of the agent reads, without what was built.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 19] = [
     "Cargo.toml",
     "Cargo.lock",
     "audit-common",
@@ -70,6 +70,7 @@ const SOURCES: [&str; 18] = [
     "proto",
     "audit-config",
     "audit-wal",
+    "audit-columns",
     "audit-ledger",
     "audit-detect",
     "audit-pki",

@@ -5,12 +5,14 @@
 //!
 //! There is no code per event kind or field: columns derive from `audit_proto::columns::COLUMNS`.
 
+mod encode;
+
 use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BinaryArray, BooleanBuilder, Int64Builder, ListBuilder,
-        RecordBatch, StringBuilder, TimestampMicrosecondBuilder, new_null_array,
+        Array, ArrayRef, AsArray, BooleanBuilder, Int64Builder, ListBuilder, StringBuilder,
+        TimestampMicrosecondBuilder, new_null_array,
     },
     compute::concat,
     datatypes::{
@@ -20,9 +22,11 @@ use arrow::{
 };
 use audit_proto::{
     Message as _,
-    columns::{self, COLUMNS, ColumnType, OwnedValue, Value},
+    columns::{self, COLUMNS, Cell, ColumnType, Content, OwnedValue, Row as _},
     v1::Event,
 };
+
+pub use encode::encode;
 
 /// The event's place in this collector, after the event's own columns.
 pub const POSITION: &str = "position";
@@ -72,8 +76,13 @@ pub fn file_schema() -> SchemaRef {
 /// Columns of some events; `None` where no event has a value, which is most columns of most batches.
 pub type Columns = Vec<Option<ArrayRef>>;
 
-/// Events decoded before their columns are read: few enough to stay in the cache meanwhile.
-pub const BLOCK_EVENTS: usize = 32;
+/// What is not an event is refused, with its place among those that were given with it.
+#[derive(Debug, thiserror::Error)]
+#[error("event {at} is not an encoded Event: {source}")]
+pub struct NotDecoded {
+    pub at: usize,
+    pub source: prost::DecodeError,
+}
 
 enum Builder {
     Int(Int64Builder),
@@ -125,20 +134,22 @@ impl Builder {
         }
     }
 
-    /// A value of another type than the column's cannot come out of `columns::get`.
-    fn push(&mut self, value: Value<'_>) {
-        match (self, value) {
-            (Self::Int(b), Value::Int(v)) => b.append_value(v),
-            (Self::Time(b), Value::Int(v)) => b.append_value(v),
-            (Self::Bool(b), Value::Bool(v)) => b.append_value(v),
-            (Self::Text(b), Value::Text(v)) => b.append_value(v),
-            (Self::List(b), Value::TextList(v)) => {
-                for item in v {
-                    b.values().append_value(item);
-                }
-                b.append(true);
-            }
-            (_, value) => debug_assert!(false, "column type does not fit {value:?}"),
+    /// A value of another type than the column's cannot come out of `audit_proto::columns`.
+    fn push(&mut self, content: Content<'_>) {
+        match (self, content) {
+            (Self::Int(b), Content::Int(v)) => b.append_value(v),
+            (Self::Time(b), Content::Int(v)) => b.append_value(v),
+            (Self::Bool(b), Content::Bool(v)) => b.append_value(v),
+            (Self::Text(b), Content::Text(v)) => b.append_value(v),
+            (Self::List(b), Content::Item(v)) => b.values().append_value(v),
+            (_, content) => debug_assert!(false, "column type does not fit {content:?}"),
+        }
+    }
+
+    /// After the items of a row's list.
+    fn end_list(&mut self) {
+        if let Self::List(b) = self {
+            b.append(true);
         }
     }
 
@@ -156,7 +167,7 @@ impl Builder {
     }
 }
 
-/// Builds columns from events, a block at a time and column by column within a block.
+/// Builds columns from events.
 pub struct RowsBuilder {
     builders: Vec<Option<Builder>>,
     rows: usize,
@@ -176,19 +187,59 @@ impl RowsBuilder {
         self.rows
     }
 
-    pub fn push(&mut self, block: &[Event]) {
-        for (at, slot) in self.builders.iter_mut().enumerate() {
-            for (row, event) in block.iter().enumerate() {
-                let Some(value) = columns::get(event, at) else {
-                    continue;
-                };
-                let builder =
-                    slot.get_or_insert_with(|| Builder::new(COLUMNS[at].ty, self.capacity));
-                builder.pad_to(self.rows + row);
-                builder.push(value);
+    /// Encoded events, up to the first that is none.
+    pub fn push_encoded<'a>(
+        &mut self,
+        events: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), NotDecoded> {
+        let mut cells = Vec::new();
+        for (at, encoded) in events.enumerate() {
+            if columns::cells(encoded, &mut cells).is_some() {
+                self.push_cells(&cells);
+                continue;
+            }
+            match Event::decode(encoded) {
+                Ok(event) => self.push(&event),
+                Err(source) => return Err(NotDecoded { at, source }),
             }
         }
-        self.rows += block.len();
+        Ok(())
+    }
+
+    pub fn push(&mut self, event: &Event) {
+        for column in 0..COLUMNS.len() {
+            let mut is_list = false;
+            event.each(column, |content| {
+                is_list = matches!(content, Content::Item(_));
+                self.builder(column).push(content);
+            });
+            if is_list {
+                self.builder(column).end_list();
+            }
+        }
+        self.rows += 1;
+    }
+
+    fn push_cells(&mut self, cells: &[Cell<'_>]) {
+        for (at, cell) in cells.iter().enumerate() {
+            let builder = self.builder(cell.column);
+            builder.push(cell.content);
+            let next = cells.get(at + 1);
+            if matches!(cell.content, Content::Item(_))
+                && next.is_none_or(|next| next.column != cell.column)
+            {
+                builder.end_list();
+            }
+        }
+        self.rows += 1;
+    }
+
+    /// Of a column, with nothing where earlier rows have nothing.
+    fn builder(&mut self, column: usize) -> &mut Builder {
+        let builder = self.builders[column]
+            .get_or_insert_with(|| Builder::new(COLUMNS[column].ty, self.capacity));
+        builder.pad_to(self.rows);
+        builder
     }
 
     pub fn finish(self) -> Columns {
@@ -244,34 +295,6 @@ pub fn events(columns: &[Option<ArrayRef>], rows: &[usize]) -> Result<Vec<Event>
     Ok(events)
 }
 
-/// Gives the encoded event of each row of a table file, `raw` where that is kept. A block of rows at a
-/// time, because events column by column are only fast where all of them stay in the cache.
-pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), NotAnEvent> {
-    let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
-        .iter()
-        .map(|array| (array.null_count() < array.len()).then(|| array.clone()))
-        .collect();
-    let raw = batch.column(RAW_INDEX);
-    let raw: &BinaryArray = raw
-        .as_binary_opt()
-        .ok_or_else(|| NotAnEvent::new(RAW, raw))?;
-    let rows: Vec<usize> = (0..batch.num_rows()).collect();
-    let mut bytes = Vec::new();
-    for block in rows.chunks(BLOCK_EVENTS) {
-        for (&row, event) in block.iter().zip(events(&columns, block)?) {
-            if raw.is_valid(row) {
-                sink(raw.value(row));
-                continue;
-            }
-            bytes.clear();
-            // Into a Vec, which grows.
-            let _ = event.encode(&mut bytes);
-            sink(&bytes);
-        }
-    }
-    Ok(())
-}
-
 impl NotAnEvent {
     fn new(column: &'static str, array: &ArrayRef) -> Self {
         Self {
@@ -285,9 +308,9 @@ fn not_an_event(at: usize, array: &ArrayRef) -> NotAnEvent {
     NotAnEvent::new(COLUMNS[at].name, array)
 }
 
-type Cell<'a> = Box<dyn Fn(usize) -> OwnedValue + 'a>;
+type CellReader<'a> = Box<dyn Fn(usize) -> OwnedValue + 'a>;
 
-fn reader(array: &ArrayRef) -> Option<Cell<'_>> {
+fn reader(array: &ArrayRef) -> Option<CellReader<'_>> {
     Some(match array.data_type() {
         DataType::Int64 => {
             let values = array.as_primitive::<Int64Type>();
@@ -369,12 +392,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_an_event_is_refused_with_its_place() {
+        let event = samples()[0].encode_to_vec();
+        let mut builder = RowsBuilder::new(2);
+        let pushed = builder.push_encoded([&event[..], &event[1..]].into_iter());
+        let refused = pushed.expect_err("not an event");
+        assert_eq!(refused.at, 1);
+        assert_eq!(builder.rows(), 1);
+    }
+
+    #[test]
     fn events_come_back_from_columns_and_from_joined_columns() {
         let events_in = samples();
         let mut builder = RowsBuilder::new(8);
-        for block in events_in.chunks(BLOCK_EVENTS) {
-            builder.push(block);
-        }
+        let encoded: Vec<Vec<u8>> = events_in.iter().map(Event::encode_to_vec).collect();
+        let pushed = builder.push_encoded(encoded.iter().map(Vec::as_slice));
+        pushed.expect("encoded events");
         let columns = builder.finish();
         let rows: Vec<usize> = (0..events_in.len()).collect();
         assert_eq!(events(&columns, &rows).expect("events"), events_in);
@@ -382,7 +415,7 @@ mod tests {
         assert!(columns[absent].is_none(), "no event has an exit code");
 
         let mut single = RowsBuilder::new(1);
-        single.push(&events_in[..1]);
+        single.push(&events_in[0]);
         let single = single.finish();
         let joined = concat_columns(&[(&single, 1), (&columns, 100)]).expect("joins");
         let back = events(&joined, &[0, 1, 100]).expect("events");

@@ -1,0 +1,317 @@
+//! Rows of a table file as encoded events, without making an `Event` of each: compaction does this to every
+//! event, to prove that the file gives back what was sealed.
+//!
+//! Invariant: gives the bytes that encoding what [`super::events`] gives would.
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, RecordBatch, StringArray},
+    buffer::{NullBuffer, OffsetBuffer},
+    datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
+};
+use audit_proto::columns::{Form, STEPS, Step};
+
+use super::{NotAnEvent, RAW, RAW_INDEX, not_an_event};
+
+/// Gives the encoded event of each row of a table file, `raw` where that is kept.
+pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), NotAnEvent> {
+    let raw = batch.column(RAW_INDEX);
+    let raw: &BinaryArray = raw
+        .as_binary_opt()
+        .ok_or_else(|| NotAnEvent::new(RAW, raw))?;
+    let plan = plan(batch.columns())?;
+    let (mut bytes, mut open) = (Vec::new(), Vec::new());
+    for row in 0..batch.num_rows() {
+        if raw.is_valid(row) {
+            sink(raw.value(row));
+            continue;
+        }
+        bytes.clear();
+        for step in &plan {
+            step.write(row, &mut bytes, &mut open)?;
+        }
+        sink(&bytes);
+    }
+    Ok(())
+}
+
+/// What is left to do of [`STEPS`] where most columns are empty.
+enum Planned<'a> {
+    Enter {
+        key: u32,
+    },
+    Leave,
+    Field {
+        key: u32,
+        form: Form,
+        array: &'a ArrayRef,
+        at: usize,
+        nulls: Option<&'a NullBuffer>,
+        values: Values<'a>,
+    },
+}
+
+enum Values<'a> {
+    Int(&'a [i64]),
+    Bool(&'a BooleanArray),
+    Text(&'a StringArray),
+    List(&'a OffsetBuffer<i32>, &'a StringArray),
+}
+
+/// A message that is being written.
+struct Open {
+    /// Where its key and its length are.
+    start: usize,
+    /// Where its content begins, if the length takes one byte.
+    content: usize,
+    is_there: bool,
+}
+
+fn plan(columns: &[ArrayRef]) -> Result<Vec<Planned<'_>>, NotAnEvent> {
+    let mut plan = Vec::new();
+    for step in &STEPS {
+        match *step {
+            Step::Enter { key } => plan.push(Planned::Enter { key }),
+            Step::Leave => match plan.last() {
+                Some(Planned::Enter { .. }) => drop(plan.pop()),
+                _ => plan.push(Planned::Leave),
+            },
+            Step::Field { column, key, form } => {
+                let array = &columns[column];
+                if array.null_count() < array.len() {
+                    plan.push(Planned::Field {
+                        key,
+                        form,
+                        array,
+                        at: column,
+                        nulls: array.nulls(),
+                        values: values(array).ok_or_else(|| not_an_event(column, array))?,
+                    });
+                }
+            }
+        }
+    }
+    Ok(plan)
+}
+
+fn values(array: &ArrayRef) -> Option<Values<'_>> {
+    Some(match array.data_type() {
+        DataType::Int64 => Values::Int(array.as_primitive::<Int64Type>().values()),
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            Values::Int(array.as_primitive::<TimestampMicrosecondType>().values())
+        }
+        DataType::Boolean => Values::Bool(array.as_boolean()),
+        DataType::Utf8 => Values::Text(array.as_string()),
+        DataType::List(_) => {
+            let lists = array.as_list::<i32>();
+            Values::List(lists.offsets(), lists.values().as_string_opt()?)
+        }
+        _ => return None,
+    })
+}
+
+impl Planned<'_> {
+    fn write(&self, row: usize, out: &mut Vec<u8>, open: &mut Vec<Open>) -> Result<(), NotAnEvent> {
+        match self {
+            Self::Enter { key } => {
+                let start = out.len();
+                varint((*key).into(), out);
+                out.push(0);
+                open.push(Open {
+                    start,
+                    content: out.len(),
+                    is_there: false,
+                });
+            }
+            Self::Leave => {
+                if let Some(message) = open.pop() {
+                    message.end(out);
+                    if let Some(around) = open.last_mut() {
+                        around.is_there |= message.is_there;
+                    }
+                }
+            }
+            Self::Field {
+                key,
+                form,
+                array,
+                at,
+                nulls,
+                values,
+            } => {
+                if nulls.is_some_and(|nulls| nulls.is_null(row)) {
+                    return Ok(());
+                }
+                if let Some(message) = open.last_mut() {
+                    message.is_there = true;
+                }
+                values
+                    .write(row, *key, *form, out)
+                    .ok_or_else(|| not_an_event(*at, array))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Open {
+    fn end(&self, out: &mut Vec<u8>) {
+        if !self.is_there {
+            out.truncate(self.start);
+            return;
+        }
+        let length = out.len() - self.content;
+        match u8::try_from(length) {
+            Ok(length) if length < 0x80 => out[self.content - 1] = length,
+            _ => {
+                let mut header = Vec::with_capacity(10);
+                varint(length as u64, &mut header);
+                out.splice(self.content - 1..self.content, header);
+            }
+        }
+    }
+}
+
+impl Values<'_> {
+    /// `None`: no value of the column.
+    fn write(&self, row: usize, key: u32, form: Form, out: &mut Vec<u8>) -> Option<()> {
+        match (self, form) {
+            (Self::Int(values), Form::Unless0) if values[row] == 0 => {}
+            (Self::Int(values), _) => number(key, values[row], out),
+            (Self::Bool(values), _) => number(key, values.value(row).into(), out),
+            (Self::Text(values), Form::Enum(of_name)) => {
+                number(key, of_name(values.value(row))?.into(), out);
+            }
+            (Self::Text(values), _) if values.value(row).is_empty() => {}
+            (Self::Text(values), _) => text(key, values.value(row), out),
+            (Self::List(offsets, values), _) => {
+                for item in offsets[row]..offsets[row + 1] {
+                    text(key, values.value(item as usize), out);
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn number(key: u32, value: i64, out: &mut Vec<u8>) {
+    varint(key.into(), out);
+    varint(value as u64, out);
+}
+
+fn text(key: u32, value: &str, out: &mut Vec<u8>) {
+    varint(key.into(), out);
+    varint(value.len() as u64, out);
+    out.extend_from_slice(value.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{BinaryBuilder, Int64Array, new_null_array};
+    use audit_proto::{
+        Message as _,
+        columns::{self, COLUMNS, ColumnType, OwnedValue},
+        v1::Event,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{RowsBuilder, file_schema};
+
+    fn table(events: &[Event], raw: &[Option<&[u8]>]) -> RecordBatch {
+        let mut builder = RowsBuilder::new(events.len());
+        events.iter().for_each(|event| builder.push(event));
+        let schema = file_schema();
+        let fields = schema.fields().iter();
+        let columns = builder.finish().into_iter().zip(fields);
+        let empty = |column: Option<ArrayRef>, ty| {
+            column.unwrap_or_else(|| new_null_array(ty, events.len()))
+        };
+        let mut arrays: Vec<ArrayRef> = columns
+            .map(|(column, field)| empty(column, field.data_type()))
+            .collect();
+        arrays.push(Arc::new(Int64Array::from_iter_values(
+            0..events.len() as i64,
+        )));
+        let mut kept = BinaryBuilder::new();
+        raw.iter().for_each(|bytes| kept.append_option(*bytes));
+        arrays.push(Arc::new(kept.finish()));
+        RecordBatch::try_new(schema, arrays).expect("as the schema says")
+    }
+
+    fn encoded(table: &RecordBatch) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        encode(table, |event| found.push(event.to_vec())).expect("events");
+        found
+    }
+
+    fn value(column: usize, number: i32) -> OwnedValue {
+        let text = |length: i32| "ä".repeat(length.rem_euclid(200) as usize + 1);
+        let names = COLUMNS[column].values;
+        match COLUMNS[column].ty {
+            ColumnType::Int | ColumnType::Time => OwnedValue::Int(number.into()),
+            ColumnType::Bool => OwnedValue::Bool(number % 2 == 0),
+            ColumnType::Text => OwnedValue::Text(text(number)),
+            ColumnType::TextList => {
+                OwnedValue::TextList(vec![String::new(), text(number), "b".to_owned()])
+            }
+            ColumnType::Enum if number % 5 == 0 => {
+                OwnedValue::Text(number.abs().max(1000).to_string())
+            }
+            ColumnType::Enum => {
+                OwnedValue::Text(names[number.unsigned_abs() as usize % names.len()].to_owned())
+            }
+        }
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let number = prop_oneof![Just(0), any::<i32>()];
+        proptest::collection::vec((0..COLUMNS.len(), number), 0..40).prop_map(|cells| {
+            let mut event = Event::default();
+            for (column, number) in cells {
+                columns::set(&mut event, column, value(column, number)).expect("of its type");
+            }
+            event
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn rows_encode_as_the_events_they_are_of(events in proptest::collection::vec(event(), 1..5)) {
+            let table = table(&events, &vec![None; events.len()]);
+            let expected: Vec<Vec<u8>> = events.iter().map(Event::encode_to_vec).collect();
+            prop_assert_eq!(encoded(&table), expected);
+        }
+    }
+
+    #[test]
+    fn original_bytes_come_before_columns() {
+        let events = [Event::default(), Event::default()];
+        let table = table(&events, &[None, Some(b"as it was")]);
+        assert_eq!(encoded(&table), [&b""[..], b"as it was"]);
+    }
+
+    #[test]
+    fn a_name_without_a_number_is_told_with_its_column() {
+        let event = Event {
+            kind: 2,
+            ..Event::default()
+        };
+        let table = table(&[event], &[None]);
+        let kind = columns::index("kind").expect("a column");
+        let mut arrays = table.columns().to_vec();
+        arrays[kind] = Arc::new(StringArray::from(vec!["nonsense"]));
+        let table = RecordBatch::try_new(table.schema(), arrays).expect("as the schema says");
+        let error = encode(&table, |_| {}).expect_err("no kind");
+        assert!(error.to_string().contains("kind"), "{error}");
+    }
+}
