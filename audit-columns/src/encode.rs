@@ -8,20 +8,25 @@ use arrow::{
     buffer::{NullBuffer, OffsetBuffer},
     datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
 };
-use audit_proto::columns::{Form, STEPS, Step};
+use audit_proto::columns::{self, COLUMNS, Form, STEPS, Step};
 
-use super::{NotAnEvent, RAW, RAW_INDEX, not_an_event};
+use super::{NotAnEvent, RAW, not_an_event};
 
 /// Gives the encoded event of each row of a table file, `raw` where that is kept.
 pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), NotAnEvent> {
-    let raw = batch.column(RAW_INDEX);
-    let raw: &BinaryArray = raw
-        .as_binary_opt()
-        .ok_or_else(|| NotAnEvent::new(RAW, raw))?;
-    let plan = plan(batch.columns())?;
+    let raw: Option<&BinaryArray> = match batch.column_by_name(RAW) {
+        Some(raw) => Some(
+            raw.as_binary_opt()
+                .ok_or_else(|| NotAnEvent::new(RAW, raw))?,
+        ),
+        None => None,
+    };
+    let plan = plan(batch)?;
     let (mut bytes, mut open) = (Vec::new(), Vec::new());
     for row in 0..batch.num_rows() {
-        if raw.is_valid(row) {
+        if let Some(raw) = raw
+            && raw.is_valid(row)
+        {
             sink(raw.value(row));
             continue;
         }
@@ -66,7 +71,15 @@ struct Open {
     is_there: bool,
 }
 
-fn plan(columns: &[ArrayRef]) -> Result<Vec<Planned<'_>>, NotAnEvent> {
+fn plan(batch: &RecordBatch) -> Result<Vec<Planned<'_>>, NotAnEvent> {
+    let mut columns = [None; COLUMNS.len()];
+    for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        if let Some(at) = columns::index(field.name())
+            && array.null_count() < array.len()
+        {
+            columns[at] = Some(array);
+        }
+    }
     let mut plan = Vec::new();
     for step in &STEPS {
         match *step {
@@ -76,8 +89,7 @@ fn plan(columns: &[ArrayRef]) -> Result<Vec<Planned<'_>>, NotAnEvent> {
                 _ => plan.push(Planned::Leave),
             },
             Step::Field { column, key, form } => {
-                let array = &columns[column];
-                if array.null_count() < array.len() {
+                if let Some(array) = columns[column] {
                     plan.push(Planned::Field {
                         key,
                         form,
@@ -216,10 +228,10 @@ fn text(key: u32, value: &str, out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{BinaryBuilder, Int64Array, new_null_array};
+    use arrow::array::{BinaryBuilder, Int64Array};
     use audit_proto::{
         Message as _,
-        columns::{self, COLUMNS, ColumnType, OwnedValue},
+        columns::{ColumnType, OwnedValue},
         v1::Event,
     };
     use proptest::prelude::*;
@@ -227,25 +239,20 @@ mod tests {
     use super::*;
     use crate::{RowsBuilder, file_schema};
 
+    /// With the columns that the events have.
     fn table(events: &[Event], raw: &[Option<&[u8]>]) -> RecordBatch {
         let mut builder = RowsBuilder::new(events.len());
         events.iter().for_each(|event| builder.push(event));
-        let schema = file_schema();
-        let fields = schema.fields().iter();
-        let columns = builder.finish().into_iter().zip(fields);
-        let empty = |column: Option<ArrayRef>, ty| {
-            column.unwrap_or_else(|| new_null_array(ty, events.len()))
-        };
-        let mut arrays: Vec<ArrayRef> = columns
-            .map(|(column, field)| empty(column, field.data_type()))
-            .collect();
-        arrays.push(Arc::new(Int64Array::from_iter_values(
-            0..events.len() as i64,
-        )));
         let mut kept = BinaryBuilder::new();
         raw.iter().for_each(|bytes| kept.append_option(*bytes));
-        arrays.push(Arc::new(kept.finish()));
-        RecordBatch::try_new(schema, arrays).expect("as the schema says")
+        let positions = Int64Array::from_iter_values(0..events.len() as i64);
+        let mut all = builder.finish();
+        all.push(Some(Arc::new(positions)));
+        all.push(Some(Arc::new(kept.finish())));
+        let there: Vec<usize> = (0..all.len()).filter(|at| all[*at].is_some()).collect();
+        let schema = file_schema().project(&there).expect("of the schema");
+        let arrays = all.into_iter().flatten().collect();
+        RecordBatch::try_new(Arc::new(schema), arrays).expect("as the schema says")
     }
 
     fn encoded(table: &RecordBatch) -> Vec<Vec<u8>> {
@@ -307,7 +314,7 @@ mod tests {
             ..Event::default()
         };
         let table = table(&[event], &[None]);
-        let kind = columns::index("kind").expect("a column");
+        let kind = table.schema().index_of("kind").expect("a column");
         let mut arrays = table.columns().to_vec();
         arrays[kind] = Arc::new(StringArray::from(vec!["nonsense"]));
         let table = RecordBatch::try_new(table.schema(), arrays).expect("as the schema says");

@@ -66,7 +66,8 @@ pub fn table_schema() -> SchemaRef {
     Arc::new(Schema::new(fields(&DataType::Utf8View)))
 }
 
-/// What memory and files hold: text as offsets, 4 bytes a row instead of 16.
+/// What memory and files hold: text as offsets, 4 bytes a row instead of 16. A file has those columns in
+/// which it has values; where no event's bytes are kept, `raw` is not there either.
 pub fn file_schema() -> SchemaRef {
     let mut fields = fields(&DataType::Utf8);
     fields.push(Field::new(RAW, DataType::Binary, true));

@@ -16,6 +16,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     ("audit-config", &[]),
     ("audit-pki", &[]),
     ("audit-wal", &[]),
+    ("audit-columns", &["audit-proto"]),
     ("audit-ledger", &["audit-proto"]),
     ("audit-detect", &["audit-proto"]),
     (
@@ -32,6 +33,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     (
         "audit-collector",
         &[
+            "audit-columns",
             "audit-config",
             "audit-detect",
             "audit-ledger",

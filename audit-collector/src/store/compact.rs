@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs::{self, File},
     io::{self, Write as _},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -18,9 +19,10 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, BinaryBuilder, RecordBatch, new_null_array},
-    datatypes::SchemaRef,
+    array::{Array as _, ArrayRef, BinaryArray, RecordBatch, new_null_array},
+    datatypes::Field,
 };
+use audit_columns::{POSITION_INDEX, RAW_INDEX};
 use audit_ledger::Frames;
 use audit_proto::{
     Message as _,
@@ -337,19 +339,18 @@ fn write_parquet(path: &Path, batches: &[Placed], raw: &Raw) -> Result<(), Compa
         path: path.to_path_buf(),
         source,
     };
-    let schema = audit_columns::file_schema();
+    let columns = columns_there(batches, raw);
+    let schema = Arc::new(audit_columns::file_schema().project(&columns)?);
     let file = File::create(path).map_err(io_error)?;
     let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties()?))?;
     for (start, run) in runs(batches, raw) {
-        let rows = run.iter().map(|b| b.events).sum();
+        let rows: usize = run.iter().map(|b| b.events).sum();
         if rows > 0 {
-            writer.write(&record_batch(
-                &schema,
-                &run[0].chunk,
-                start,
-                rows,
-                raw.get(&run[0].wal_index),
-            )?)?;
+            let raw = raw.get(&run[0].wal_index);
+            let columns = columns.iter().zip(schema.fields());
+            let arrays = columns
+                .map(|(at, field)| array(*at, field, &run[0].chunk, start..start + rows, raw));
+            writer.write(&RecordBatch::try_new(schema.clone(), arrays.collect())?)?;
         }
     }
     let file = writer.into_inner()?;
@@ -369,32 +370,40 @@ fn runs<'a>(batches: &'a [Placed], raw: &Raw) -> Vec<(usize, &'a [Placed])> {
         .collect()
 }
 
-fn record_batch(
-    schema: &SchemaRef,
-    chunk: &Chunk,
-    start: usize,
-    rows: usize,
-    raw: Option<&Vec<Option<Vec<u8>>>>,
-) -> Result<RecordBatch, CompactError> {
-    let mut arrays: Vec<ArrayRef> = chunk
-        .columns
-        .iter()
-        .zip(schema.fields())
-        .map(|(column, field)| match column {
-            Some(array) => array.slice(start, rows),
-            None => new_null_array(field.data_type(), rows),
-        })
-        .collect();
-    arrays.push(chunk.positions.slice(start, rows));
-    let mut originals = BinaryBuilder::new();
-    match raw {
-        Some(raw) => raw
+/// Of [`audit_columns::file_schema`], those in which there are values.
+fn columns_there(batches: &[Placed], raw: &Raw) -> Vec<usize> {
+    let has = |at: &usize| {
+        batches
             .iter()
-            .for_each(|bytes| originals.append_option(bytes.as_deref())),
-        None => originals.append_nulls(rows),
+            .any(|batch| batch.chunk.columns[*at].is_some())
+    };
+    let mut there: Vec<usize> = (0..POSITION_INDEX).filter(has).collect();
+    there.push(POSITION_INDEX);
+    there.extend((!raw.is_empty()).then_some(RAW_INDEX));
+    there
+}
+
+/// Some rows of column `at`.
+fn array(
+    at: usize,
+    field: &Field,
+    chunk: &Chunk,
+    rows: Range<usize>,
+    raw: Option<&Vec<Option<Vec<u8>>>>,
+) -> ArrayRef {
+    let array = match (at, raw) {
+        (POSITION_INDEX, _) => Some(&chunk.positions),
+        (RAW_INDEX, Some(raw)) => {
+            let raw = raw.iter().map(Option::as_deref);
+            return Arc::new(BinaryArray::from_iter(raw));
+        }
+        (RAW_INDEX, None) => None,
+        _ => chunk.columns[at].as_ref(),
+    };
+    match array {
+        Some(array) => array.slice(rows.start, rows.len()),
+        None => new_null_array(field.data_type(), rows.len()),
     }
-    arrays.push(Arc::new(originals.finish()));
-    Ok(RecordBatch::try_new(schema.clone(), arrays)?)
 }
 
 /// WAL indexes of the batches whose root the file does not give.

@@ -149,7 +149,8 @@ async fn a_damaged_file_is_named_by_what_reads_it_and_by_nothing_else() {
     let whole = fs::read(&files[0]).expect("read");
     let end = whole.len();
     let question = "select * from events";
-    for hurt in [4..end / 2, end / 4..end / 3, end - 300..end - 8, 0..end] {
+    // The second are values of the first column.
+    for hurt in [4..end / 2, 100..300, end - 300..end - 8, 0..end] {
         let mut content = whole.clone();
         content[hurt.clone()].fill(0xee);
         fs::write(&files[0], content).expect("write");

@@ -1,7 +1,7 @@
 //! What are the cells of an encoded event? Without making an `Event` of it, which costs an allocation
 //! for each text.
 //!
-//! Invariant: where [`cells`] answers, the answer is what decoding the event and reading each column
+//! Invariant: where [`cells()`] answers, the answer is what decoding the event and reading each column
 //! gives. It answers for events in the form that encoders write: fields in the order of their numbers,
 //! known ones only, each once. Of others, sound or not, it does not know.
 

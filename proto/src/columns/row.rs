@@ -44,7 +44,7 @@ impl Default for Cells<'_> {
 }
 
 impl<'a> Cells<'a> {
-    /// Those of this event, as [`cells`]. After `None` there are none.
+    /// Those of this event, as [`cells()`]. After `None` there are none.
     pub fn read(&mut self, encoded: &'a [u8]) -> Option<()> {
         if cells(encoded, &mut self.all).is_none() {
             self.all.clear();
