@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 /// What of this workspace each crate may depend on (dev-dependencies aside).
-const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
     ("audit-common", &[]),
     ("audit-ebpf", &["audit-common"]),
     ("proto", &[]),
