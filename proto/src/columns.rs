@@ -1,4 +1,5 @@
 //! The event as a flat row: which columns there are, how to read one and how to set one.
+//! Of an encoded event they are read without decoding it ([`Cells`]), and written in [`STEPS`].
 //!
 //! Invariant: for an event without empty sub-messages, setting every column that [`get`] returns
 //! on a default event gives the same event, so its encoding too (the fuzz target `deliver`).
