@@ -162,8 +162,8 @@ impl Detector {
         let frames = frames(record)?;
         let (mut cells, mut alerts) = (Cells::default(), Vec::new());
         for (at, encoded) in frames.events().enumerate() {
-            let is_quiet = cells.read(encoded).is_some()
-                && self.rules.evaluate(&cells, &mut self.memory).is_empty();
+            let is_quiet =
+                cells.read(encoded).is_some() && !self.rules.any(&cells, &mut self.memory);
             if is_quiet && self.ancestry.knows(&cells) {
                 continue;
             }

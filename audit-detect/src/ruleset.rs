@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use audit_proto::{columns::Row, v1};
+use audit_proto::{
+    columns::{Cells, Row},
+    v1::{self, Event},
+};
 use rsigma_parser::{FilterRule, FilterRuleTarget, LogSource, SigmaCollection, SigmaRule};
 
 use crate::{
@@ -112,7 +115,22 @@ impl RuleSet {
     }
 
     /// Replaces `matched` by all rules that match an event, in order of their index.
-    pub fn evaluate(&self, row: &impl Row, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
+    pub fn evaluate(&self, event: &Event, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
+        self.matching(event, scratch, matched);
+    }
+
+    /// The same of an encoded event. Two functions of a type each, so that both are compiled in this
+    /// crate, with its optimisation.
+    pub fn evaluate_cells(
+        &self,
+        cells: &Cells<'_>,
+        scratch: &mut Scratch,
+        matched: &mut Vec<RuleIndex>,
+    ) {
+        self.matching(cells, scratch, matched);
+    }
+
+    fn matching(&self, row: &impl Row, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
         matched.clear();
         let gist = Gist::of(row);
         for (compiled, scratch) in self.buckets.iter().zip(&mut scratch.indexes) {

@@ -458,7 +458,7 @@ fn indexed(event: &Event, scratch: &mut audit_detect::Scratch) -> Vec<String> {
     let encoded = event.encode_to_vec();
     let mut cells = Cells::default();
     cells.read(&encoded).expect("as encoders write it");
-    CORPUS.set.evaluate(&cells, scratch, &mut matched);
+    CORPUS.set.evaluate_cells(&cells, scratch, &mut matched);
     let of_cells = std::mem::take(&mut matched);
     CORPUS.set.evaluate(event, scratch, &mut matched);
     assert_eq!(of_cells, matched);

@@ -169,10 +169,16 @@ impl Load {
     }
 }
 
-/// The calling thread alone: libc's call would change all.
+/// The calling thread alone: libc's call would change all. Its open files are its own from here on: a
+/// child that another thread begins would have them too, and might close one last, as another user.
 fn become_user(uid: u32) {
-    #[expect(unsafe_code, reason = "no call of one thread in std")]
-    // SAFETY: takes numbers.
-    let result = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
-    assert_eq!(result, 0, "setresuid");
+    #[expect(unsafe_code, reason = "no calls of one thread in std")]
+    // SAFETY: take numbers.
+    let results = unsafe {
+        [
+            i64::from(libc::unshare(libc::CLONE_FILES)),
+            libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+        ]
+    };
+    assert_eq!(results, [0, 0], "unshare, setresuid");
 }

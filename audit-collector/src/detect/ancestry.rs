@@ -3,10 +3,11 @@
 //! Bound: `detect.ancestry_entries`; the process first heard of goes first. Then an alert's
 //! ancestry is shorter, nothing else.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use ahash::AHashMap;
 use audit_proto::{
-    columns::{Content, Row, at},
+    columns::{Cells, Content, Row as _, at},
     v1::{Ancestor, Event, Kind},
 };
 
@@ -21,7 +22,7 @@ struct Entry {
 }
 
 pub struct Ancestry {
-    entries: HashMap<String, Entry>,
+    entries: AHashMap<String, Entry>,
     order: VecDeque<String>,
     bound: usize,
 }
@@ -29,20 +30,20 @@ pub struct Ancestry {
 impl Ancestry {
     pub fn new(bound: usize) -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: AHashMap::new(),
             order: VecDeque::new(),
             bound,
         }
     }
 
     /// Whether there is nothing to learn of it.
-    pub fn knows(&self, row: &impl Row) -> bool {
+    pub fn knows(&self, cells: &Cells<'_>) -> bool {
         let mut knows = true;
-        row.each(at::KIND, |kind| {
+        cells.each(at::KIND, |kind| {
             knows &= !matches!(kind, Content::Text("exec" | "fork"));
         });
         for column in [at::PROCESS_EXEC_ID, at::PARENT_EXEC_ID] {
-            row.each(column, |content| {
+            cells.each(column, |content| {
                 if let Content::Text(exec_id) = content {
                     knows &= self.entries.contains_key(exec_id);
                 }

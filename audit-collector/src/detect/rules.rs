@@ -4,7 +4,10 @@
 //! of another replaces it.
 
 use audit_detect::{Report, RuleSet, Scratch, Source};
-use audit_proto::{columns::Row, v1::Rule};
+use audit_proto::{
+    columns::Cells,
+    v1::{Event, Rule},
+};
 
 use crate::{config, problems::Problems};
 
@@ -87,10 +90,17 @@ impl Rules {
         }
     }
 
-    /// Every rule that matches.
-    pub fn evaluate(&self, row: &impl Row, memory: &mut Memory) -> Vec<&Rule> {
+    /// Whether a rule matches an encoded event.
+    pub fn any(&self, cells: &Cells<'_>, memory: &mut Memory) -> bool {
         self.set
-            .evaluate(row, &mut memory.scratch, &mut memory.matched);
+            .evaluate_cells(cells, &mut memory.scratch, &mut memory.matched);
+        !memory.matched.is_empty()
+    }
+
+    /// Every rule that matches.
+    pub fn evaluate(&self, event: &Event, memory: &mut Memory) -> Vec<&Rule> {
+        self.set
+            .evaluate(event, &mut memory.scratch, &mut memory.matched);
         let found = memory.matched.iter();
         found.map(|index| self.set.rule(*index)).collect()
     }

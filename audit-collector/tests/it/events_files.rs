@@ -20,11 +20,20 @@ fn files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Of all files; one that was rotated between its listing and its reading has another name by now.
+fn text(path: &Path) -> String {
+    loop {
+        let texts: std::io::Result<String> =
+            files(path).iter().map(std::fs::read_to_string).collect();
+        match texts {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            texts => return texts.expect("text"),
+        }
+    }
+}
+
 fn lines(path: &Path) -> Vec<serde_json::Value> {
-    let text: String = files(path)
-        .iter()
-        .map(|file| std::fs::read_to_string(file).expect("text"))
-        .collect();
+    let text = text(path);
     // A line that is being written has no end yet.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole

@@ -1,6 +1,7 @@
 //! How fast does a collector store? Synthetic agents seal batches and deliver them over mTLS on
 //! loopback, each keeping a few in flight; time runs from the first seal to the last acknowledgement,
-//! which comes after verification and fsync. Beside it, in the same run, what of it this machine could do
+//! which comes after verification and fsync. The first of them are also timed by themselves: how fast it
+//! takes a burst, before compaction has to keep up. Beside it, in the same run, what of it this machine could do
 //! alone (hash, compress, sync, gRPC), and what a log shipper makes of as many lines.
 
 mod echo;
@@ -9,7 +10,7 @@ mod peer;
 
 use std::{
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -36,6 +37,8 @@ use crate::{
 /// As the agent's defaults: a busy agent's batch is full, not late.
 const EVENTS_PER_BATCH: u64 = 4096;
 const IN_FLIGHT: usize = 8;
+/// What fits well into the collector's memory for rows that are not in files yet.
+const BURST_EVENTS: u64 = 160 * EVENTS_PER_BATCH;
 /// 2026-05-01T08:00:00Z, in microseconds.
 const BEGAN: i64 = 1_777_622_400_000_000;
 const BOOT: &str = "5f2ac01b-9d3e-4c55-8a11-000000000000";
@@ -83,10 +86,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let acknowledged = Acknowledged::default();
     let wire_bytes = runtime.block_on(async {
         let sessions = encoded.into_iter().enumerate().map(|(agent, batches)| {
             let server = site.server(&host(agent as u64).id)?;
-            let session = async move { deliver(server, agent as u64, batches).await };
+            let acknowledged = acknowledged.clone();
+            let session =
+                async move { deliver(server, agent as u64, batches, &acknowledged).await };
             Ok(tokio::spawn(session))
         });
         let sessions: Vec<_> = sessions.collect::<Result<_>>()?;
@@ -97,6 +103,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok::<_, anyhow::Error>(bytes)
     })?;
     let took = began.elapsed();
+    let burst = acknowledged.of_first(BURST_EVENTS, began);
     let cpu = Duration::from_nanos(measure::process_cpu_ns(pid)? - cpu);
     let stored = stack.number("select count(*) from events")?;
     ensure!(
@@ -112,6 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         events,
         wire_bytes,
         took,
+        burst,
         cpu,
     };
     report(args, &measured, &limits, peer)?;
@@ -122,8 +130,29 @@ struct Measured {
     events: u64,
     wire_bytes: usize,
     took: Duration,
+    /// What the first [`BURST_EVENTS`] took, if there were more.
+    burst: Option<Duration>,
     /// Of the collector.
     cpu: Duration,
+}
+
+/// When each batch of any agent was.
+#[derive(Clone, Default)]
+struct Acknowledged(Arc<Mutex<Vec<Instant>>>);
+
+impl Acknowledged {
+    fn add(&self, batches: i64) {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.extend((0..batches).map(|_| Instant::now()));
+    }
+
+    fn of_first(&self, events: u64, began: Instant) -> Option<Duration> {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = usize::try_from(events / EVENTS_PER_BATCH)
+            .ok()?
+            .checked_sub(1)?;
+        (times.len() > last + 1).then(|| times[last] - began)
+    }
 }
 
 fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shipping>) -> Result<()> {
@@ -140,6 +169,16 @@ fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shippi
         grouped(per_second as i64),
         grouped((events / measured.cpu.as_secs_f64()) as i64)
     );
+    let burst = measured
+        .burst
+        .map(|took| BURST_EVENTS as f64 / took.as_secs_f64());
+    if let Some(rate) = burst {
+        println!(
+            "{} events/s for the first {}, before compaction has to keep up",
+            grouped(rate as i64),
+            grouped(i64::try_from(BURST_EVENTS)?)
+        );
+    }
     println!(
         "{:.0} bytes an event on the wire",
         measured.wire_bytes as f64 / events
@@ -156,6 +195,7 @@ fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shippi
     args.common.write_json(&json!({
         "bench": "ingest", "agents": args.agents, "events": measured.events, "seconds": seconds,
         "events_per_second": per_second as i64,
+        "burst_events_per_second": burst.map(|rate| rate as i64),
         "collector_cpu_seconds": measured.cpu.as_secs_f64(),
         "wire_bytes": measured.wire_bytes, "limits_events_per_second": rates,
         "peer": compare(peer, per_second),
@@ -286,7 +326,12 @@ fn process(pid: i64) -> Process {
 }
 
 /// Returns how many bytes the batches were.
-async fn deliver(server: Server, agent: u64, batches: Vec<Encoded>) -> Result<usize> {
+async fn deliver(
+    server: Server,
+    agent: u64,
+    batches: Vec<Encoded>,
+    times: &Acknowledged,
+) -> Result<usize> {
     let (sender, receiver) = mpsc::channel(1);
     let host = host(agent);
     let mut sealer = sealer(&host);
@@ -330,7 +375,10 @@ async fn deliver(server: Server, agent: u64, batches: Vec<Encoded>) -> Result<us
             sent += 1;
         }
         match answers.message().await?.and_then(|answer| answer.message) {
-            Some(deliver_response::Message::Ack(ack)) => acknowledged = ack.batch,
+            Some(deliver_response::Message::Ack(ack)) => {
+                times.add(ack.batch - acknowledged);
+                acknowledged = ack.batch;
+            }
             Some(deliver_response::Message::Welcome(_)) => {}
             None => bail!("the collector ended the session after batch {acknowledged} of {last}"),
         }

@@ -17,7 +17,7 @@ use super::{
     Common, interrupt, mode,
     report::{grouped, median, micros, table},
 };
-use crate::stack::{Options, Stack};
+use crate::stack::{Options, Row, Stack};
 
 /// Of one operation: a file is made, closed and removed.
 const EVENTS: u64 = 3;
@@ -96,7 +96,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(lost == 0, "{lost} losses are told");
     ensure!(
         stored == wanted,
-        "{wanted} events were made, {stored} are stored"
+        "{wanted} events were made, {stored} are stored; of this process: {:?}",
+        of_process(&mut stack, std::process::id())?
     );
     judge(&phases, quick)
 }
@@ -117,6 +118,13 @@ fn arrives(stack: &mut Stack, directory: &Path, wanted: i64) -> Result<i64> {
         }
     }
     Ok(stored)
+}
+
+/// What is there of each kind, with a path and without: to see what is missing.
+fn of_process(stack: &mut Stack, pid: u32) -> Result<Vec<Row>> {
+    stack.query(&format!(
+        "select kind, file_path is null as no_path, count(*) from events where process_pid = {pid} group by 1, 2"
+    ))
 }
 
 struct Work {
