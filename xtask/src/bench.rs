@@ -1,8 +1,8 @@
 //! `cargo xtask bench NAME`: builds what the bench runs, and runs it.
 //!
 //! The bench program and the collector are of the dev profile (optimised where events pass; a
-//! release build of DataFusion would take longer than the bench). The agent, whose cost is what
-//! is measured, is the release build, but not with --quick.
+//! release build of DataFusion would take longer than the bench). The agent and the rules, whose
+//! cost is what is measured, are the release build, but not with --quick.
 
 use std::{
     ffi::OsString,
@@ -80,14 +80,12 @@ fn build(name: Name, quick: bool) -> Result<()> {
 fn command(args: &Args) -> Command {
     let mut command = if args.name == Name::Detect {
         let mut command = cargo::cargo();
-        command.args([
-            "bench",
-            "--package",
-            "audit-detect",
-            "--bench",
-            "detect",
-            "--",
-        ]);
+        // --quick takes what a build of everything has made.
+        command.args(match args.quick {
+            true => ["bench", "--profile", "dev", "--workspace"],
+            false => ["bench", "--profile", "release", "--package=audit-detect"],
+        });
+        command.args(["--bench", "detect", "--"]);
         command
     } else {
         let mut command = Command::new(cargo::built("debug", "bench"));

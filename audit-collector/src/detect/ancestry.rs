@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use ahash::AHashMap;
 use audit_proto::{
-    columns::{Cells, Content, Row as _, at},
+    columns::{Content, Row, at},
     v1::{Ancestor, Event, Kind},
 };
 
@@ -37,13 +37,13 @@ impl Ancestry {
     }
 
     /// Whether there is nothing to learn of it.
-    pub fn knows(&self, cells: &Cells<'_>) -> bool {
+    pub fn knows(&self, row: &impl Row) -> bool {
         let mut knows = true;
-        cells.each(at::KIND, |kind| {
+        row.each(at::KIND, |kind| {
             knows &= !matches!(kind, Content::Text("exec" | "fork"));
         });
         for column in [at::PROCESS_EXEC_ID, at::PARENT_EXEC_ID] {
-            cells.each(column, |content| {
+            row.each(column, |content| {
                 if let Content::Text(exec_id) = content {
                     knows &= self.entries.contains_key(exec_id);
                 }
