@@ -236,6 +236,7 @@ impl Subject {
 }
 
 fn issue(authority: &Authority, subject: &Subject, name: &str, out: &Path) -> Result<()> {
+    subject.check()?;
     refuse_existing(out)?;
     replace(authority, subject, name, out)
 }
