@@ -238,9 +238,9 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        let _ = Command::new("kill")
-            .args(["-TERM", "--", &format!("-{}", self.0.id())])
-            .status();
+        let group = format!("kill -s TERM -- -{}", self.0.id());
+        let _ = Command::new("sh").args(["-c", &group]).status();
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
