@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use audit_pki::{
-    Authority, CERTIFICATE_FILE, Certificate, KEY_FILE, Peer, Role,
+    Authority, CERTIFICATE_FILE, Certificate, ClientFiles, KEY_FILE, Peer, Role,
     authority::{Grant, TokenGrant, Which},
-    certificate::expiry,
+    certificate::{Validity, expiry},
     request::{Request, existing_key},
 };
 
@@ -22,8 +22,10 @@ const AUTHORITY: &str = "/var/lib/hostaudit/authority";
 const DAY: Duration = Duration::from_secs(86_400);
 /// A year and some days: who forgets one for longer has forgotten it.
 const MAX_DAYS: u32 = 398;
-/// A token lies about somewhere until it is used.
-const MAX_TTL: Duration = DAY.saturating_mul(30);
+/// For a fleet that grows. A token lies about somewhere until it is used.
+const MAX_TTL: Duration = DAY.saturating_mul(MAX_DAYS);
+/// More than any cluster has nodes.
+const MAX_USES: u32 = 100_000;
 
 const EXAMPLES: &str = "\
 On the collector's host, once:
@@ -35,6 +37,8 @@ For each host:
   sudo hostaudit pki token                                  on the collector's host; prints TOKEN
   sudo hostaudit pki enroll --server https://collector.example.org:4620 --token TOKEN
   # in agent.yaml: server: https://collector.example.org:4620
+For a fleet, whose hosts come and go:
+  sudo hostaudit pki token --uses 500 --ttl 90d
 For a person:
   sudo hostaudit pki token --role analyst --name alice
   HOSTAUDIT_TLS_DIR=~/.hostaudit hostaudit pki enroll --server https://... --token TOKEN
@@ -61,6 +65,9 @@ enum Command {
         /// Its directory; the collector must be able to read it, so that hosts can join
         #[arg(default_value = AUTHORITY)]
         directory: PathBuf,
+        /// Do nothing where there is one already
+        #[arg(long)]
+        if_needed: bool,
     },
     /// Make a key and a certificate here, for the collector or for somebody who cannot enroll
     Issue {
@@ -74,8 +81,12 @@ enum Command {
         /// Directory for ca.pem, cert.pem and key.pem, which then belong to its owner
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Do nothing while there is a certificate of which more than a fifth of its life is left, and
+        /// replace any other
+        #[arg(long)]
+        if_needed: bool,
     },
-    /// Print a join token, with which one host or person gets one certificate
+    /// Print a join token, with which one host or person gets one certificate, or a fleet one each
     Token {
         #[command(flatten)]
         authority: AuthorityDir,
@@ -87,6 +98,11 @@ enum Command {
         /// How long the token may be used: 30m, 1h, 2d
         #[arg(long, default_value = "1h", value_name = "TIME", value_parser = time)]
         ttl: Duration,
+        /// How many hosts may join with it, each once; who has it can pretend to be a host that has not
+        /// joined yet
+        #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "name",
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_USES)))]
+        uses: u32,
     },
     Enroll(join::Enroll),
     Rotate(join::Rotate),
@@ -139,24 +155,38 @@ struct Revoked {
 fn time(text: &str) -> Result<Duration, String> {
     let read = when::duration(text).map(jiff::SignedDuration::unsigned_abs);
     read.filter(|time| !time.is_zero() && *time <= MAX_TTL)
-        .ok_or_else(|| "write how long it may be used: 30m, 1h, 2d; at most 30d".to_owned())
+        .ok_or_else(|| format!("write how long it may be used: 30m, 1h, 2d; at most {MAX_DAYS}d"))
 }
 
 pub async fn run(args: &Pki, target: &Target, terminal: &Terminal) -> Result<()> {
     match &args.command {
-        Command::Init { directory } => init(directory),
+        Command::Init {
+            directory,
+            if_needed,
+        } => match Authority::open(directory) {
+            Ok(_) if *if_needed => Ok(()),
+            _ => init(directory),
+        },
         Command::Issue {
             authority,
             subject,
             name,
             out,
-        } => issue(&open(authority)?, subject, name, out),
+            if_needed,
+        } => match if_needed {
+            true if !has_valid(out, Validity::is_ending) => {
+                replace(&open(authority)?, subject, name, out)
+            }
+            true => Ok(()),
+            false => issue(&open(authority)?, subject, name, out),
+        },
         Command::Token {
             authority,
             subject,
             name,
             ttl,
-        } => token(&open(authority)?, subject, name.as_deref(), *ttl),
+            uses,
+        } => token(&open(authority)?, subject, name.as_deref(), *ttl, *uses),
         Command::Enroll(args) => join::enroll(args, target).await,
         Command::Rotate(args) => join::rotate(args, target).await,
         Command::Revoke { authority, which } => revoke(&open(authority)?, which),
@@ -208,6 +238,11 @@ impl Subject {
 fn issue(authority: &Authority, subject: &Subject, name: &str, out: &Path) -> Result<()> {
     subject.check()?;
     refuse_existing(out)?;
+    replace(authority, subject, name, out)
+}
+
+fn replace(authority: &Authority, subject: &Subject, name: &str, out: &Path) -> Result<()> {
+    subject.check()?;
     let request = Request::new()?;
     let grant = Grant {
         peer: Peer::new(subject.role, name)?,
@@ -217,6 +252,12 @@ fn issue(authority: &Authority, subject: &Subject, name: &str, out: &Path) -> Re
     let chain = authority.issue(&request.csr, &grant, SystemTime::now())?;
     let certificate = request.keep(&chain, Some(authority.fingerprint()), out)?;
     say(&kept(&certificate, out))
+}
+
+/// Whether a directory of credentials has a certificate that need not be replaced.
+fn has_valid(directory: &Path, is_over: impl Fn(&Validity, SystemTime) -> bool) -> bool {
+    let validity = ClientFiles::within(directory).validity();
+    validity.is_ok_and(|validity| !is_over(&validity, SystemTime::now()))
 }
 
 fn refuse_existing(directory: &Path) -> Result<()> {
@@ -245,6 +286,7 @@ fn token(
     subject: &Subject,
     name: Option<&str>,
     ttl: Duration,
+    uses: u32,
 ) -> Result<()> {
     subject.check()?;
     if let Some(name) = name {
@@ -260,6 +302,7 @@ fn token(
         name: name.map(str::to_owned),
         hosts: subject.hosts.clone(),
         lifetime: subject.lifetime(),
+        uses,
     };
     let token = authority.token(&grant, ttl, SystemTime::now())?;
     // Nothing else, so that a script can take it.
@@ -309,7 +352,7 @@ mod tests {
     fn times_have_a_number_and_a_unit() {
         assert_eq!(time("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(time("2d"), Ok(DAY * 2));
-        for bad in ["", "h", "0h", "1", "1y", "-1h", "1.5h", "1ä", "31d"] {
+        for bad in ["", "h", "0h", "1", "1y", "-1h", "1.5h", "1ä", "399d"] {
             assert!(time(bad).is_err(), "{bad}");
         }
     }
@@ -338,9 +381,9 @@ mod tests {
         let error = issue(&authority, &subject, "c", &out).expect_err("hosts");
         assert!(error.to_string().contains("for collectors"), "{error}");
         subject.hosts.clear();
-        let error = token(&authority, &subject, None, DAY).expect_err("nameless");
+        let error = token(&authority, &subject, None, DAY, 1).expect_err("nameless");
         assert!(error.to_string().contains("--name"), "{error}");
-        token(&authority, &subject, Some("alice"), DAY).expect("token");
+        token(&authority, &subject, Some("alice"), DAY, 1).expect("token");
         list(&authority, &Terminal::detect(Choice::Never)).expect("listed");
         let which = |name: &str| Revoked {
             name: Some(name.to_owned()),

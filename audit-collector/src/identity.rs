@@ -57,9 +57,12 @@ fn refusal(error: &AuthorityError) -> Status {
     use AuthorityError as E;
     let message = error.to_string();
     let status = match error {
-        E::TokenUnknown | E::TokenUsed | E::TokenExpired | E::Revoked | E::Expired => {
-            Status::permission_denied(message)
-        }
+        E::TokenUnknown
+        | E::TokenUsed
+        | E::TokenExpired
+        | E::NameRevoked(_)
+        | E::Revoked
+        | E::Expired => Status::permission_denied(message),
         E::NameTaken(_) => Status::already_exists(message),
         E::Request(_) | E::Peer(_) | E::Host(_) => Status::invalid_argument(message),
         E::Exists(_)

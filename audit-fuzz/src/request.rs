@@ -92,6 +92,7 @@ fn enroll(authority: &Authority, asked: &EnrollRequest, is_request: bool) {
         name: None,
         hosts: Vec::new(),
         lifetime: LIFETIME,
+        uses: 1,
     };
     let token = authority.token(&grant, LIFETIME, now).expect("a token");
     let chain = authority.enroll(&token.secret, &asked.name, csr, now);

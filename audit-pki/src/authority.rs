@@ -72,7 +72,7 @@ pub enum AuthorityError {
     )]
     TokenUnknown,
     #[error(
-        "this join token has been used; each works once: make another with `hostaudit pki token`"
+        "this join token has been used as often as it may be: make another with `hostaudit pki token`"
     )]
     TokenUsed,
     #[error("this join token has expired; make another with `hostaudit pki token`")]
@@ -86,6 +86,11 @@ pub enum AuthorityError {
     NothingToRevoke,
     #[error("this certificate has been revoked")]
     Revoked,
+    #[error(
+        "{0} was revoked; only a token that names it (`hostaudit pki token --name`), or one of a single \
+         use, brings it back"
+    )]
+    NameRevoked(Peer),
     #[error("this certificate has expired; enrol again with a new join token")]
     Expired,
     #[error(transparent)]
@@ -231,7 +236,7 @@ impl Authority {
         self.sign(request, grant, now)
     }
 
-    /// Makes a token; at most `lifetime` old it gets one certificate.
+    /// Makes a token; at most `lifetime` old it gets as many certificates as it has uses.
     pub fn token(
         &self,
         grant: &TokenGrant,
@@ -247,7 +252,7 @@ impl Authority {
         })
     }
 
-    /// A certificate for whoever knows a token's secret, which is used up. `name` is who asks; what
+    /// A certificate for whoever knows a token's secret, for one of its uses. `name` is who asks; what
     /// the token says wins.
     pub fn enroll(
         &self,
@@ -262,9 +267,14 @@ impl Authority {
         let grant = token.grant(name)?;
         if token.name.is_none() {
             let uri = grant.peer.to_string();
-            let taken = self.issued()?;
-            if taken.iter().any(|one| one.peer == uri && one.is_valid(now)) {
+            let mut of_name = self.issued()?;
+            of_name.retain(|one| one.peer == uri);
+            if of_name.iter().any(|one| one.is_valid(now)) {
                 return Err(AuthorityError::NameTaken(grant.peer));
+            }
+            // Else whoever has a revoked host's key and the token of its fleet would be back at once.
+            if token.uses > 1 && of_name.iter().any(|one| one.revoked_s.is_some()) {
+                return Err(AuthorityError::NameRevoked(grant.peer));
             }
         }
         tokens::use_up(&self.directory, secret)?;

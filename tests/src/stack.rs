@@ -155,7 +155,8 @@ impl Stack {
             .context("waiting for the agent's first event")
     }
 
-    fn spawn_agent(&mut self) -> Result<()> {
+    /// Does not wait for what it records to arrive, which may need more.
+    pub fn spawn_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         let path = match &self.options.agent_binary {
             Some(path) => path.clone(),

@@ -3,12 +3,20 @@
 
 use std::{
     fs,
+    net::TcpListener,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use audit_tests::stack::binary;
+use audit_tests::{
+    Options, Stack,
+    stack::{self, binary},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -131,9 +139,16 @@ fn the_kubernetes_schema_accepts_the_manifest_and_refuses_a_misspelt_key() -> Re
     Ok(())
 }
 
-/// The value of a ConfigMap's one key, which is an indented block.
-fn config_map(manifest: &str, key: &str) -> Result<String> {
-    let block = manifest
+/// The value of one key of the ConfigMap of that name, which is an indented block.
+fn config_map(name: &str, key: &str) -> Result<String> {
+    let manifest = fs::read_to_string(deploy().join("kubernetes/hostaudit.yaml"))?;
+    let map = manifest
+        .split("\n---\n")
+        .find(|document| {
+            document.contains("kind: ConfigMap") && document.contains(&format!("name: {name}\n"))
+        })
+        .with_context(|| format!("no ConfigMap {name}"))?;
+    let block = map
         .split_once(&format!("\n  {key}: |\n"))
         .with_context(|| format!("no {key}"))?
         .1;
@@ -163,11 +178,16 @@ fn dry_run(program: &str, config: &Path, overrides: &[String]) -> Result<()> {
 #[test]
 fn the_programs_accept_every_configuration_that_is_installed() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let manifest = fs::read_to_string(deploy().join("kubernetes/hostaudit.yaml"))?;
-    for key in ["agent.yaml", "collector.yaml"] {
-        fs::write(directory.path().join(key), config_map(&manifest, key)?)?;
-    }
+    let agent = config_map("agent", "agent.yaml")?;
+    fs::write(directory.path().join("agent.yaml"), agent)?;
     let own = directory.path().display();
+    let collector = config_map("collector", "collector.yaml")?;
+    let collector = collector.replace("/var/lib/hostaudit", &own.to_string());
+    fs::write(directory.path().join("collector.yaml"), collector)?;
+    run_script(
+        &config_map("collector", "certificate.sh")?.replace("/var/lib/hostaudit", &own.to_string()),
+        &["once"],
+    )?;
     let away = [
         format!("data_dir={own}/data"),
         format!("listen.unix={own}/collector.sock"),
@@ -184,5 +204,112 @@ fn the_programs_accept_every_configuration_that_is_installed() -> Result<()> {
     ] {
         dry_run("audit-agent", &agent, &[])?;
     }
+    Ok(())
+}
+
+/// Of the manifest, away from this host's directories, with the programs that are tested.
+fn run_script(script: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = script_command(script)?;
+    let output = command.args(arguments).output()?;
+    ensure!(output.status.success(), "{script}: {}", both(&output));
+    Ok(())
+}
+
+fn script_command(script: &str) -> Result<Command> {
+    let programs = binary("hostaudit")?;
+    let programs = programs.parent().context("a directory")?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, "certificate.sh"])
+        .env("PATH", format!("{}:{path}", programs.display()));
+    Ok(command)
+}
+
+/// A script of the manifest that goes on until it is told to end, with what it has started.
+struct Sidecar(Child);
+
+impl Sidecar {
+    fn start(script: &str) -> Result<Self> {
+        let mut command = script_command(script)?;
+        Ok(Self(command.process_group(0).spawn()?))
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let group = format!("kill -s TERM -- -{}", self.0.id());
+        let _ = Command::new("sh").args(["-c", &group]).status();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a kubelet runs, without one: the manifest's scripts and configurations, with other directories and
+/// another name of the collector.
+#[test]
+fn the_manifests_agent_records_before_it_has_joined_and_delivers_afterwards() -> Result<()> {
+    if let Some(reason) = stack::missing_for_live_tests() {
+        eprintln!("SKIPPED: {reason}");
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let place = |name: &str| directory.path().join(name).display().to_string();
+    // Free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let elsewhere = |text: String, home: &str| {
+        text.replace("/var/lib/hostaudit", &place(home))
+            .replace("/join", &place("join"))
+            .replace("collector.hostaudit.svc:4620", &format!("localhost:{port}"))
+            .replace("collector.hostaudit.svc", "localhost")
+    };
+    fs::create_dir(place("join"))?;
+    let certify = elsewhere(config_map("collector", "certificate.sh")?, "collector");
+    run_script(&certify, &["once"])?;
+    run_script(&certify, &["once"]).context("as every later start")?;
+
+    let files = |name: &str| place(&format!("collector/collector-tls/{name}"));
+    let mut stack = Stack::start(Options {
+        without_agent: true,
+        collector: vec![
+            format!("listen.tcp=127.0.0.1:{port}"),
+            format!("listen.tls.certificate={}", files("cert.pem")),
+            format!("listen.tls.key={}", files("key.pem")),
+            format!("listen.tls.authority={}", place("collector/authority")),
+        ],
+        ..Options::default()
+    })?;
+    stack.agent_config(&elsewhere(config_map("agent", "agent.yaml")?, "agent"))?;
+    stack.agent_options(vec![format!("server=https://localhost:{port}")]);
+    stack.spawn_agent()?;
+    let began = Instant::now();
+    while !stack.agent_log().contains("kernel hooks attached") {
+        ensure!(began.elapsed() < PATIENCE, "{}", stack.agent_log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let unjoined = Command::new("/bin/echo").arg("before it joined").output()?;
+    ensure!(unjoined.status.success());
+
+    let join = elsewhere(config_map("agent", "certificate.sh")?, "agent");
+    ensure!(join.contains("sleep 10 &"), "the test waits less: {join}");
+    let join = join.replace("sleep 10 &", "sleep 0.2 &");
+    let _sidecar = Sidecar::start(&join)?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(
+        !Path::new(&place("agent/tls/cert.pem")).exists(),
+        "joined without a token"
+    );
+    // As the head of the manifest says.
+    let token = format!(
+        "hostaudit pki token --authority {} --uses 1000 --ttl 365d > {}",
+        place("collector/authority"),
+        place("join/token")
+    );
+    run_script(&token, &[])?;
+    stack.barrier()?;
+    let before = stack.number(
+        "select count(*) from events where kind = 'exec' and process_argv[2] = 'before it joined'",
+    )?;
+    ensure!(before == 1, "{before} of it are stored");
     Ok(())
 }

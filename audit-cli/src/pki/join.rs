@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use audit_pki::{CertificateDer, ClientFiles, Credentials, Token, request::Request};
 use audit_proto::v1::{EnrollRequest, RotateRequest, identity_client::IdentityClient};
 
-use super::{kept, refuse_existing, say};
+use super::{has_valid, kept, refuse_existing, say};
 use crate::client::{self, Target, secure, tls_dir};
 
 /// A token is 112 characters.
@@ -25,6 +25,9 @@ pub struct Enroll {
     /// Directory for ca.pem, cert.pem and key.pem [default: $HOSTAUDIT_TLS_DIR or /etc/hostaudit/tls]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Do nothing while the certificate there is valid, and replace one that has expired
+    #[arg(long)]
+    if_needed: bool,
 }
 
 /// Get another certificate in place of one that is still valid
@@ -53,9 +56,13 @@ fn chain(certificates: Vec<Vec<u8>>) -> Vec<CertificateDer<'static>> {
 
 pub async fn enroll(args: &Enroll, target: &Target) -> Result<()> {
     let server = server(target)?;
-    let token: Token = read_token(&args.token)?.parse()?;
     let dir = args.dir.clone().unwrap_or_else(tls_dir);
-    refuse_existing(&dir)?;
+    if !args.if_needed {
+        refuse_existing(&dir)?;
+    } else if has_valid(&dir, |validity, now| validity.expires_in(now).is_zero()) {
+        return Ok(());
+    }
+    let token: Token = read_token(&args.token)?.parse()?;
     let name = match &args.name {
         Some(name) => name.clone(),
         None => host_id()?,

@@ -101,6 +101,7 @@ impl Pki {
             name: None,
             hosts: Vec::new(),
             lifetime: DAY,
+            uses: 1,
         };
         let token = self.authority.token(&grant, lifetime, now);
         token.expect("token")

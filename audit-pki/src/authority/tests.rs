@@ -19,6 +19,7 @@ fn for_agents(name: Option<&str>) -> TokenGrant {
         name: name.map(str::to_owned),
         hosts: Vec::new(),
         lifetime: DAY,
+        uses: 1,
     }
 }
 
@@ -121,6 +122,31 @@ fn a_token_works_once_and_not_after_its_time_and_only_where_it_was_made() {
     join(&token.secret, "a", now).expect("once");
     let refused = join(&token.secret, "b", now).err();
     assert!(matches!(refused, Some(AuthorityError::TokenUsed)));
+}
+
+#[test]
+fn a_token_of_some_uses_lets_so_many_join_and_nobody_who_was_revoked() {
+    let (_dir, authority) = authority();
+    let now = SystemTime::now();
+    let of_fleet = TokenGrant {
+        uses: 3,
+        ..for_agents(None)
+    };
+    let token = authority.token(&of_fleet, hour(), now).expect("token");
+    let join = |name: &str| authority.enroll(&token.secret, name, &csr(), now);
+    join("a").expect("first");
+    assert!(matches!(join("a"), Err(AuthorityError::NameTaken(_))));
+    let revoked = authority.revoke(&Which::Name("a".to_owned()), now);
+    assert_eq!(revoked.expect("revoked").len(), 1);
+    assert!(matches!(join("a"), Err(AuthorityError::NameRevoked(_))));
+    join("b").expect("second");
+    join("c").expect("third: the refused are not counted");
+    assert!(matches!(join("d"), Err(AuthorityError::TokenUsed)));
+    let single = authority
+        .token(&for_agents(None), hour(), now)
+        .expect("token");
+    let back = authority.enroll(&single.secret, "a", &csr(), now);
+    back.expect("somebody made a token for it");
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct TokenGrant {
     pub hosts: Vec<String>,
     /// Of the certificate.
     pub lifetime: Duration,
+    /// How many may join with it. More than one only without a name.
+    pub uses: u32,
 }
 
 impl TokenGrant {
@@ -49,6 +51,14 @@ struct Kept {
     hosts: Vec<String>,
     lifetime_s: u64,
     expires_s: i64,
+    #[serde(default = "one")]
+    uses: u32,
+    #[serde(default)]
+    used: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn path(directory: &Path, secret: &Secret) -> PathBuf {
@@ -75,10 +85,20 @@ pub fn keep(
         hosts: grant.hosts.clone(),
         lifetime_s: grant.lifetime.as_secs(),
         expires_s: unix_s(expires),
+        uses: grant.uses,
+        used: 0,
     };
-    let path = path(directory, secret);
-    let text = serde_json::to_vec(&kept).map_err(|error| damaged(&path, &error))?;
-    Ok(files::write(&path, &text, For::Owner)?)
+    write(&path(directory, secret), &kept)
+}
+
+fn write(path: &Path, kept: &Kept) -> Result<(), AuthorityError> {
+    let text = serde_json::to_vec(kept).map_err(|error| damaged(path, &error))?;
+    Ok(files::write(path, &text, For::Owner)?)
+}
+
+fn read(path: &Path) -> Result<Kept, AuthorityError> {
+    let text = files::read(path)?;
+    serde_json::from_slice(&text).map_err(|error| damaged(path, &error))
 }
 
 fn damaged(path: &Path, error: &serde_json::Error) -> AuthorityError {
@@ -92,9 +112,7 @@ fn damaged(path: &Path, error: &serde_json::Error) -> AuthorityError {
 fn drop_expired(directory: &Path, now: SystemTime) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        let kept = files::read(&path).ok();
-        let kept = kept.and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
-        if kept.is_some_and(|kept| kept.expires_s < unix_s(now)) {
+        if read(&path).is_ok_and(|kept| kept.expires_s < unix_s(now)) {
             let _ = fs::remove_file(path);
         }
     }
@@ -112,8 +130,7 @@ pub fn find(
     if !path.exists() {
         return Err(AuthorityError::TokenUnknown);
     }
-    let text = files::read(&path)?;
-    let kept: Kept = serde_json::from_slice(&text).map_err(|error| damaged(&path, &error))?;
+    let kept = read(&path)?;
     if kept.expires_s < unix_s(now) {
         return Err(AuthorityError::TokenExpired);
     }
@@ -122,12 +139,18 @@ pub fn find(
         name: kept.name,
         hosts: kept.hosts,
         lifetime: Duration::from_secs(kept.lifetime_s),
+        uses: kept.uses,
     })
 }
 
-/// The caller holds the authority's lock, and has found it.
+/// Once. The caller holds the authority's lock, and has found it.
 pub fn use_up(directory: &Path, secret: &Secret) -> Result<(), AuthorityError> {
     let path = path(directory, secret);
+    let mut kept = read(&path)?;
+    kept.used += 1;
+    if kept.used < kept.uses {
+        return write(&path, &kept);
+    }
     let used = path.with_extension(USED);
     let renamed = fs::rename(&path, &used).and_then(|()| {
         let directory = directory.join(DIRECTORY);
