@@ -1,6 +1,6 @@
-//! With which word may a host join? `hostaudit-join.SECRET.CA`: a secret that works once, and the
-//! SHA-256 of the authority's certificate, so that the host knows the collector before it trusts
-//! anything else.
+//! With which word may a host join? `hostaudit-join.SECRET.CA`: a secret that works once, or as
+//! often as its maker said, and the SHA-256 of the authority's certificate, so that the host knows the
+//! collector before it trusts anything else.
 //!
 //! Invariant: the authority keeps the secret's hash; neither file nor log has the secret.
 
