@@ -38,8 +38,7 @@ async fn kill_9_loses_and_repeats_nothing() {
         while sent < target {
             sent = session.ack().await.expect("ack");
         }
-        child.kill().expect("SIGKILL");
-        child.wait().expect("reaped");
+        child.kill();
     }
     let mut child = spawn(dir.path(), &options);
     let channel = connect(&socket).await;
@@ -56,8 +55,7 @@ async fn kill_9_loses_and_repeats_nothing() {
         found.contains("| 8000 | 8000 | 8000      | 1     | 8000 |"),
         "{found}"
     );
-    child.kill().expect("SIGKILL");
-    child.wait().expect("reaped");
+    child.kill();
 }
 
 #[tokio::test]
@@ -215,7 +213,7 @@ async fn sigterm_drains_and_exits_0_and_two_cannot_share_a_directory() {
         .to_string();
     assert!(error.contains("in use by another collector"), "{error}");
 
-    let pid = child.id().to_string();
+    let pid = child.0.id().to_string();
     assert!(
         Command::new("kill")
             .args(["-TERM", &pid])
@@ -223,7 +221,7 @@ async fn sigterm_drains_and_exits_0_and_two_cannot_share_a_directory() {
             .expect("kill")
             .success()
     );
-    let code = tokio::task::spawn_blocking(move || child.wait())
+    let code = tokio::task::spawn_blocking(move || child.0.wait())
         .await
         .expect("join");
     assert_eq!(code.expect("exit").code(), Some(0));

@@ -72,8 +72,24 @@ impl Collector {
     }
 }
 
-/// A collector as a process, to be killed.
-pub fn spawn(dir: &Path, options: &[&str]) -> Child {
+/// A collector as a process; SIGKILL ends it, at the latest when this is dropped, so also when a test fails.
+pub struct Spawned(pub Child);
+
+impl Spawned {
+    pub fn kill(&mut self) {
+        self.0.kill().expect("SIGKILL");
+        self.0.wait().expect("reaped");
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn spawn(dir: &Path, options: &[&str]) -> Spawned {
     let mut command = Command::new(env!("CARGO_BIN_EXE_audit-collector"));
     for option in [
         format!("data_dir={}", dir.join("data").display()),
@@ -88,12 +104,12 @@ pub fn spawn(dir: &Path, options: &[&str]) -> Child {
     }
     let config = dir.join("none.yaml");
     std::fs::write(&config, "").expect("write");
-    command
+    let child = command
         .arg("--config")
         .arg(config)
         .stderr(Stdio::null())
-        .spawn()
-        .expect("starts")
+        .spawn();
+    Spawned(child.expect("starts"))
 }
 
 pub fn client(channel: &Channel) -> CollectorClient<Channel> {
