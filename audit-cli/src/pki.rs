@@ -173,13 +173,7 @@ pub async fn run(args: &Pki, target: &Target, terminal: &Terminal) -> Result<()>
             name,
             out,
             if_needed,
-        } => match if_needed {
-            true if !has_valid(out, Validity::is_ending) => {
-                replace(&open(authority)?, subject, name, out)
-            }
-            true => Ok(()),
-            false => issue(&open(authority)?, subject, name, out),
-        },
+        } => issue(&open(authority)?, subject, name, out, *if_needed),
         Command::Token {
             authority,
             subject,
@@ -235,14 +229,19 @@ impl Subject {
     }
 }
 
-fn issue(authority: &Authority, subject: &Subject, name: &str, out: &Path) -> Result<()> {
+fn issue(
+    authority: &Authority,
+    subject: &Subject,
+    name: &str,
+    out: &Path,
+    if_needed: bool,
+) -> Result<()> {
     subject.check()?;
-    refuse_existing(out)?;
-    replace(authority, subject, name, out)
-}
-
-fn replace(authority: &Authority, subject: &Subject, name: &str, out: &Path) -> Result<()> {
-    subject.check()?;
+    if !if_needed {
+        refuse_existing(out)?;
+    } else if has_valid(out, Validity::is_ending) {
+        return Ok(());
+    }
     let request = Request::new()?;
     let grant = Grant {
         peer: Peer::new(subject.role, name)?,
@@ -371,14 +370,16 @@ mod tests {
             hosts: Vec::new(),
             days: 90,
         };
-        let error = issue(&authority, &subject, "c", &out).expect_err("no host");
+        let error = issue(&authority, &subject, "c", &out, false).expect_err("no host");
         assert!(error.to_string().contains("--host"), "{error}");
         subject.hosts = vec!["localhost".to_owned()];
-        issue(&authority, &subject, "c", &out).expect("issued");
-        let error = issue(&authority, &subject, "c", &out).expect_err("there already");
+        issue(&authority, &subject, "c", &out, false).expect("issued");
+        issue(&authority, &subject, "c", &out, true).expect("nothing to do");
+        assert_eq!(authority.issued().expect("list").len(), 1);
+        let error = issue(&authority, &subject, "c", &out, false).expect_err("there already");
         assert!(error.to_string().contains("pki rotate"), "{error}");
         subject.role = Role::Admin;
-        let error = issue(&authority, &subject, "c", &out).expect_err("hosts");
+        let error = issue(&authority, &subject, "c", &out, false).expect_err("hosts");
         assert!(error.to_string().contains("for collectors"), "{error}");
         subject.hosts.clear();
         let error = token(&authority, &subject, None, DAY, 1).expect_err("nameless");

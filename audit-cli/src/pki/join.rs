@@ -92,6 +92,11 @@ fn read_token(given: &str) -> Result<String> {
     { input }
         .read_to_string(&mut text)
         .context("the token on standard input")?;
+    if text.trim().is_empty() {
+        bail!(
+            "no token on standard input; `hostaudit pki token` makes one, on the collector's host"
+        );
+    }
     Ok(text)
 }
 
