@@ -11,7 +11,6 @@ use std::{
 
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, new_null_array},
-    compute::cast,
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use audit_columns::{POSITION, RowsBuilder, table_schema};
@@ -246,17 +245,12 @@ fn to_batch(alerts: &[Alert], schema: &SchemaRef) -> Result<RecordBatch, arrow::
     for alert in alerts {
         builder.push(alert.event.as_ref().unwrap_or(&without));
     }
-    let columns = builder.finish();
-    let of_event = columns
-        .into_iter()
-        .zip(COLUMNS.iter())
-        .filter(|(_, c)| c.name != "time");
-    for (column, _) in of_event {
+    let rows = builder.finish();
+    let of_event = (0..COLUMNS.len()).filter(|column| COLUMNS[*column].name != "time");
+    for column in of_event {
         let ty = schema.field(arrays.len()).data_type();
-        arrays.push(match column {
-            Some(array) => cast(&array, ty)?,
-            None => new_null_array(ty, alerts.len()),
-        });
+        let array = rows.array(column, 0..alerts.len(), ty)?;
+        arrays.push(array.unwrap_or_else(|| new_null_array(ty, alerts.len())));
     }
     RecordBatch::try_new(schema.clone(), arrays)
 }

@@ -1,4 +1,5 @@
-//! Which stored events are alerts? A reader of the WAL with a cursor of its own.
+//! Which stored events are alerts? A reader of what is stored with a cursor of its own: of fresh rows, as
+//! long as they are in memory, and else of the WAL.
 //!
 //! Alerts are stored first, then the cursor; after a crash between the two, events are evaluated
 //! again and alerts already stored are recognised by (event id, rule id). The WAL keeps what the
@@ -17,17 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use audit_columns::NotDecoded;
-use audit_proto::{
-    Message as _,
-    columns::Cells,
-    v1::{Alert, Event},
-};
+use arrow::{array::AsArray as _, datatypes::Int64Type};
+use audit_columns::{NotAnEvent, Rows, View};
+use audit_proto::v1::Alert;
 
 use crate::{
     alerts::{AlertLog, AlertsError, identity},
     problems::Problems,
-    store::{Refused, Store, end_position, frames, position, replace_file},
+    store::{Refused, Store, end_position, position, replace_file, rows},
 };
 use ancestry::Ancestry;
 use rules::Memory;
@@ -45,6 +43,8 @@ pub enum DetectError {
     Wal(#[from] audit_wal::WalError),
     #[error("record {index}: {source}")]
     Record { index: u64, source: Refused },
+    #[error(transparent)]
+    Rows(#[from] NotAnEvent),
     #[error(transparent)]
     Alerts(#[from] AlertsError),
 }
@@ -103,8 +103,13 @@ impl Detector {
             if index > self.cursor || stop.load(Ordering::Acquire) {
                 break;
             }
-            self.learn(&record)
-                .map_err(|source| DetectError::Record { index, source })?;
+            let rows = rows(&record).map_err(|source| DetectError::Record { index, source })?;
+            let mut view = View::new(&rows);
+            self.ancestry.begin_rows();
+            for row in 0..rows.len() {
+                view.set_row(row);
+                self.ancestry.learn(&view);
+            }
         }
         Ok(())
     }
@@ -135,71 +140,84 @@ impl Detector {
 
     /// Evaluates what is durable and not evaluated yet.
     fn advance(&mut self, stop: &AtomicBool) -> Result<(), DetectError> {
-        let durable = (*self.store.present().borrow() >> 20) as u64;
-        if durable <= self.cursor {
-            return Ok(());
+        loop {
+            let Some(chunks) = self.store.fresh_after(self.cursor) else {
+                self.advance_to_fresh(stop)?;
+                continue;
+            };
+            if chunks.is_empty() {
+                return Ok(());
+            }
+            for chunk in chunks {
+                if stop.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                let positions = chunk.positions.as_primitive::<Int64Type>().values();
+                let done = end_position(self.cursor);
+                let from = positions.partition_point(|position| *position <= done);
+                self.evaluate(&chunk.columns, from, |row| positions[row])?;
+                self.pass(chunk.last_index());
+            }
         }
+    }
+
+    /// Evaluates from the WAL what is in no memory any more: after a start, or when it lags.
+    fn advance_to_fresh(&mut self, stop: &AtomicBool) -> Result<(), DetectError> {
+        let compacted = self.store.compacted_through();
         for item in self.store.read_from(self.cursor + 1)? {
             let (index, record) = item?;
-            if index > durable || stop.load(Ordering::Acquire) {
+            if index > compacted || stop.load(Ordering::Acquire) {
                 break;
             }
-            let alerts = self
-                .evaluate(index, &record)
-                .map_err(|source| DetectError::Record { index, source })?;
-            if !alerts.is_empty() {
-                self.alerts.append(alerts)?;
-            }
-            self.cursor = index;
-            self.save(false);
+            let rows = rows(&record).map_err(|source| DetectError::Record { index, source })?;
+            self.evaluate(&rows, 0, |row| position(index, row))?;
+            self.pass(index);
         }
         Ok(())
     }
 
-    /// The alerts of one record's events. Most events match no rule and are of processes that are known:
-    /// those are not decoded.
-    fn evaluate(&mut self, index: u64, record: &[u8]) -> Result<Vec<Alert>, Refused> {
-        let frames = frames(record)?;
-        let (mut cells, mut alerts) = (Cells::default(), Vec::new());
-        for (at, encoded) in frames.events().enumerate() {
-            let is_quiet =
-                cells.read(encoded).is_some() && !self.rules.any(&cells, &mut self.memory);
-            if is_quiet && self.ancestry.knows(&cells) {
+    fn pass(&mut self, index: u64) {
+        self.cursor = index;
+        self.save(false);
+    }
+
+    /// Stores the alerts of the rows from `from` on.
+    fn evaluate(
+        &mut self,
+        rows: &Rows,
+        from: usize,
+        position: impl Fn(usize) -> i64,
+    ) -> Result<(), DetectError> {
+        let mut alerts = Vec::new();
+        let mut view = View::new(rows);
+        self.memory.begin_rows();
+        self.ancestry.begin_rows();
+        for row in from..rows.len() {
+            view.set_row(row);
+            self.ancestry.learn(&view);
+            let matching = self.rules.matching(&view, &mut self.memory);
+            if matching.is_empty() {
                 continue;
             }
-            let event = Event::decode(encoded).map_err(|source| NotDecoded { at, source })?;
-            self.ancestry.learn(&event);
-            if !is_quiet {
-                self.raise(position(index, at), &event, &mut alerts);
-            }
-        }
-        Ok(alerts)
-    }
-
-    fn raise(&mut self, cursor: i64, event: &Event, alerts: &mut Vec<Alert>) {
-        for rule in self.rules.evaluate(event, &mut self.memory) {
-            let alert = Alert {
-                number: 0,
-                time: event.time,
-                rule: Some(rule.clone()),
-                ancestry: self.ancestry.of(event),
-                event: Some(event.clone()),
-                cursor: cursor.to_string(),
+            let Some(event) = rows.events(&[row], |_| true)?.pop() else {
+                continue;
             };
-            if self.raised.is_empty() || !self.raised.contains(&identity(&alert)) {
-                alerts.push(alert);
+            for rule in matching {
+                let alert = Alert {
+                    number: 0,
+                    time: event.time,
+                    rule: Some(rule.clone()),
+                    ancestry: self.ancestry.of(&event),
+                    event: Some(event.clone()),
+                    cursor: position(row).to_string(),
+                };
+                if self.raised.is_empty() || !self.raised.contains(&identity(&alert)) {
+                    alerts.push(alert);
+                }
             }
         }
-    }
-
-    fn learn(&mut self, record: &[u8]) -> Result<(), Refused> {
-        let frames = frames(record)?;
-        let mut cells = Cells::default();
-        for (at, encoded) in frames.events().enumerate() {
-            if cells.read(encoded).is_none() || !self.ancestry.knows(&cells) {
-                let event = Event::decode(encoded).map_err(|source| NotDecoded { at, source })?;
-                self.ancestry.learn(&event);
-            }
+        if !alerts.is_empty() {
+            self.alerts.append(alerts)?;
         }
         Ok(())
     }

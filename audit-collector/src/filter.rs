@@ -204,12 +204,12 @@ impl Filter {
     pub fn rows(&self, chunk: &Chunk, first: usize) -> Result<Vec<usize>, DataFusionError> {
         let schema = table_schema();
         let arrays = fresh_columns(chunk, &schema, &self.columns)?;
-        let options = RecordBatchOptions::new().with_row_count(Some(chunk.rows));
+        let options = RecordBatchOptions::new().with_row_count(Some(chunk.rows()));
         let part = Arc::new(Schema::project(&schema, &self.columns)?);
         let batch = RecordBatch::try_new_with_options(part, arrays, &options)?;
-        let passed = self.physical.evaluate(&batch)?.into_array(chunk.rows)?;
+        let passed = self.physical.evaluate(&batch)?.into_array(chunk.rows())?;
         let passed = passed.as_boolean();
-        Ok((first..chunk.rows)
+        Ok((first..chunk.rows())
             .filter(|&row| passed.is_valid(row) && passed.value(row))
             .collect())
     }

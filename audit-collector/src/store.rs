@@ -38,7 +38,7 @@ pub use compact::Compactor;
 pub use fresh::Chunk;
 pub use manifest::{Manifest, TableFile, replace_file, sync_parent};
 pub use reading::Reading;
-pub use record::{Prepared, Refused, frames, prepare_batch, report_recovery};
+pub use record::{Prepared, Refused, prepare_batch, report_recovery, rows};
 pub use table::{EventsTable, fresh_columns};
 
 use fresh::Fresh;
@@ -263,7 +263,7 @@ impl Store {
 
     /// Makes a durable batch visible.
     pub fn place(&self, prepared: Prepared, past: Past, index: u64) {
-        let chunk_rows = prepared.unplaced.rows as i64;
+        let chunk_rows = prepared.unplaced.columns.len() as i64;
         let mut state = lock(&self.state);
         let stream = state.streams.entry(&past.agent_id);
         stream.advance(&prepared.header, past);
@@ -313,6 +313,22 @@ impl Store {
             chunks: state.fresh.chunks().to_vec(),
             events: state.events,
         }
+    }
+
+    /// The fresh rows of records after `index`, and of some before it; `None` where some of those after it are
+    /// in memory no longer.
+    pub fn fresh_after(&self, index: u64) -> Option<Vec<Arc<Chunk>>> {
+        let state = lock(&self.state);
+        if index < state.manifest.compacted_through {
+            return None;
+        }
+        let chunks = state.fresh.chunks().iter();
+        Some(
+            chunks
+                .filter(|chunk| chunk.last_index() > index)
+                .cloned()
+                .collect(),
+        )
     }
 
     pub fn stream(&self, agent_id: &str) -> Option<StreamState> {

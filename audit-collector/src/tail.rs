@@ -331,16 +331,14 @@ impl Tail {
         let beyond = positions.partition_point(|p| *p <= stop);
         let mut rows: Vec<usize> = match &self.filter {
             Some(filter) => filter.rows(chunk, first)?,
-            None => (first..chunk.rows).collect(),
+            None => (first..chunk.rows()).collect(),
         };
         rows.retain(|row| *row < beyond);
-        let columns = match &self.mask {
-            Some(mask) => &masked(&chunk.columns, mask),
-            None => &chunk.columns,
-        };
+        let mask = self.mask.clone();
+        let wanted = |column| mask.as_ref().is_none_or(|mask| mask.contains(&column));
         let mut examined = beyond.saturating_sub(first) as i64;
         for page in rows.chunks(PAGE_EVENTS) {
-            let events = audit_columns::events(columns, page)?;
+            let events = chunk.columns.events(page, wanted)?;
             let placed = events
                 .into_iter()
                 .zip(page.iter().map(|row| positions[*row]));
@@ -400,13 +398,12 @@ impl Tail {
 
     fn file_events(&self, batch: &RecordBatch) -> Result<Vec<Event>, End> {
         let present = |array: &ArrayRef| (array.null_count() < array.len()).then(|| array.clone());
-        let rows: Vec<usize> = (0..batch.num_rows()).collect();
         let Some(mask) = &self.mask else {
             let columns: Vec<Option<ArrayRef>> = batch.columns()[..COLUMNS.len()]
                 .iter()
                 .map(present)
                 .collect();
-            let mut events = audit_columns::events(&columns, &rows)?;
+            let mut events = audit_columns::events(&columns, batch.num_rows())?;
             restore(&mut events, batch)?;
             return Ok(events);
         };
@@ -414,16 +411,8 @@ impl Tail {
         for (at, array) in mask.iter().zip(batch.columns()) {
             columns[*at] = present(array);
         }
-        Ok(audit_columns::events(&columns, &rows)?)
+        Ok(audit_columns::events(&columns, batch.num_rows())?)
     }
-}
-
-fn masked(columns: &[Option<ArrayRef>], mask: &[usize]) -> Vec<Option<ArrayRef>> {
-    let mut kept: Vec<Option<ArrayRef>> = vec![None; columns.len()];
-    for at in mask {
-        kept[*at].clone_from(&columns[*at]);
-    }
-    kept
 }
 
 fn positions(batch: &RecordBatch) -> Result<&[i64], DataFusionError> {

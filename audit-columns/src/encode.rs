@@ -4,13 +4,15 @@
 //! Invariant: gives the bytes that encoding what [`super::events`] gives would.
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, RecordBatch, StringArray},
-    buffer::{NullBuffer, OffsetBuffer},
-    datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
+    array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch},
+    buffer::NullBuffer,
 };
 use audit_proto::columns::{self, COLUMNS, Form, STEPS, Step};
 
-use super::{NotAnEvent, RAW, not_an_event};
+use super::{
+    NotAnEvent, RAW, not_an_event,
+    values::{Values, values},
+};
 
 /// Gives the encoded event of each row of a table file, `raw` where that is kept.
 pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), NotAnEvent> {
@@ -55,13 +57,6 @@ enum Planned<'a> {
     },
 }
 
-enum Values<'a> {
-    Int(&'a [i64]),
-    Bool(&'a BooleanArray),
-    Text(&'a StringArray),
-    List(&'a OffsetBuffer<i32>, &'a StringArray),
-}
-
 /// A message that is being written.
 struct Open {
     /// Where its key and its length are.
@@ -103,22 +98,6 @@ fn plan(batch: &RecordBatch) -> Result<Vec<Planned<'_>>, NotAnEvent> {
         }
     }
     Ok(plan)
-}
-
-fn values(array: &ArrayRef) -> Option<Values<'_>> {
-    Some(match array.data_type() {
-        DataType::Int64 => Values::Int(array.as_primitive::<Int64Type>().values()),
-        DataType::Timestamp(TimeUnit::Microsecond, _) => {
-            Values::Int(array.as_primitive::<TimestampMicrosecondType>().values())
-        }
-        DataType::Boolean => Values::Bool(array.as_boolean()),
-        DataType::Utf8 => Values::Text(array.as_string()),
-        DataType::List(_) => {
-            let lists = array.as_list::<i32>();
-            Values::List(lists.offsets(), lists.values().as_string_opt()?)
-        }
-        _ => return None,
-    })
 }
 
 impl Planned<'_> {
@@ -228,7 +207,7 @@ fn text(key: u32, value: &str, out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{BinaryBuilder, Int64Array};
+    use arrow::array::{BinaryBuilder, Int64Array, StringArray};
     use audit_proto::{
         Message as _,
         columns::{ColumnType, OwnedValue},
@@ -246,11 +225,17 @@ mod tests {
         let mut kept = BinaryBuilder::new();
         raw.iter().for_each(|bytes| kept.append_option(*bytes));
         let positions = Int64Array::from_iter_values(0..events.len() as i64);
-        let mut all = builder.finish();
+        let rows = builder.finish();
+        let schema = file_schema();
+        let array = |at| {
+            let ty = schema.field(at).data_type();
+            rows.array(at, 0..rows.len(), ty).expect("of its type")
+        };
+        let mut all: Vec<Option<ArrayRef>> = (0..COLUMNS.len()).map(array).collect();
         all.push(Some(Arc::new(positions)));
         all.push(Some(Arc::new(kept.finish())));
         let there: Vec<usize> = (0..all.len()).filter(|at| all[*at].is_some()).collect();
-        let schema = file_schema().project(&there).expect("of the schema");
+        let schema = schema.project(&there).expect("of the schema");
         let arrays = all.into_iter().flatten().collect();
         RecordBatch::try_new(Arc::new(schema), arrays).expect("as the schema says")
     }

@@ -5,28 +5,29 @@
 //!
 //! There is no code per event kind or field: columns derive from `audit_proto::columns::COLUMNS`.
 
+mod builder;
 mod encode;
+mod rows;
+mod values;
+mod view;
 
 use std::sync::Arc;
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, BooleanBuilder, Int64Builder, ListBuilder, StringBuilder,
-        TimestampMicrosecondBuilder, new_null_array,
-    },
-    compute::concat,
+    array::{Array, ArrayRef, AsArray},
     datatypes::{
         DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
     },
-    error::ArrowError,
 };
 use audit_proto::{
-    Message as _,
-    columns::{self, COLUMNS, Cell, ColumnType, Content, OwnedValue, Row as _},
+    columns::{self, COLUMNS, ColumnType, OwnedValue},
     v1::Event,
 };
 
+pub use builder::{NotDecoded, RowsBuilder};
 pub use encode::encode;
+pub use rows::Rows;
+pub use view::View;
 
 /// The event's place in this collector, after the event's own columns.
 pub const POSITION: &str = "position";
@@ -74,204 +75,6 @@ pub fn file_schema() -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Columns of some events; `None` where no event has a value, which is most columns of most batches.
-pub type Columns = Vec<Option<ArrayRef>>;
-
-/// What is not an event is refused, with its place among those that were given with it.
-#[derive(Debug, thiserror::Error)]
-#[error("event {at} is not an encoded Event: {source}")]
-pub struct NotDecoded {
-    pub at: usize,
-    pub source: prost::DecodeError,
-}
-
-enum Builder {
-    Int(Int64Builder),
-    Time(TimestampMicrosecondBuilder),
-    Bool(BooleanBuilder),
-    Text(StringBuilder),
-    List(ListBuilder<StringBuilder>),
-}
-
-impl Builder {
-    fn new(ty: ColumnType, capacity: usize) -> Self {
-        match ty {
-            ColumnType::Int => Self::Int(Int64Builder::with_capacity(capacity)),
-            ColumnType::Time => {
-                Self::Time(TimestampMicrosecondBuilder::with_capacity(capacity).with_timezone(UTC))
-            }
-            ColumnType::Bool => Self::Bool(BooleanBuilder::with_capacity(capacity)),
-            ColumnType::Text | ColumnType::Enum => {
-                Self::Text(StringBuilder::with_capacity(capacity, capacity * 16))
-            }
-            ColumnType::TextList => {
-                Self::List(ListBuilder::with_capacity(StringBuilder::new(), capacity))
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        use arrow::array::ArrayBuilder as _;
-        match self {
-            Self::Int(b) => b.len(),
-            Self::Time(b) => b.len(),
-            Self::Bool(b) => b.len(),
-            Self::Text(b) => b.len(),
-            Self::List(b) => b.len(),
-        }
-    }
-
-    fn pad_to(&mut self, rows: usize) {
-        let missing = rows - self.len();
-        if missing == 0 {
-            return;
-        }
-        match self {
-            Self::Int(b) => b.append_nulls(missing),
-            Self::Time(b) => b.append_nulls(missing),
-            Self::Bool(b) => b.append_nulls(missing),
-            Self::Text(b) => b.append_nulls(missing),
-            Self::List(b) => b.append_nulls(missing),
-        }
-    }
-
-    /// A value of another type than the column's cannot come out of `audit_proto::columns`.
-    fn push(&mut self, content: Content<'_>) {
-        match (self, content) {
-            (Self::Int(b), Content::Int(v)) => b.append_value(v),
-            (Self::Time(b), Content::Int(v)) => b.append_value(v),
-            (Self::Bool(b), Content::Bool(v)) => b.append_value(v),
-            (Self::Text(b), Content::Text(v)) => b.append_value(v),
-            (Self::List(b), Content::Item(v)) => b.values().append_value(v),
-            (_, content) => debug_assert!(false, "column type does not fit {content:?}"),
-        }
-    }
-
-    /// After the items of a row's list.
-    fn end_list(&mut self) {
-        if let Self::List(b) = self {
-            b.append(true);
-        }
-    }
-
-    fn finish(mut self, rows: usize) -> ArrayRef {
-        self.pad_to(rows);
-        let mut array: ArrayRef = match self {
-            Self::Int(mut b) => Arc::new(b.finish()),
-            Self::Time(mut b) => Arc::new(b.finish()),
-            Self::Bool(mut b) => Arc::new(b.finish()),
-            Self::Text(mut b) => Arc::new(b.finish()),
-            Self::List(mut b) => Arc::new(b.finish()),
-        };
-        array.shrink_to_fit();
-        array
-    }
-}
-
-/// Builds columns from events.
-pub struct RowsBuilder {
-    builders: Vec<Option<Builder>>,
-    rows: usize,
-    capacity: usize,
-}
-
-impl RowsBuilder {
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            builders: COLUMNS.iter().map(|_| None).collect(),
-            rows: 0,
-            capacity,
-        }
-    }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Encoded events, up to the first that is none.
-    pub fn push_encoded<'a>(
-        &mut self,
-        events: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<(), NotDecoded> {
-        let mut cells = Vec::new();
-        for (at, encoded) in events.enumerate() {
-            if columns::cells(encoded, &mut cells).is_some() {
-                self.push_cells(&cells);
-                continue;
-            }
-            match Event::decode(encoded) {
-                Ok(event) => self.push(&event),
-                Err(source) => return Err(NotDecoded { at, source }),
-            }
-        }
-        Ok(())
-    }
-
-    pub fn push(&mut self, event: &Event) {
-        for column in 0..COLUMNS.len() {
-            let mut is_list = false;
-            event.each(column, |content| {
-                is_list = matches!(content, Content::Item(_));
-                self.builder(column).push(content);
-            });
-            if is_list {
-                self.builder(column).end_list();
-            }
-        }
-        self.rows += 1;
-    }
-
-    fn push_cells(&mut self, cells: &[Cell<'_>]) {
-        for (at, cell) in cells.iter().enumerate() {
-            let builder = self.builder(cell.column);
-            builder.push(cell.content);
-            let next = cells.get(at + 1);
-            if matches!(cell.content, Content::Item(_))
-                && next.is_none_or(|next| next.column != cell.column)
-            {
-                builder.end_list();
-            }
-        }
-        self.rows += 1;
-    }
-
-    /// Of a column, with nothing where earlier rows have nothing.
-    fn builder(&mut self, column: usize) -> &mut Builder {
-        let builder = self.builders[column]
-            .get_or_insert_with(|| Builder::new(COLUMNS[column].ty, self.capacity));
-        builder.pad_to(self.rows);
-        builder
-    }
-
-    pub fn finish(self) -> Columns {
-        let rows = self.rows;
-        self.builders
-            .into_iter()
-            .map(|builder| builder.map(|b| b.finish(rows)))
-            .collect()
-    }
-}
-
-/// The same columns of consecutive parts, as one.
-pub fn concat_columns(parts: &[(&Columns, usize)]) -> Result<Columns, ArrowError> {
-    (0..COLUMNS.len())
-        .map(|at| {
-            let Some(ty) = parts
-                .iter()
-                .find_map(|(c, _)| Some(c[at].as_ref()?.data_type().clone()))
-            else {
-                return Ok(None);
-            };
-            let arrays: Vec<ArrayRef> = parts
-                .iter()
-                .map(|(c, rows)| c[at].clone().unwrap_or_else(|| new_null_array(&ty, *rows)))
-                .collect();
-            let refs: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
-            concat(&refs).map(Some)
-        })
-        .collect()
-}
-
 /// A column that does not hold what the schema says.
 #[derive(Debug, thiserror::Error)]
 #[error("column {column} holds a value of type {found} that is not an event's")]
@@ -280,20 +83,31 @@ pub struct NotAnEvent {
     found: DataType,
 }
 
-/// Rebuilds the events `rows` of some columns; `columns[i]` belongs to `COLUMNS[i]`.
-pub fn events(columns: &[Option<ArrayRef>], rows: &[usize]) -> Result<Vec<Event>, NotAnEvent> {
-    let mut events: Vec<Event> = rows.iter().map(|_| Event::default()).collect();
+/// Rebuilds the events of so many rows; `columns[i]` belongs to `COLUMNS[i]`.
+pub fn events(columns: &[Option<ArrayRef>], rows: usize) -> Result<Vec<Event>, NotAnEvent> {
+    let mut events = vec![Event::default(); rows];
     for (at, array) in columns.iter().take(COLUMNS.len()).enumerate() {
-        let Some(array) = array else { continue };
-        let cell = reader(array).ok_or_else(|| not_an_event(at, array))?;
-        for (event, &row) in events.iter_mut().zip(rows) {
-            if array.is_null(row) {
-                continue;
-            }
-            columns::set(event, at, cell(row)).ok_or_else(|| not_an_event(at, array))?;
+        if let Some(array) = array {
+            fill(&mut events, at, array, (0..rows).map(Some))?;
         }
     }
     Ok(events)
+}
+
+/// Sets column `at` of some events; where in `array` each one's value is, or that it has none.
+fn fill(
+    events: &mut [Event],
+    at: usize,
+    array: &ArrayRef,
+    places: impl Iterator<Item = Option<usize>>,
+) -> Result<(), NotAnEvent> {
+    let cell = reader(array).ok_or_else(|| not_an_event(at, array))?;
+    for (event, place) in events.iter_mut().zip(places) {
+        if let Some(place) = place.filter(|place| array.is_valid(*place)) {
+            columns::set(event, at, cell(place)).ok_or_else(|| not_an_event(at, array))?;
+        }
+    }
+    Ok(())
 }
 
 impl NotAnEvent {
@@ -348,8 +162,12 @@ fn reader(array: &ArrayRef) -> Option<CellReader<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use audit_proto::{
+        Message as _,
+        v1::{Class, Kind, Lost, Process, Socket},
+    };
+
     use super::*;
-    use audit_proto::v1::{Class, Kind, Lost, Process, Socket};
 
     fn samples() -> Vec<Event> {
         let plain = Event {
@@ -411,22 +229,29 @@ mod tests {
         pushed.expect("encoded events");
         let columns = builder.finish();
         let rows: Vec<usize> = (0..events_in.len()).collect();
-        assert_eq!(events(&columns, &rows).expect("events"), events_in);
+        let all = |_| true;
+        assert_eq!(columns.events(&rows, all).expect("events"), events_in);
         let absent = columns::index("exit_code").expect("a column");
-        assert!(columns[absent].is_none(), "no event has an exit code");
+        assert!(!columns.has(absent), "no event has an exit code");
+        assert!(
+            columns.memory_bytes() < 100 * 100,
+            "a part that comes again and again is there once"
+        );
 
         let mut single = RowsBuilder::new(1);
         single.push(&events_in[0]);
         let single = single.finish();
-        let joined = concat_columns(&[(&single, 1), (&columns, 100)]).expect("joins");
-        let back = events(&joined, &[0, 1, 100]).expect("events");
+        let joined = Rows::join(&[&single, &columns, &single]).expect("joins");
+        let back = joined.events(&[0, 1, 100, 101], all).expect("events");
+        let first = &events_in[0];
         assert_eq!(
             back,
-            [
-                events_in[0].clone(),
-                events_in[0].clone(),
-                events_in[99].clone()
-            ]
+            [first, first, &events_in[99], first].map(Event::clone)
         );
+        let pids = columns::index("process_pid").expect("a column");
+        let pids = joined.array(pids, 1..4, &DataType::Int64).expect("of rows");
+        let pids = pids.expect("some have one");
+        let pids: Vec<Option<i64>> = pids.as_primitive::<Int64Type>().iter().collect();
+        assert_eq!(pids, [Some(7), None, None]);
     }
 }

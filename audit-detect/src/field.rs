@@ -70,6 +70,25 @@ static TEXT_COLUMNS: LazyLock<Vec<usize>> = LazyLock::new(|| {
 });
 
 impl Field {
+    /// The one part of an event (`columns::PARTS`) of which alone `row` has this field, if that is so.
+    pub fn part(self, row: &impl Row) -> Option<usize> {
+        let column = match self {
+            Field::Column(at) => at,
+            Field::Image | Field::CommandLine | Field::User => at::PROCESS_EXE,
+            Field::ParentCommandLine => at::PARENT_ARGV,
+            Field::TargetFilename if kind(row) == Kind::Rename => at::TARGET_FILE_PATH,
+            Field::TargetFilename => at::FILE_PATH,
+            // Of the kind too, or of several.
+            Field::Initiated
+            | Field::DestinationIp
+            | Field::DestinationPort
+            | Field::SourceIp
+            | Field::SourcePort
+            | Field::AnyText => return None,
+        };
+        COLUMNS[column].part
+    }
+
     /// The field called `name`, if events here can have it.
     pub fn named(name: &str) -> Option<Field> {
         Some(match name {

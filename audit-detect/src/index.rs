@@ -5,10 +5,11 @@
 //! whenever the rule is ([`Expr::necessary`]); so only rules with a true one are computed, plus
 //! those that have no such set. Tests that are not literals run when a computed rule asks.
 //!
-//! Invariant: a cell of the scratch counts only if it carries this event's number, so nothing has
-//! to be cleared between events.
+//! Invariants: a cell of the scratch counts only if it carries this event's number, so nothing has
+//! to be cleared between events; what a scan found in a part of an event is kept for the rows that
+//! have the same part, and forgotten before those of another batch.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
@@ -95,6 +96,25 @@ pub struct IndexScratch {
     atoms: Vec<(u64, bool)>,
     awake: Vec<u64>,
     queue: Vec<u32>,
+    /// By scan.
+    found: Vec<Found>,
+}
+
+/// What one scan found in the parts of the rows at hand: what rows share is scanned once.
+#[derive(Debug, Default)]
+struct Found {
+    /// By part and its number among the rows, where in `atoms`.
+    places: AHashMap<(usize, u32), Range<usize>>,
+    atoms: Vec<AtomId>,
+}
+
+impl IndexScratch {
+    pub fn begin_rows(&mut self) {
+        for found in &mut self.found {
+            found.places.clear();
+            found.atoms.clear();
+        }
+    }
 }
 
 impl Index {
@@ -162,6 +182,7 @@ impl Index {
             atoms: vec![(0, false); self.atoms.len()],
             awake: vec![0; self.rules.len()],
             queue: Vec::with_capacity(self.rules.len()),
+            found: self.scans.iter().map(|_| Found::default()).collect(),
         }
     }
 
@@ -175,8 +196,8 @@ impl Index {
         scratch.number += 1;
         scratch.queue.clear();
         scratch.queue.extend_from_slice(&self.always);
-        for scan in &self.scans {
-            self.scan(scan, row, scratch);
+        for at in 0..self.scans.len() {
+            self.scan(at, row, scratch);
         }
         let queue = std::mem::take(&mut scratch.queue);
         for rule in &queue {
@@ -188,29 +209,50 @@ impl Index {
         scratch.queue = queue;
     }
 
-    fn scan(&self, scan: &Scan, row: &impl Row, scratch: &mut IndexScratch) {
+    fn scan(&self, at: usize, row: &impl Row, scratch: &mut IndexScratch) {
+        let scan = &self.scans[at];
+        let part = self.fields[scan.slot].part(row);
+        let shared = part.and_then(|part| Some((part, row.same(part)?)));
+        let known = shared.and_then(|place| scratch.found[at].places.get(&place).cloned());
+        if let Some(known) = known {
+            for place in known {
+                let id = scratch.found[at].atoms[place];
+                self.holds(id, scratch);
+            }
+            return;
+        }
         self.read(scan.slot, row, scratch);
-        let IndexScratch {
-            number,
-            values,
-            atoms,
-            awake,
-            queue,
-        } = scratch;
-        for text in values[scan.slot].1.folded() {
+        // Taken out, because `holds` changes the rest.
+        let values = std::mem::take(&mut scratch.values[scan.slot].1);
+        let from = scratch.found[at].atoms.len();
+        for text in values.folded() {
             for hit in scan.automaton.find_overlapping_iter(text) {
                 for (anchor, id) in &scan.hits[hit.pattern().as_usize()] {
-                    let cell = &mut atoms[*id as usize];
-                    if cell.0 == *number || !anchor.accepts(text, hit.start(), hit.end()) {
-                        continue;
-                    }
-                    *cell = (*number, true);
-                    for rule in &self.wakes[*id as usize] {
-                        if std::mem::replace(&mut awake[*rule as usize], *number) != *number {
-                            queue.push(*rule);
+                    if scratch.atoms[*id as usize].0 != scratch.number
+                        && anchor.accepts(text, hit.start(), hit.end())
+                    {
+                        self.holds(*id, scratch);
+                        if shared.is_some() {
+                            scratch.found[at].atoms.push(*id);
                         }
                     }
                 }
+            }
+        }
+        scratch.values[scan.slot].1 = values;
+        if let Some(place) = shared {
+            let found = &mut scratch.found[at];
+            found.places.insert(place, from..found.atoms.len());
+        }
+    }
+
+    /// An atom that a scan has found; the rules that ask for it are computed.
+    fn holds(&self, id: AtomId, scratch: &mut IndexScratch) {
+        let number = scratch.number;
+        scratch.atoms[id as usize] = (number, true);
+        for rule in &self.wakes[id as usize] {
+            if std::mem::replace(&mut scratch.awake[*rule as usize], number) != number {
+                scratch.queue.push(*rule);
             }
         }
     }

@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use audit_columns::View;
 use audit_proto::{
-    columns::{Cells, Row},
+    columns::Row,
     v1::{self, Event},
 };
 use rsigma_parser::{FilterRule, FilterRuleTarget, LogSource, SigmaCollection, SigmaRule};
@@ -52,6 +53,13 @@ struct Compiled {
 #[derive(Debug)]
 pub struct Scratch {
     indexes: Vec<IndexScratch>,
+}
+
+impl Scratch {
+    /// Rows of another batch follow, whose parts have numbers of their own.
+    pub fn begin_rows(&mut self) {
+        self.indexes.iter_mut().for_each(IndexScratch::begin_rows);
+    }
 }
 
 impl RuleSet {
@@ -119,15 +127,15 @@ impl RuleSet {
         self.matching(event, scratch, matched);
     }
 
-    /// The same of an encoded event. Two functions of a type each, so that both are compiled in this
-    /// crate, with its optimisation.
-    pub fn evaluate_cells(
+    /// The same of a row, after [`Scratch::begin_rows`]. Two functions of a type each, so that both are
+    /// compiled in this crate, with its optimisation.
+    pub fn evaluate_row(
         &self,
-        cells: &Cells<'_>,
+        row: &View<'_>,
         scratch: &mut Scratch,
         matched: &mut Vec<RuleIndex>,
     ) {
-        self.matching(cells, scratch, matched);
+        self.matching(row, scratch, matched);
     }
 
     fn matching(&self, row: &impl Row, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {

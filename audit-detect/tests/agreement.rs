@@ -7,10 +7,10 @@ use std::{
     sync::LazyLock,
 };
 
+use audit_columns::{RowsBuilder, View};
 use audit_detect::RuleSet;
 use audit_proto::{
     Message as _,
-    columns::Cells,
     v1::{Event, File, Kind, Parent, Process},
 };
 use proptest::prelude::*;
@@ -452,16 +452,10 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![event(), near()]
 }
 
-/// What matches the event, and its cells read from its encoding.
+/// What matches the event.
 fn indexed(event: &Event, scratch: &mut audit_detect::Scratch) -> Vec<String> {
     let mut matched = Vec::new();
-    let encoded = event.encode_to_vec();
-    let mut cells = Cells::default();
-    cells.read(&encoded).expect("as encoders write it");
-    CORPUS.set.evaluate_cells(&cells, scratch, &mut matched);
-    let of_cells = std::mem::take(&mut matched);
     CORPUS.set.evaluate(event, scratch, &mut matched);
-    assert_eq!(of_cells, matched);
     let ours = |at: &&usize| CORPUS.set.info(**at).bucket == audit_detect::Bucket::ProcessCreation;
     let mut ids: Vec<_> = matched
         .iter()
@@ -481,6 +475,35 @@ proptest! {
         let mut scratch = CORPUS.set.scratch();
         for event in &events {
             prop_assert_eq!(indexed(event, &mut scratch), naive(event), "{:?}", event);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// A part is scanned once for the rows that share it; each combination of parts is a row here.
+    #[test]
+    fn rows_match_as_their_events(events in prop::collection::vec(any_event(), 1..6)) {
+        let mixed: Vec<Event> = events.iter().flat_map(|one| events.iter().map(|other| Event {
+            process: other.process.clone(),
+            ..one.clone()
+        })).collect();
+        let encoded: Vec<Vec<u8>> = mixed.iter().map(Event::encode_to_vec).collect();
+        let mut builder = RowsBuilder::new(mixed.len());
+        builder.push_encoded(encoded.iter().map(Vec::as_slice)).expect("events");
+        let rows = builder.finish();
+        let (mut scratch, mut of_row, mut of_event) = (CORPUS.set.scratch(), Vec::new(), Vec::new());
+        // Twice, so that what is kept of other rows would show.
+        for _ in 0..2 {
+            scratch.begin_rows();
+            let mut view = View::new(&rows);
+            for (at, event) in mixed.iter().enumerate().rev() {
+                view.set_row(at);
+                CORPUS.set.evaluate_row(&view, &mut scratch, &mut of_row);
+                CORPUS.set.evaluate(event, &mut scratch, &mut of_event);
+                prop_assert_eq!(&of_row, &of_event, "{:?}", event);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@
 use audit_ledger::{Frames, Gap, Key, Origin, Past, Sealer, Summary};
 use audit_proto::{
     Message as _,
-    columns::{self, Cells, Row, Value},
+    columns::{self, Content, Row, Value},
     totals::{ClassTotals, FilterTotal},
     v1::{Batch, DeliverRequest, Event, deliver_request::Message},
 };
@@ -98,20 +98,35 @@ fn event(event: &Event) {
 
 /// Reading them without decoding gives the same as decoding, or nothing.
 fn cells(encoded: &[u8], decoded: Option<&Event>) {
-    let mut cells = Cells::default();
-    if cells.read(encoded).is_none() {
+    let Some(found) = told(encoded) else {
         return;
-    }
+    };
     let event = decoded.expect("an event with cells can be decoded");
-    for (column, about) in columns::COLUMNS.iter().enumerate() {
-        assert_eq!(told(&cells, column), told(event, column), "{}", about.name);
+    for ((column, about), found) in columns::COLUMNS.iter().enumerate().zip(found) {
+        let mut expected = Vec::new();
+        event.each(column, |content| expected.push(format!("{content:?}")));
+        assert_eq!(found, expected, "{}", about.name);
     }
 }
 
-fn told(row: &impl Row, column: usize) -> Vec<String> {
-    let mut contents = Vec::new();
-    row.each(column, |content| contents.push(format!("{content:?}")));
-    contents
+/// What reading says of each column, if it says something.
+fn told(encoded: &[u8]) -> Option<Vec<Vec<String>>> {
+    let mut told = vec![Vec::new(); columns::COLUMNS.len()];
+    let mut tell = |column: usize, content: Content<'_>| {
+        told[column].push(format!("{content:?}"));
+    };
+    let (mut parts, mut cells) = (Vec::new(), Vec::new());
+    columns::split(encoded, &mut parts, &mut cells)?;
+    cells
+        .iter()
+        .for_each(|cell| tell(cell.column, cell.content));
+    for (part, bytes) in parts {
+        columns::part(part, bytes, &mut cells)?;
+        cells
+            .iter()
+            .for_each(|cell| tell(cell.column, cell.content));
+    }
+    Some(told)
 }
 
 pub fn totals(line: &str) {

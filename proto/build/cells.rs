@@ -1,22 +1,57 @@
-//! Writes how an event's columns are encoded, both ways. For each message that an event holds, a function
-//! that gives the cells of encoded bytes in the one form that encoders write; what is in any other form it
-//! leaves to prost. And the steps in which encoders write columns.
+//! Writes how an event's columns are encoded, both ways. A function that finds an event's own cells and its
+//! parts, which are the messages in it, and for each message one that gives the cells of its bytes, all in the
+//! one form that encoders write; what is in any other form is left to prost. And the steps in which encoders
+//! write columns.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::{Result, bail};
-use prost_types::field_descriptor_proto::{Label, Type};
+use prost_types::{
+    FieldDescriptorProto,
+    field_descriptor_proto::{Label, Type},
+};
 
 use crate::columns::{Schema, Shape, enum_fn, shape};
 
 const VARINT: i32 = 0;
 const LENGTH: i32 = 2;
 
-/// The functions, `root`'s named `event`.
+/// The functions: `split` for the root, `part` for the messages in it.
 pub fn generate(schema: &Schema<'_>, root: &str) -> Result<String> {
     let mut functions = BTreeMap::new();
-    message(schema, root, &mut functions)?;
-    Ok(functions.into_values().map(|(_, text)| text).collect())
+    let (mut fields, mut parts, mut part) = (Fields::default(), String::new(), 0);
+    for field in &schema.message(root)?.field {
+        let key = |wire: i32| field.number() << 3 | wire;
+        if field.r#type() != Type::Message || field.label() == Label::Repeated {
+            fields.leaf(field, root, "")?;
+            continue;
+        }
+        let columns = message(schema, field.type_name(), &mut functions)?;
+        writeln!(
+            fields.arms,
+            "            {} => parts.push(({part}, encoded.bytes()?)),",
+            key(LENGTH)
+        )?;
+        writeln!(
+            parts,
+            "        {part} => {}(bytes, {}, cells),",
+            function_name(field.type_name()),
+            fields.column
+        )?;
+        fields.column += columns;
+        part += 1;
+    }
+    let mut text = fields.function(
+        "split",
+        "parts: &mut Vec<(usize, &'a [u8])>, cells: &mut Vec<Cell<'a>>",
+    );
+    write!(
+        text,
+        "pub(super) fn part<'a>(part: usize, bytes: &'a [u8], cells: &mut Vec<Cell<'a>>) -> Option<()> {{\n    \
+             match part {{\n{parts}        _ => None,\n    }}\n}}\n\n"
+    )?;
+    text.extend(functions.into_values().map(|(_, text)| text));
+    Ok(text)
 }
 
 /// Adds the function of `name` and of what it holds, unless there; how many columns it has.
@@ -28,26 +63,46 @@ fn message(
     if let Some((columns, _)) = functions.get(name) {
         return Ok(*columns);
     }
-    let descriptor = schema.message(name)?;
-    // Numbers that are always told, also where the message leaves them out because they are 0.
-    let (mut before, mut arms, mut after) = (String::new(), String::new(), String::new());
-    let mut column = 0;
-    for field in &descriptor.field {
-        let key = |wire: i32| field.number() << 3 | wire;
-        let repeated = field.label() == Label::Repeated;
-        if field.r#type() == Type::Message && !repeated {
-            let columns = message(schema, field.type_name(), functions)?;
-            let function = function_name(field.type_name());
-            writeln!(
-                arms,
-                "            {} => {function}(encoded.bytes()?, column + {column}, cells)?,",
-                key(LENGTH)
-            )?;
-            column += columns;
+    let mut fields = Fields::default();
+    for field in &schema.message(name)?.field {
+        if field.r#type() != Type::Message || field.label() == Label::Repeated {
+            fields.leaf(field, name, "column + ")?;
             continue;
         }
-        let at = format!("column + {column}");
-        let place = format!("{name}.{}", field.name());
+        let columns = message(schema, field.type_name(), functions)?;
+        let function = function_name(field.type_name());
+        writeln!(
+            fields.arms,
+            "            {} => {function}(encoded.bytes()?, column + {}, cells)?,",
+            field.number() << 3 | LENGTH,
+            fields.column
+        )?;
+        fields.column += columns;
+    }
+    let text = fields.function(
+        &function_name(name),
+        "column: usize, cells: &mut Vec<Cell<'a>>",
+    );
+    functions.insert(name.to_owned(), (fields.column, text));
+    Ok(fields.column)
+}
+
+/// What a message's function does with its fields.
+#[derive(Default)]
+struct Fields {
+    /// Numbers that are always told, also where the message leaves them out because they are 0.
+    before: String,
+    arms: String,
+    after: String,
+    column: usize,
+}
+
+impl Fields {
+    /// A field that is a column, numbered from `base` on.
+    fn leaf(&mut self, field: &FieldDescriptorProto, message: &str, base: &str) -> Result<()> {
+        let repeated = field.label() == Label::Repeated;
+        let at = format!("{base}{}", self.column);
+        let place = format!("{message}.{}", field.name());
         let (wire, read) = match (shape(field, repeated, &place)?, field.proto3_optional()) {
             (Shape::Int { width }, optional) => {
                 let number = match width {
@@ -57,12 +112,13 @@ fn message(
                 let read = if optional {
                     format!("cells.push(Cell {{ column: {at}, content: Content::Int({number}) }})")
                 } else {
-                    writeln!(before, "    let mut always_{column} = 0;")?;
+                    let name = format!("always_{}", self.column);
+                    writeln!(self.before, "    let mut {name} = 0;")?;
                     writeln!(
-                        after,
-                        "    cells.push(Cell {{ column: {at}, content: Content::Int(always_{column}) }});"
+                        self.after,
+                        "    cells.push(Cell {{ column: {at}, content: Content::Int({name}) }});"
                     )?;
-                    format!("always_{column} = {number}")
+                    format!("{name} = {number}")
                 };
                 (VARINT, read)
             }
@@ -83,18 +139,26 @@ fn message(
             ),
             (_, optional) => bail!("{place}: optional={optional} does not suit its type"),
         };
-        writeln!(arms, "            {} => {read},", key(wire))?;
-        column += 1;
+        let key = field.number() << 3 | wire;
+        writeln!(self.arms, "            {key} => {read},")?;
+        self.column += 1;
+        Ok(())
     }
-    let function = format!(
-        "pub(super) fn {}<'a>(bytes: &'a [u8], column: usize, cells: &mut Vec<Cell<'a>>) -> Option<()> {{\n\
-         {before}    let mut encoded = Encoded::new(bytes);\n    \
-             while let Some(key) = encoded.key()? {{\n        match key {{\n{arms}            \
-             _ => return None,\n        }}\n    }}\n{after}    Some(())\n}}\n\n",
-        function_name(name)
-    );
-    functions.insert(name.to_owned(), (column, function));
-    Ok(column)
+
+    fn function(&self, name: &str, parameters: &str) -> String {
+        let Self {
+            before,
+            arms,
+            after,
+            column: _,
+        } = self;
+        format!(
+            "pub(super) fn {name}<'a>(bytes: &'a [u8], {parameters}) -> Option<()> {{\n\
+             {before}    let mut encoded = Encoded::new(bytes);\n    \
+                 while let Some(key) = encoded.key()? {{\n        match key {{\n{arms}            \
+                 _ => return None,\n        }}\n    }}\n{after}    Some(())\n}}\n\n"
+        )
+    }
 }
 
 /// The steps of an encoder, in the order of field numbers.

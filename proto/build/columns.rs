@@ -1,7 +1,7 @@
 //! Walks the descriptor of one message and writes a flat table of its leaves: name, type, doc,
 //! and a reader and a writer for each. A column's name is its path joined by underscores.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use anyhow::{Context as _, Result, bail};
 use prost_types::{
@@ -167,13 +167,15 @@ fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<Str
     let mut get = String::new();
     let mut set = String::new();
     let mut places = String::new();
+    let parts = parts(leaves);
     for (at, leaf) in leaves.iter().enumerate() {
         writeln!(
             places,
             "    pub const {}: usize = {at};",
             leaf.name.to_uppercase()
         )?;
-        writeln!(table, "    {},", leaf.row(schema)?)?;
+        let part = parts.iter().position(|part| part.contains(&at));
+        writeln!(table, "    {},", leaf.row(part, schema)?)?;
         writeln!(get, "        {at} => {},", leaf.read()?)?;
         let (pattern, assignment) = leaf.assign();
         writeln!(set, "        ({at}, {pattern}) => {assignment},")?;
@@ -182,6 +184,8 @@ fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<Str
     let mut out = format!(
         "/// The leaves of `Event` in the order of the descriptor.\n\
          pub static COLUMNS: [Column; {n}] = [\n{table}];\n\n\
+         /// The columns of each message that is a field of `Event`, in the order of the descriptor.\n\
+         pub static PARTS: [Range<usize>; {}] = {parts:?};\n\n\
          /// The messages in `Event`, named as columns are.\n\
          pub static OBJECTS: [&str; {}] = {objects:?};\n\n\
          /// Where each column is in [`COLUMNS`].\n\
@@ -192,6 +196,7 @@ fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<Str
          /// Sets column `column`; `None` when the value is not of the column's type.\n\
          pub fn set(event: &mut Event, column: usize, value: OwnedValue) -> Option<()> {{\n    \
              match (column, value) {{\n{set}        _ => return None,\n    }}\n    Some(())\n}}\n\n",
+        parts.len(),
         objects.len(),
         n = leaves.len(),
     );
@@ -210,9 +215,23 @@ fn write(leaves: &[Leaf], objects: &[String], schema: &Schema<'_>) -> Result<Str
     Ok(out)
 }
 
+/// Leaves that are below the same field of the root come one after the other.
+fn parts(leaves: &[Leaf]) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for run in leaves.chunk_by(|a, b| a.path.first() == b.path.first()) {
+        let to = from + run.len();
+        if !run[0].path.is_empty() {
+            parts.push(from..to);
+        }
+        from = to;
+    }
+    parts
+}
+
 impl Leaf {
-    /// Its row of the table.
-    fn row(&self, schema: &Schema<'_>) -> Result<String> {
+    /// Its row of the table; `part` is its place in `PARTS`.
+    fn row(&self, part: Option<usize>, schema: &Schema<'_>) -> Result<String> {
         let ty = match &self.shape {
             Shape::Int { .. } if self.name == "time" => "Time",
             Shape::Int { .. } => "Int",
@@ -227,7 +246,7 @@ impl Leaf {
         };
         let names: Vec<&str> = names.iter().map(|(_, name)| &**name).collect();
         Ok(format!(
-            "Column {{ name: {:?}, ty: ColumnType::{ty}, values: &{names:?}, doc: {:?} }}",
+            "Column {{ name: {:?}, ty: ColumnType::{ty}, part: {part:?}, values: &{names:?}, doc: {:?} }}",
             self.name, self.doc
         ))
     }

@@ -1,5 +1,5 @@
 //! The event as a flat row: which columns there are, how to read one and how to set one.
-//! Of an encoded event they are read without decoding it ([`Cells`]), and written in [`STEPS`].
+//! Of an encoded event they are read without decoding it ([`split`], [`part`]), and written in [`STEPS`].
 //!
 //! Invariant: for an event without empty sub-messages, setting every column that [`get`] returns
 //! on a default event gives the same event, so its encoding too (the fuzz target `deliver`).
@@ -8,10 +8,10 @@ mod cells;
 mod row;
 mod steps;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
-pub use cells::{Cell, Content, cells};
-pub use row::{Cells, Row};
+pub use cells::{Cell, Content, part, split};
+pub use row::Row;
 pub use steps::{Form, STEPS, Step};
 
 use crate::v1::Event;
@@ -22,6 +22,8 @@ pub struct Column {
     /// The proto path joined by underscores: `process_exec_id`.
     pub name: &'static str,
     pub ty: ColumnType,
+    /// Of which of [`PARTS`]; `None` for the event's own.
+    pub part: Option<usize>,
     /// Of an enum, the names that there are.
     pub values: &'static [&'static str],
     /// The comment in the proto file.

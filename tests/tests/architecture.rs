@@ -18,7 +18,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
     ("audit-wal", &[]),
     ("audit-columns", &["audit-proto"]),
     ("audit-ledger", &["audit-proto"]),
-    ("audit-detect", &["audit-proto"]),
+    ("audit-detect", &["audit-columns", "audit-proto"]),
     (
         "audit-agent",
         &[

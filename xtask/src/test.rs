@@ -1,7 +1,14 @@
 //! `cargo xtask test`: every check there is, in the order in which they are cheap. A step that fails
 //! does not stop the others; the table at the end shows all.
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    collections::VecDeque,
+    io::{self, BufRead as _, BufReader, Write as _},
+    process::{Command, ExitCode, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -11,6 +18,9 @@ use crate::{
     setup,
     steps::{Outcome, Summary},
 };
+
+/// How long the output of a step that has ended is waited for.
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,6 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::building()?;
     setup::testing()?;
     let mut summary = Summary::default();
+    let mut ends = Vec::new();
     for (at, step) in steps.iter().enumerate() {
         eprintln!(
             "\n=== {}/{} {}: {}",
@@ -53,11 +64,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             step.what
         );
         let began = Instant::now();
-        let outcome = run_step(step, args.ci);
+        let mut last = Last::default();
+        let outcome = run_step(step, args.ci, &mut last);
+        if matches!(outcome, Outcome::Failed(_)) {
+            ends.push((step.name, last));
+        }
         if let Outcome::Failed(reason) | Outcome::Skipped(reason) = &outcome {
             eprintln!("{}: {reason}", step.name);
         }
         summary.add(step.name, outcome, began.elapsed());
+    }
+    // Whoever keeps only the end of this output shall see why.
+    for (name, last) in ends.iter().filter(|_| args.ci) {
+        println!("\n=== {name} failed; the last that it said:");
+        last.0.iter().for_each(|line| println!("{line}"));
     }
     println!("\n{summary}");
     Ok(if summary.failed() {
@@ -67,12 +87,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn run_step(step: &Step, ci: bool) -> Outcome {
+/// Of a step's output; with --ci alone, because a terminal is left to the step itself.
+#[derive(Default)]
+struct Last(VecDeque<String>);
+
+impl Last {
+    const LINES: usize = 100;
+
+    fn push(&mut self, line: String) {
+        if self.0.len() == Self::LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line);
+    }
+}
+
+fn run_step(step: &Step, ci: bool, last: &mut Last) -> Outcome {
     if let Some(reason) = (step.missing)() {
         return Outcome::Skipped(reason);
     }
     for command in &step.commands {
-        if let Err(reason) = run_command(command, step.limit_s, ci) {
+        if let Err(reason) = run_command(command, step.limit_s, ci, last) {
             return Outcome::Failed(reason);
         }
     }
@@ -80,13 +115,13 @@ fn run_step(step: &Step, ci: bool) -> Outcome {
 }
 
 /// Under coreutils' timeout, which also ends the children: 124 says that time was up.
-fn run_command(words: &[String], limit_s: u32, ci: bool) -> Result<(), String> {
+fn run_command(words: &[String], limit_s: u32, ci: bool, last: &mut Last) -> Result<(), String> {
     let mut command = cargo::command("timeout");
     if ci {
         command
             .env("CARGO_TERM_COLOR", "never")
             .env("CARGO_TERM_PROGRESS_WHEN", "never")
-            .stdin(std::process::Stdio::null());
+            .stdin(Stdio::null());
     } else {
         // Keeps Ctrl-C working in a terminal.
         command.arg("--foreground");
@@ -95,12 +130,62 @@ fn run_command(words: &[String], limit_s: u32, ci: bool) -> Result<(), String> {
         .args(["--kill-after=20", &limit_s.to_string()])
         .args(words);
     command.env("RUSTDOCFLAGS", "-D warnings");
-    let status = command
-        .status()
-        .map_err(|error| format!("cannot start timeout: {error}"))?;
+    let status = match ci {
+        true => pass_through(command, last),
+        false => command.status(),
+    };
+    let status = status.map_err(|error| format!("cannot start timeout: {error}"))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(124 | 137) => Err(format!("not done within {limit_s} s: {}", words.join(" "))),
         _ => Err(format!("{}: {status}", words.join(" "))),
+    }
+}
+
+/// Runs it and keeps the last lines of what it says, in the order in which it says them.
+fn pass_through(mut command: Command, last: &mut Last) -> io::Result<ExitStatus> {
+    let (reader, writer) = io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // It has the other ends of the pipe.
+    drop(command);
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(reader);
+        let mut line = Vec::new();
+        while reader
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|bytes| bytes > 0)
+        {
+            // An output that is gone is no reason to stop.
+            let _ = io::stdout().write_all(&line);
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if sender.send(text).is_err() {
+                break;
+            }
+        }
+    });
+    let status = child.wait()?;
+    // What the step left running may hold the pipe for ever.
+    while let Ok(line) = lines.recv_timeout(LEFT_BEHIND) {
+        last.push(line);
+    }
+    Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_what_a_failing_step_says_is_kept() {
+        let mut last = Last::default();
+        let words = ["sh", "-c", "seq 1 150; echo why >&2; exit 3"].map(str::to_owned);
+        let failed = run_command(&words, 20, true, &mut last).expect_err("it fails");
+        assert!(failed.ends_with("exit status: 3"), "{failed}");
+        assert_eq!(last.0.len(), Last::LINES);
+        assert_eq!(last.0.back().map(String::as_str), Some("why"));
+        assert_eq!(last.0.front().map(String::as_str), Some("52"));
     }
 }

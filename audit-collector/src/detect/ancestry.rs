@@ -5,10 +5,10 @@
 
 use std::collections::VecDeque;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use audit_proto::{
-    columns::{Content, Row, at},
-    v1::{Ancestor, Event, Kind},
+    columns::{COLUMNS, Content, Row, at},
+    v1::{Ancestor, Event},
 };
 
 /// Longer chains are loops or shells started by shells on purpose.
@@ -25,6 +25,8 @@ pub struct Ancestry {
     entries: AHashMap<String, Entry>,
     order: VecDeque<String>,
     bound: usize,
+    /// Processes and parents, by their numbers, in the rows at hand that were looked at.
+    seen: AHashSet<(u32, u32)>,
 }
 
 impl Ancestry {
@@ -33,66 +35,57 @@ impl Ancestry {
             entries: AHashMap::new(),
             order: VecDeque::new(),
             bound,
+            seen: AHashSet::new(),
         }
     }
 
-    /// Whether there is nothing to learn of it.
-    pub fn knows(&self, row: &impl Row) -> bool {
-        let mut knows = true;
-        row.each(at::KIND, |kind| {
-            knows &= !matches!(kind, Content::Text("exec" | "fork"));
-        });
-        for column in [at::PROCESS_EXEC_ID, at::PARENT_EXEC_ID] {
-            row.each(column, |content| {
-                if let Content::Text(exec_id) = content {
-                    knows &= self.entries.contains_key(exec_id);
-                }
-            });
-        }
-        knows
+    /// Rows of another batch follow.
+    pub fn begin_rows(&mut self) {
+        self.seen.clear();
     }
 
-    pub fn learn(&mut self, event: &Event) {
-        let Some(process) = &event.process else {
-            return;
-        };
-        if process.exec_id.is_empty() {
-            return;
-        }
-        let parent = event.parent.as_ref();
-        if event.kind == Kind::Exec as i32 || !self.entries.contains_key(&process.exec_id) {
-            let entry = Entry {
-                pid: process.pid.unwrap_or_default(),
-                exe: process.exe.clone(),
-                argv: process.argv.clone(),
-                parent: parent.map(|p| p.exec_id.clone()).unwrap_or_default(),
-            };
-            self.insert(process.exec_id.clone(), entry);
-        }
-        if let Some(parent) = parent.filter(|p| !p.exec_id.is_empty())
-            && !self.entries.contains_key(&parent.exec_id)
+    pub fn learn(&mut self, row: &impl Row) {
+        let is_start = |kind| text(row, at::KIND, |found| found == kind);
+        let (is_exec, is_fork) = (is_start("exec"), is_start("fork"));
+        let same = |column: usize| row.same(COLUMNS[column].part?);
+        if !is_exec
+            && !is_fork
+            && let Some(process) = same(at::PROCESS_EXEC_ID)
+            // A process without a parent has none in other rows either.
+            && !self.seen.insert((process, same(at::PARENT_EXEC_ID).unwrap_or(u32::MAX)))
         {
-            let entry = Entry {
-                pid: parent.pid.unwrap_or_default(),
-                exe: parent.exe.clone(),
-                argv: parent.argv.clone(),
-                parent: String::new(),
-            };
-            self.insert(parent.exec_id.clone(), entry);
+            return;
         }
-        if event.kind == Kind::Fork as i32
-            && let Some(child) = event
-                .target_process
-                .as_ref()
-                .filter(|c| !c.exec_id.is_empty())
-        {
+        let process = owned(row, at::PROCESS_EXEC_ID);
+        if process.is_empty() {
+            return;
+        }
+        let parent = owned(row, at::PARENT_EXEC_ID);
+        if is_exec || !self.entries.contains_key(&process) {
             let entry = Entry {
-                pid: child.pid.unwrap_or_default(),
-                exe: process.exe.clone(),
-                argv: process.argv.clone(),
-                parent: process.exec_id.clone(),
+                parent: parent.clone(),
+                ..entry(row, at::PROCESS_PID, at::PROCESS_EXE, at::PROCESS_ARGV)
             };
-            self.insert(child.exec_id.clone(), entry);
+            self.insert(process.clone(), entry);
+        }
+        if !parent.is_empty() && !self.entries.contains_key(&parent) {
+            let entry = entry(row, at::PARENT_PID, at::PARENT_EXE, at::PARENT_ARGV);
+            self.insert(parent, entry);
+        }
+        if is_fork {
+            let child = owned(row, at::TARGET_PROCESS_EXEC_ID);
+            if !child.is_empty() {
+                let entry = Entry {
+                    parent: process,
+                    ..entry(
+                        row,
+                        at::TARGET_PROCESS_PID,
+                        at::PROCESS_EXE,
+                        at::PROCESS_ARGV,
+                    )
+                };
+                self.insert(child, entry);
+            }
         }
     }
 
@@ -130,10 +123,51 @@ impl Ancestry {
     }
 }
 
+/// Whether a column has a text for which `test` holds.
+fn text(row: &impl Row, column: usize, test: impl Fn(&str) -> bool) -> bool {
+    let mut holds = false;
+    row.each(column, |content| {
+        holds |= matches!(content, Content::Text(found) if test(found));
+    });
+    holds
+}
+
+/// Empty where there is none.
+fn owned(row: &impl Row, column: usize) -> String {
+    let mut owned = String::new();
+    row.each(column, |content| {
+        if let Content::Text(text) = content {
+            text.clone_into(&mut owned);
+        }
+    });
+    owned
+}
+
+/// Without a parent.
+fn entry(row: &impl Row, pid: usize, exe: usize, argv: usize) -> Entry {
+    let mut entry = Entry {
+        pid: 0,
+        exe: owned(row, exe),
+        argv: Vec::new(),
+        parent: String::new(),
+    };
+    row.each(pid, |content| {
+        if let Content::Int(pid) = content {
+            entry.pid = pid;
+        }
+    });
+    row.each(argv, |content| {
+        if let Content::Item(argument) = content {
+            entry.argv.push(argument.to_owned());
+        }
+    });
+    entry
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use audit_proto::v1::{Parent, Process};
+    use audit_proto::v1::{Kind, Parent, Process};
 
     fn exec(id: &str, exe: &str, parent: &str) -> Event {
         Event {
@@ -162,20 +196,9 @@ mod tests {
             .map(|a| a.exec_id)
             .collect();
         assert_eq!(chain, ["c", "b", "a"]);
-        let of_c = Event {
-            kind: Kind::Open.into(),
-            ..exec("c", "/c", "b")
-        };
-        assert!(ancestry.knows(&of_c));
-        assert!(
-            !ancestry.knows(&exec("c", "/c", "b")),
-            "it may be another program now"
-        );
-        let of_d = Event {
-            kind: Kind::Open.into(),
-            ..exec("d", "/d", "c")
-        };
-        assert!(!ancestry.knows(&of_d));
+        ancestry.learn(&exec("c", "/other", "b"));
+        let now = &ancestry.of(&exec("c", "", ""))[0];
+        assert_eq!(now.exe, "/other", "a process becomes another program");
         ancestry.learn(&exec("d", "/d", "c"));
         assert_eq!(ancestry.entries.len(), 3);
         let looped = exec("e", "/e", "e");

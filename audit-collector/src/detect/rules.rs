@@ -3,11 +3,9 @@
 //! Rules of the configured directories lie over those that come with the program: one with the id
 //! of another replaces it.
 
+use audit_columns::View;
 use audit_detect::{Report, RuleSet, Scratch, Source};
-use audit_proto::{
-    columns::Cells,
-    v1::{Event, Rule},
-};
+use audit_proto::v1::Rule;
 
 use crate::{config, problems::Problems};
 
@@ -35,6 +33,13 @@ pub struct Rules {
 pub struct Memory {
     scratch: Scratch,
     matched: Vec<usize>,
+}
+
+impl Memory {
+    /// Rows of another batch follow.
+    pub fn begin_rows(&mut self) {
+        self.scratch.begin_rows();
+    }
 }
 
 impl Rules {
@@ -90,17 +95,10 @@ impl Rules {
         }
     }
 
-    /// Whether a rule matches an encoded event.
-    pub fn any(&self, cells: &Cells<'_>, memory: &mut Memory) -> bool {
+    /// Every rule that matches a row, after [`Memory::begin_rows`].
+    pub fn matching(&self, row: &View<'_>, memory: &mut Memory) -> Vec<&Rule> {
         self.set
-            .evaluate_cells(cells, &mut memory.scratch, &mut memory.matched);
-        !memory.matched.is_empty()
-    }
-
-    /// Every rule that matches.
-    pub fn evaluate(&self, event: &Event, memory: &mut Memory) -> Vec<&Rule> {
-        self.set
-            .evaluate(event, &mut memory.scratch, &mut memory.matched);
+            .evaluate_row(row, &mut memory.scratch, &mut memory.matched);
         let found = memory.matched.iter();
         found.map(|index| self.set.rule(*index)).collect()
     }

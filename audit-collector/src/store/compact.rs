@@ -21,6 +21,7 @@ use std::{
 use arrow::{
     array::{Array as _, ArrayRef, BinaryArray, RecordBatch, new_null_array},
     datatypes::Field,
+    error::ArrowError,
 };
 use audit_columns::{POSITION_INDEX, RAW_INDEX};
 use audit_ledger::Frames;
@@ -65,7 +66,7 @@ pub enum CompactError {
     #[error("Parquet: {0}")]
     Parquet(#[from] parquet::errors::ParquetError),
     #[error("columns: {0}")]
-    Arrow(#[from] arrow::error::ArrowError),
+    Arrow(#[from] ArrowError),
     #[error("{0}")]
     Rows(#[from] audit_columns::NotAnEvent),
     #[error("write-ahead log: {0}")]
@@ -183,7 +184,7 @@ impl Compactor {
                 source,
             })?;
         let files = manifest.files.len();
-        let events: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+        let events: usize = chunks.iter().map(|chunk| chunk.rows()).sum();
         {
             let mut state = lock(&self.store.state);
             state.manifest = Arc::new(manifest);
@@ -267,7 +268,7 @@ impl Compactor {
                 .ok_or(CompactError::Record(index))??;
             let originals = record::frames(&bytes).map_err(|_| CompactError::Record(index))?;
             let rows: Vec<usize> = (placed.start..placed.start + placed.events).collect();
-            let rebuilt = audit_columns::events(&placed.chunk.columns, &rows)?;
+            let rebuilt = placed.chunk.columns.events(&rows, |_| true)?;
             let kept = originals.events().zip(rebuilt).map(|(original, event)| {
                 let differs = event.encode_to_vec() != original;
                 kinds.extend(differs.then(|| event.kind()));
@@ -348,9 +349,10 @@ fn write_parquet(path: &Path, batches: &[Placed], raw: &Raw) -> Result<(), Compa
         if rows > 0 {
             let raw = raw.get(&run[0].wal_index);
             let columns = columns.iter().zip(schema.fields());
-            let arrays = columns
-                .map(|(at, field)| array(*at, field, &run[0].chunk, start..start + rows, raw));
-            writer.write(&RecordBatch::try_new(schema.clone(), arrays.collect())?)?;
+            let arrays: Vec<ArrayRef> = columns
+                .map(|(at, field)| array(*at, field, &run[0].chunk, start..start + rows, raw))
+                .collect::<Result<_, _>>()?;
+            writer.write(&RecordBatch::try_new(schema.clone(), arrays)?)?;
         }
     }
     let file = writer.into_inner()?;
@@ -372,11 +374,7 @@ fn runs<'a>(batches: &'a [Placed], raw: &Raw) -> Vec<(usize, &'a [Placed])> {
 
 /// Of [`audit_columns::file_schema`], those in which there are values.
 fn columns_there(batches: &[Placed], raw: &Raw) -> Vec<usize> {
-    let has = |at: &usize| {
-        batches
-            .iter()
-            .any(|batch| batch.chunk.columns[*at].is_some())
-    };
+    let has = |at: &usize| batches.iter().any(|batch| batch.chunk.columns.has(*at));
     let mut there: Vec<usize> = (0..POSITION_INDEX).filter(has).collect();
     there.push(POSITION_INDEX);
     there.extend((!raw.is_empty()).then_some(RAW_INDEX));
@@ -390,20 +388,18 @@ fn array(
     chunk: &Chunk,
     rows: Range<usize>,
     raw: Option<&Vec<Option<Vec<u8>>>>,
-) -> ArrayRef {
-    let array = match (at, raw) {
-        (POSITION_INDEX, _) => Some(&chunk.positions),
+) -> Result<ArrayRef, ArrowError> {
+    let (start, length) = (rows.start, rows.len());
+    let array: Option<ArrayRef> = match (at, raw) {
+        (POSITION_INDEX, _) => Some(chunk.positions.slice(start, length)),
         (RAW_INDEX, Some(raw)) => {
             let raw = raw.iter().map(Option::as_deref);
-            return Arc::new(BinaryArray::from_iter(raw));
+            Some(Arc::new(BinaryArray::from_iter(raw)))
         }
         (RAW_INDEX, None) => None,
-        _ => chunk.columns[at].as_ref(),
+        _ => chunk.columns.array(at, rows, field.data_type())?,
     };
-    match array {
-        Some(array) => array.slice(rows.start, rows.len()),
-        None => new_null_array(field.data_type(), rows.len()),
-    }
+    Ok(array.unwrap_or_else(|| new_null_array(field.data_type(), length)))
 }
 
 /// WAL indexes of the batches whose root the file does not give.

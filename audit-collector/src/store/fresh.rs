@@ -11,7 +11,7 @@ use arrow::{
     error::ArrowError,
 };
 
-use audit_columns::{Columns, concat_columns};
+use audit_columns::Rows;
 
 use super::position;
 
@@ -28,9 +28,8 @@ pub struct BatchEntry {
 /// Consecutive batches as columns.
 #[derive(Debug)]
 pub struct Chunk {
-    pub columns: Columns,
+    pub columns: Rows,
     pub positions: ArrayRef,
-    pub rows: usize,
     pub batches: Vec<BatchEntry>,
     pub first_time: i64,
     pub last_time: i64,
@@ -40,8 +39,7 @@ pub struct Chunk {
 
 /// Columns of a batch whose WAL index is not known yet.
 pub struct Unplaced {
-    pub columns: Columns,
-    pub rows: usize,
+    pub columns: Rows,
     pub proof: Vec<u8>,
     pub first_time: i64,
     pub last_time: i64,
@@ -49,18 +47,17 @@ pub struct Unplaced {
 
 impl Chunk {
     pub fn new(unplaced: Unplaced, wal_index: u64) -> Self {
-        let positions =
-            Int64Array::from_iter_values((0..unplaced.rows).map(|at| position(wal_index, at)));
+        let events = unplaced.columns.len();
+        let positions = Int64Array::from_iter_values((0..events).map(|at| position(wal_index, at)));
         let batch = BatchEntry {
             wal_index,
-            events: unplaced.rows,
+            events,
             proof: unplaced.proof,
             first_time: unplaced.first_time,
         };
         let mut chunk = Self {
             columns: unplaced.columns,
             positions: Arc::new(positions),
-            rows: unplaced.rows,
             batches: vec![batch],
             first_time: unplaced.first_time,
             last_time: unplaced.last_time,
@@ -72,14 +69,17 @@ impl Chunk {
     }
 
     fn measure(&self) -> usize {
-        let arrays = self.columns.iter().flatten().chain([&self.positions]);
-        let columns: usize = arrays.map(Array::get_array_memory_size).sum();
-        columns
+        self.columns.memory_bytes()
+            + self.positions.get_array_memory_size()
             + self
                 .batches
                 .iter()
                 .map(|b| b.proof.len() + 64)
                 .sum::<usize>()
+    }
+
+    pub fn rows(&self) -> usize {
+        self.columns.len()
     }
 
     pub fn first_index(&self) -> u64 {
@@ -91,12 +91,11 @@ impl Chunk {
     }
 
     fn join(parts: &[Arc<Chunk>]) -> Result<Self, ArrowError> {
-        let columns: Vec<(&Columns, usize)> = parts.iter().map(|c| (&c.columns, c.rows)).collect();
+        let columns: Vec<&Rows> = parts.iter().map(|c| &c.columns).collect();
         let positions: Vec<&dyn Array> = parts.iter().map(|c| c.positions.as_ref()).collect();
         let mut chunk = Self {
-            columns: concat_columns(&columns)?,
+            columns: Rows::join(&columns)?,
             positions: arrow::compute::concat(&positions)?,
-            rows: parts.iter().map(|c| c.rows).sum(),
             batches: parts
                 .iter()
                 .flat_map(|c| c.batches.iter().cloned())
@@ -136,7 +135,7 @@ fn size_class(rows: usize) -> u32 {
 
 impl Fresh {
     pub fn push(&mut self, chunk: Chunk) -> Result<(), ArrowError> {
-        self.rows += chunk.rows;
+        self.rows += chunk.rows();
         self.bytes += chunk.bytes;
         self.chunks.push(Arc::new(chunk));
         while let Some(joined) = self.join_tail()? {
@@ -157,9 +156,9 @@ impl Fresh {
         else {
             return Ok(None);
         };
-        let class = size_class(tail[JOIN - 1].rows);
+        let class = size_class(tail[JOIN - 1].rows());
         let alike = tail.iter().all(|c| {
-            c.rows < LARGE_ROWS && size_class(c.rows) <= class && c.first_index() > self.border
+            c.rows() < LARGE_ROWS && size_class(c.rows()) <= class && c.first_index() > self.border
         });
         if alike {
             Chunk::join(tail).map(Some)
@@ -192,7 +191,7 @@ impl Fresh {
 
     pub fn remove_through(&mut self, wal_index: u64) {
         self.chunks.retain(|c| c.last_index() > wal_index);
-        self.rows = self.chunks.iter().map(|c| c.rows).sum();
+        self.rows = self.chunks.iter().map(|c| c.rows()).sum();
         self.bytes = self.chunks.iter().map(|c| c.bytes).sum();
     }
 }
@@ -213,7 +212,6 @@ mod tests {
             });
         }
         let unplaced = Unplaced {
-            rows: builder.rows(),
             columns: builder.finish(),
             proof: vec![1],
             first_time: wal_index as i64,

@@ -1,13 +1,13 @@
 //! A WAL record is an encoded `Batch`, verbatim: how it is checked and turned into columns.
 
-use arrow::{
-    array::{Array as _, AsArray, ListArray},
-    compute,
-    datatypes::{Int64Type, TimestampMicrosecondType},
-};
-use audit_columns::{Columns, NotDecoded, RowsBuilder};
+use arrow::{array::AsArray, compute, datatypes::TimestampMicrosecondType};
+use audit_columns::{NotDecoded, Rows, RowsBuilder, View};
 use audit_ledger::{self as ledger, BatchError, Frames, Header};
-use audit_proto::{Message as _, columns::at, v1::Batch};
+use audit_proto::{
+    Message as _,
+    columns::{Content, Row as _, at},
+    v1::Batch,
+};
 
 use super::fresh::Unplaced;
 use crate::{problems::Problems, streams::Totals};
@@ -45,6 +45,14 @@ pub fn frames(record: &[u8]) -> Result<Frames, Refused> {
     Ok(ledger::unpack(&batch, &header.fields)?)
 }
 
+/// The same as columns.
+pub fn rows(record: &[u8]) -> Result<Rows, Refused> {
+    let frames = frames(record)?;
+    let mut builder = RowsBuilder::new(frames.len());
+    builder.push_encoded(frames.events())?;
+    Ok(builder.finish())
+}
+
 /// Verifies a record and makes columns of its events. Whether it belongs into its
 /// agent's history is another question.
 pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
@@ -75,7 +83,6 @@ pub fn prepare_batch(batch: Batch, header: Header) -> Result<Prepared, Refused> 
         lost: lost(&columns),
         totals: totals(&columns),
         unplaced: Unplaced {
-            rows: count,
             columns,
             proof: proof.encode_to_vec(),
             first_time,
@@ -84,48 +91,66 @@ pub fn prepare_batch(batch: Batch, header: Header) -> Result<Prepared, Refused> 
     })
 }
 
-fn times(columns: &Columns) -> Option<(i64, i64)> {
-    let times = columns[at::TIME]
-        .as_ref()?
+fn times(columns: &Rows) -> Option<(i64, i64)> {
+    let times = columns
+        .values(at::TIME)?
         .as_primitive::<TimestampMicrosecondType>();
     Some((compute::min(times)?, compute::max(times)?))
 }
 
-fn lost(columns: &Columns) -> i64 {
-    let Some(counts) = columns[at::LOST_COUNT].as_ref() else {
-        return 0;
-    };
-    let counts = counts.as_primitive::<Int64Type>().iter().flatten();
-    counts.fold(0, i64::saturating_add)
+/// Each row with a value in `column`.
+fn each_with(columns: &Rows, column: usize, mut sink: impl FnMut(&View<'_>)) {
+    if !columns.has(column) {
+        return;
+    }
+    let mut view = View::new(columns);
+    for row in 0..columns.len() {
+        view.set_row(row);
+        if view.has(column) {
+            sink(&view);
+        }
+    }
 }
 
-fn host_name(columns: &Columns) -> String {
-    let first = columns[at::HOST_NAME]
-        .as_ref()
-        .and_then(|c| c.as_string::<i32>().iter().flatten().next());
+fn lost(columns: &Rows) -> i64 {
+    let mut lost = 0i64;
+    each_with(columns, at::LOST_COUNT, |row| {
+        row.each(at::LOST_COUNT, |content| {
+            if let Content::Int(count) = content {
+                lost = lost.saturating_add(count);
+            }
+        });
+    });
+    lost
+}
+
+/// Of a batch all events have the same.
+fn host_name(columns: &Rows) -> String {
+    let names = columns.values(at::HOST_NAME);
+    let first = names.and_then(|names| names.as_string::<i32>().iter().flatten().next());
     first.unwrap_or_default().to_owned()
 }
 
 /// Of the last heartbeat.
-fn totals(columns: &Columns) -> Option<Totals> {
-    let classes = columns[at::AGENT_CLASS_TOTALS].as_ref()?.as_list::<i32>();
-    let row = (0..classes.len()).rfind(|row| classes.is_valid(*row))?;
-    let filters = columns[at::AGENT_FILTER_TOTALS]
-        .as_ref()
-        .map(AsArray::as_list::<i32>);
-    Some(Totals {
-        classes: lines(classes, row),
-        filters: filters.map_or_else(Vec::new, |filters| lines(filters, row)),
-    })
+fn totals(columns: &Rows) -> Option<Totals> {
+    let mut last = None;
+    each_with(columns, at::AGENT_CLASS_TOTALS, |row| {
+        last = Some(Totals {
+            classes: lines(row, at::AGENT_CLASS_TOTALS),
+            filters: lines(row, at::AGENT_FILTER_TOTALS),
+        });
+    });
+    last
 }
 
-fn lines(lists: &ListArray, row: usize) -> Vec<String> {
-    if lists.is_null(row) {
-        return Vec::new();
-    }
-    let lines = lists.value(row);
-    let lines = lines.as_string::<i32>().iter().flatten();
-    lines.map(str::to_owned).collect()
+fn lines(row: &View<'_>, column: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    row.each(column, |content| {
+        if let Content::Item(line) = content {
+            lines.push(line.to_owned());
+        }
+    });
+    lines
 }
 
 /// Says what opening a log found wrong.

@@ -6,8 +6,7 @@
 use std::{ops::RangeInclusive, path::Path, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array},
-    compute::cast,
+    array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array},
     datatypes::SchemaRef,
     error::ArrowError,
 };
@@ -121,7 +120,7 @@ impl EventsTable {
             .iter()
             .filter(|chunk| bounds.touch_chunk(chunk))
             .map(|chunk| {
-                let options = RecordBatchOptions::new().with_row_count(Some(chunk.rows));
+                let options = RecordBatchOptions::new().with_row_count(Some(chunk.rows()));
                 let arrays = fresh_columns(chunk, &self.schema, projection)?;
                 RecordBatch::try_new_with_options(schema.clone(), arrays, &options)
             })
@@ -152,16 +151,13 @@ pub fn fresh_columns(
         .iter()
         .map(|&at| {
             let ty = schema.field(at).data_type();
+            let rows = chunk.rows();
             let array = match at {
-                POSITION_INDEX => Some(&chunk.positions),
-                at if at < COLUMNS.len() => chunk.columns[at].as_ref(),
+                POSITION_INDEX => Some(chunk.positions.clone()),
+                at if at < COLUMNS.len() => chunk.columns.array(at, 0..rows, ty)?,
                 _ => None,
             };
-            match array {
-                Some(array) if array.data_type() == ty => Ok(array.clone()),
-                Some(array) => cast(array, ty),
-                None => Ok(new_null_array(ty, chunk.rows)),
-            }
+            Ok(array.unwrap_or_else(|| new_null_array(ty, rows)))
         })
         .collect()
 }

@@ -1,9 +1,10 @@
 //! What are the cells of an encoded event? Without making an `Event` of it, which costs an allocation
-//! for each text.
+//! for each text; and part by part, because events that follow one another have most of their parts in
+//! common, which then need not be read again.
 //!
-//! Invariant: where [`cells()`] answers, the answer is what decoding the event and reading each column
-//! gives. It answers for events in the form that encoders write: fields in the order of their numbers,
-//! known ones only, each once. Of others, sound or not, it does not know.
+//! Invariant: where [`split`] and [`part`] of each part answer, the answers together are what decoding the
+//! event and reading each column gives. They answer for events in the form that encoders write: fields in
+//! the order of their numbers, known ones only, each once. Of others, sound or not, they do not know.
 
 use std::borrow::Cow;
 
@@ -24,10 +25,22 @@ pub enum Content<'a> {
     Item(&'a str),
 }
 
-/// Replaces `cells` by those of an encoded event, in any order of columns. `None`: decode it.
-pub fn cells<'a>(encoded: &'a [u8], cells: &mut Vec<Cell<'a>>) -> Option<()> {
+/// Replaces `cells` by an encoded event's own, in any order of columns, and `parts` by its parts: the place
+/// of each in [`super::PARTS`], and its bytes. `None`: decode it.
+pub fn split<'a>(
+    encoded: &'a [u8],
+    parts: &mut Vec<(usize, &'a [u8])>,
+    cells: &mut Vec<Cell<'a>>,
+) -> Option<()> {
     cells.clear();
-    event(encoded, 0, cells)
+    parts.clear();
+    generated::split(encoded, parts, cells)
+}
+
+/// Replaces `cells` by those of a part. `None`: decode the event.
+pub fn part<'a>(part: usize, bytes: &'a [u8], cells: &mut Vec<Cell<'a>>) -> Option<()> {
+    cells.clear();
+    generated::part(part, bytes, cells)
 }
 
 /// The fields of an encoded message that are not read yet.
@@ -120,7 +133,6 @@ mod generated {
 
     include!(concat!(env!("OUT_DIR"), "/cells.rs"));
 }
-use generated::event;
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::{
-    super::{COLUMNS, Cells, ColumnType, OwnedValue, Row, at, set},
-    cells,
+    super::{COLUMNS, ColumnType, OwnedValue, PARTS, Row, at, set},
+    part, split,
 };
 use crate::v1::Event;
 
@@ -19,12 +19,30 @@ fn told(row: &impl Row) -> Vec<Vec<String>> {
 
 /// What reading says, if it says something.
 fn read(encoded: &[u8]) -> Option<Vec<Vec<String>>> {
-    let (mut row, mut all) = (Cells::default(), Vec::new());
-    row.read(encoded)?;
-    let told = told(&row);
-    cells(encoded, &mut all)?;
-    assert_eq!(told.iter().map(Vec::len).sum::<usize>(), all.len());
+    let (mut parts, mut cells) = (Vec::new(), Vec::new());
+    split(encoded, &mut parts, &mut cells)?;
+    let mut all = cells.clone();
+    for (at, bytes) in parts {
+        part(at, bytes, &mut cells)?;
+        assert!(cells.iter().all(|cell| PARTS[at].contains(&cell.column)));
+        all.extend(&cells);
+    }
+    let mut told = vec![Vec::new(); COLUMNS.len()];
+    for cell in all {
+        told[cell.column].push(format!("{:?}", cell.content));
+    }
     Some(told)
+}
+
+#[test]
+fn each_column_is_the_events_own_or_of_one_part() {
+    for (at, column) in COLUMNS.iter().enumerate() {
+        let of = (0..PARTS.len()).filter(|part| PARTS[*part].contains(&at));
+        assert_eq!(of.collect::<Vec<_>>(), Vec::from_iter(column.part));
+    }
+    assert_eq!(COLUMNS[at::ID].part, None);
+    let process = COLUMNS[at::PROCESS_EXE].part;
+    assert!(process.is_some() && process == COLUMNS[at::PROCESS_PID].part);
 }
 
 fn value(column: usize) -> BoxedStrategy<OwnedValue> {
