@@ -23,7 +23,7 @@ pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), No
         ),
         None => None,
     };
-    let plan = plan(batch)?;
+    let mut plan = plan(batch)?;
     let (mut bytes, mut open) = (Vec::new(), Vec::new());
     for row in 0..batch.num_rows() {
         if let Some(raw) = raw
@@ -33,12 +33,22 @@ pub fn encode(batch: &RecordBatch, mut sink: impl FnMut(&[u8])) -> Result<(), No
             continue;
         }
         bytes.clear();
-        for step in &plan {
-            step.write(row, &mut bytes, &mut open)?;
+        for piece in &mut plan {
+            piece.write(row, &mut bytes, &mut open)?;
         }
         sink(&bytes);
     }
     Ok(())
+}
+
+/// A field of the event itself, or one of its parts.
+#[derive(Default)]
+struct Piece<'a> {
+    steps: Vec<Planned<'a>>,
+    /// Of a part, the rows in which it is as in the row before; empty where that is rare.
+    repeats: Vec<bool>,
+    /// A part that the next row repeats, and of which row it is.
+    last: (Vec<u8>, Option<usize>),
 }
 
 /// What is left to do of [`STEPS`] where most columns are empty.
@@ -66,7 +76,7 @@ struct Open {
     is_there: bool,
 }
 
-fn plan(batch: &RecordBatch) -> Result<Vec<Planned<'_>>, NotAnEvent> {
+fn plan(batch: &RecordBatch) -> Result<Vec<Piece<'_>>, NotAnEvent> {
     let mut columns = [None; COLUMNS.len()];
     for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         if let Some(at) = columns::index(field.name())
@@ -76,16 +86,23 @@ fn plan(batch: &RecordBatch) -> Result<Vec<Planned<'_>>, NotAnEvent> {
         }
     }
     let mut plan = Vec::new();
+    let (mut piece, mut depth) = (Piece::default(), 0);
     for step in &STEPS {
         match *step {
-            Step::Enter { key } => plan.push(Planned::Enter { key }),
-            Step::Leave => match plan.last() {
-                Some(Planned::Enter { .. }) => drop(plan.pop()),
-                _ => plan.push(Planned::Leave),
-            },
+            Step::Enter { key } => {
+                piece.steps.push(Planned::Enter { key });
+                depth += 1;
+            }
+            Step::Leave => {
+                match piece.steps.last() {
+                    Some(Planned::Enter { .. }) => drop(piece.steps.pop()),
+                    _ => piece.steps.push(Planned::Leave),
+                }
+                depth -= 1;
+            }
             Step::Field { column, key, form } => {
                 if let Some(array) = columns[column] {
-                    plan.push(Planned::Field {
+                    piece.steps.push(Planned::Field {
                         key,
                         form,
                         array,
@@ -96,8 +113,67 @@ fn plan(batch: &RecordBatch) -> Result<Vec<Planned<'_>>, NotAnEvent> {
                 }
             }
         }
+        if depth == 0 && !piece.steps.is_empty() {
+            let mut piece = std::mem::take(&mut piece);
+            if matches!(step, Step::Leave) {
+                piece.find_repeats(batch.num_rows());
+            }
+            plan.push(piece);
+        }
     }
     Ok(plan)
+}
+
+impl Piece<'_> {
+    fn find_repeats(&mut self, rows: usize) {
+        let mut repeats = vec![true; rows];
+        repeats[..rows.min(1)].fill(false);
+        for step in &self.steps {
+            let Planned::Field { values, nulls, .. } = step else {
+                continue;
+            };
+            let here = &mut repeats[rows.min(1)..];
+            values.keep_repeats(here);
+            if let Some(nulls) = nulls {
+                for (at, repeats) in here.iter_mut().enumerate() {
+                    *repeats &= nulls.is_valid(at) == nulls.is_valid(at + 1);
+                }
+            }
+            if here.iter().filter(|repeats| **repeats).count() < rows / 8 {
+                return;
+            }
+        }
+        self.repeats = repeats;
+    }
+
+    fn repeats(&self, row: usize) -> bool {
+        self.repeats.get(row).copied().unwrap_or_default()
+    }
+
+    fn write(
+        &mut self,
+        row: usize,
+        out: &mut Vec<u8>,
+        open: &mut Vec<Open>,
+    ) -> Result<(), NotAnEvent> {
+        let (bytes, of_row) = &self.last;
+        if self.repeats(row) && *of_row == Some(row - 1) {
+            out.extend_from_slice(bytes);
+            self.last.1 = Some(row);
+            return Ok(());
+        }
+        let start = out.len();
+        for step in &self.steps {
+            step.write(row, out, open)?;
+        }
+        if self.repeats(row + 1) {
+            let (bytes, of_row) = &mut self.last;
+            bytes.clear();
+            bytes.extend_from_slice(&out[start..]);
+            *of_row = Some(row);
+        }
+        Ok(())
+    }
 }
 
 impl Planned<'_> {
@@ -163,17 +239,43 @@ impl Open {
 }
 
 impl Values<'_> {
+    /// Leaves true what is of a row (the first is the second) whose value is that of the row before.
+    fn keep_repeats(&self, repeats: &mut [bool]) {
+        fn of<T: PartialEq>(values: &[T], repeats: &mut [bool]) {
+            for (repeats, pair) in repeats.iter_mut().zip(values.windows(2)) {
+                *repeats &= pair[0] == pair[1];
+            }
+        }
+        let mut each = |is_same: &dyn Fn(usize, usize) -> bool| {
+            for (at, repeats) in repeats.iter_mut().enumerate() {
+                *repeats = *repeats && is_same(at, at + 1);
+            }
+        };
+        match self {
+            Self::Int(values) => of(values, repeats),
+            Self::Keyed(keys, _) => of(keys, repeats),
+            Self::Bool(values) => each(&|a, b| values.value(a) == values.value(b)),
+            Self::Text(values) => each(&|a, b| values.value(a) == values.value(b)),
+            Self::List(offsets, values) => each(&|a, b| {
+                let items = |row| (offsets[row]..offsets[row + 1]).map(|item| item as usize);
+                items(a).len() == items(b).len()
+                    && items(a)
+                        .zip(items(b))
+                        .all(|(a, b)| values.value(a) == values.value(b))
+            }),
+        }
+    }
+
     /// `None`: no value of the column.
     fn write(&self, row: usize, key: u32, form: Form, out: &mut Vec<u8>) -> Option<()> {
         match (self, form) {
             (Self::Int(values), Form::Unless0) if values[row] == 0 => {}
             (Self::Int(values), _) => number(key, values[row], out),
             (Self::Bool(values), _) => number(key, values.value(row).into(), out),
-            (Self::Text(values), Form::Enum(of_name)) => {
-                number(key, of_name(values.value(row))?.into(), out);
+            (Self::Text(values), _) => named(values.value(row), key, form, out)?,
+            (Self::Keyed(keys, values), _) => {
+                named(values.value(keys[row] as usize), key, form, out)?;
             }
-            (Self::Text(values), _) if values.value(row).is_empty() => {}
-            (Self::Text(values), _) => text(key, values.value(row), out),
             (Self::List(offsets, values), _) => {
                 for item in offsets[row]..offsets[row + 1] {
                     text(key, values.value(item as usize), out);
@@ -182,6 +284,16 @@ impl Values<'_> {
         }
         Some(())
     }
+}
+
+/// A text, or the number that has it as its name.
+fn named(value: &str, key: u32, form: Form, out: &mut Vec<u8>) -> Option<()> {
+    match form {
+        Form::Enum(of_name) => number(key, of_name(value)?.into(), out),
+        _ if value.is_empty() => {}
+        _ => text(key, value, out),
+    }
+    Some(())
 }
 
 fn varint(mut value: u64, out: &mut Vec<u8>) {
@@ -207,7 +319,10 @@ fn text(key: u32, value: &str, out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{BinaryBuilder, Int64Array, StringArray};
+    use arrow::{
+        array::{BinaryBuilder, Int64Array, StringArray},
+        compute::cast,
+    };
     use audit_proto::{
         Message as _,
         columns::{ColumnType, OwnedValue},
@@ -238,6 +353,14 @@ mod tests {
         let schema = schema.project(&there).expect("of the schema");
         let arrays = all.into_iter().flatten().collect();
         RecordBatch::try_new(Arc::new(schema), arrays).expect("as the schema says")
+    }
+
+    /// As files are read.
+    fn keyed(table: &RecordBatch) -> RecordBatch {
+        let schema = crate::keyed(&table.schema());
+        let columns = table.columns().iter().zip(schema.fields());
+        let columns = columns.map(|(array, field)| cast(array, field.data_type()).expect("casts"));
+        RecordBatch::try_new(schema.clone(), columns.collect()).expect("as the schema says")
     }
 
     fn encoded(table: &RecordBatch) -> Vec<Vec<u8>> {
@@ -281,7 +404,35 @@ mod tests {
         fn rows_encode_as_the_events_they_are_of(events in proptest::collection::vec(event(), 1..5)) {
             let table = table(&events, &vec![None; events.len()]);
             let expected: Vec<Vec<u8>> = events.iter().map(Event::encode_to_vec).collect();
-            prop_assert_eq!(encoded(&table), expected);
+            prop_assert_eq!(encoded(&table), expected.clone());
+            prop_assert_eq!(encoded(&keyed(&table)), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_that_repeat_are_written_in_each_row(
+            distinct in proptest::collection::vec(event(), 3),
+            runs in proptest::collection::vec((0..3usize, 0..3usize, 1..5usize), 1..12),
+            raw_at in 0..20usize,
+        ) {
+            let rows = runs.iter().flat_map(|(own, process, length)| {
+                let event = Event {
+                    process: distinct[*process].process.clone(),
+                    ..distinct[*own].clone()
+                };
+                vec![event; *length]
+            });
+            let rows: Vec<Event> = rows.collect();
+            let mut expected: Vec<Vec<u8>> = rows.iter().map(Event::encode_to_vec).collect();
+            let mut raw = vec![None; rows.len()];
+            if let Some(bytes) = expected.get_mut(raw_at) {
+                *bytes = b"as it was".to_vec();
+                raw[raw_at] = Some(&b"as it was"[..]);
+            }
+            let table = table(&rows, &raw);
+            prop_assert_eq!(encoded(&table), expected.clone());
+            prop_assert_eq!(encoded(&keyed(&table)), expected);
         }
     }
 

@@ -75,6 +75,20 @@ pub fn file_schema() -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// The same columns with text as numbers of texts, as files have them too, for whoever reads every row: but
+/// for `id`, of which each is another.
+pub fn keyed(schema: &Schema) -> SchemaRef {
+    let keyed = |field: &Arc<Field>| match field.data_type() {
+        DataType::Utf8 if field.name() != COLUMNS[columns::at::ID].name => {
+            let ty = DataType::Dictionary(DataType::Int32.into(), DataType::Utf8.into());
+            Arc::new(field.as_ref().clone().with_data_type(ty))
+        }
+        _ => field.clone(),
+    };
+    let fields: Vec<Arc<Field>> = schema.fields().iter().map(keyed).collect();
+    Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
+}
+
 /// A column that does not hold what the schema says.
 #[derive(Debug, thiserror::Error)]
 #[error("column {column} holds a value of type {found} that is not an event's")]

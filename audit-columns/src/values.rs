@@ -3,13 +3,15 @@
 use arrow::{
     array::{ArrayRef, AsArray, BooleanArray, StringArray},
     buffer::OffsetBuffer,
-    datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
+    datatypes::{DataType, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType},
 };
 
 pub(crate) enum Values<'a> {
     Int(&'a [i64]),
     Bool(&'a BooleanArray),
     Text(&'a StringArray),
+    /// Numbers of texts, and those.
+    Keyed(&'a [i32], &'a StringArray),
     List(&'a OffsetBuffer<i32>, &'a StringArray),
 }
 
@@ -22,6 +24,10 @@ pub(crate) fn values(array: &ArrayRef) -> Option<Values<'_>> {
         }
         DataType::Boolean => Values::Bool(array.as_boolean()),
         DataType::Utf8 => Values::Text(array.as_string()),
+        DataType::Dictionary(_, _) => {
+            let keyed = array.as_dictionary_opt::<Int32Type>()?;
+            Values::Keyed(keyed.keys().values(), keyed.values().as_string_opt()?)
+        }
         DataType::List(_) => {
             let lists = array.as_list::<i32>();
             Values::List(lists.offsets(), lists.values().as_string_opt()?)

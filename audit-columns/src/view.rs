@@ -64,6 +64,7 @@ impl Row for View<'_> {
             Values::Int(values) => sink(Content::Int(values[at])),
             Values::Bool(values) => sink(Content::Bool(values.value(at))),
             Values::Text(values) => sink(Content::Text(values.value(at))),
+            Values::Keyed(keys, values) => sink(Content::Text(values.value(keys[at] as usize))),
             Values::List(offsets, values) => {
                 for item in offsets[at]..offsets[at + 1] {
                     sink(Content::Item(values.value(item as usize)));

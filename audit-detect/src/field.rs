@@ -40,6 +40,27 @@ pub enum Field {
     AnyText,
 }
 
+/// Of which of an event's parts (`columns::PARTS`) alone does it have a field?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Home {
+    Part(usize),
+    /// The file acted on, but of a rename what it made.
+    Target,
+    /// Of several, of none, or of the kind too.
+    Elsewhere,
+}
+
+impl Home {
+    pub fn part(self, row: &impl Row) -> Option<usize> {
+        match self {
+            Home::Part(part) => Some(part),
+            Home::Target if kind(row) == Kind::Rename => None,
+            Home::Target => COLUMNS[at::FILE_PATH].part,
+            Home::Elsewhere => None,
+        }
+    }
+}
+
 /// Sigma names that are one column here.
 const RENAMED: &[(&str, &str)] = &[
     ("ProcessId", "process_pid"),
@@ -70,23 +91,20 @@ static TEXT_COLUMNS: LazyLock<Vec<usize>> = LazyLock::new(|| {
 });
 
 impl Field {
-    /// The one part of an event (`columns::PARTS`) of which alone `row` has this field, if that is so.
-    pub fn part(self, row: &impl Row) -> Option<usize> {
-        let column = match self {
-            Field::Column(at) => at,
-            Field::Image | Field::CommandLine | Field::User => at::PROCESS_EXE,
-            Field::ParentCommandLine => at::PARENT_ARGV,
-            Field::TargetFilename if kind(row) == Kind::Rename => at::TARGET_FILE_PATH,
-            Field::TargetFilename => at::FILE_PATH,
-            // Of the kind too, or of several.
+    pub fn home(self) -> Home {
+        let of = |column: usize| COLUMNS[column].part.map_or(Home::Elsewhere, Home::Part);
+        match self {
+            Field::Column(at) => of(at),
+            Field::Image | Field::CommandLine | Field::User => of(at::PROCESS_EXE),
+            Field::ParentCommandLine => of(at::PARENT_ARGV),
+            Field::TargetFilename => Home::Target,
             Field::Initiated
             | Field::DestinationIp
             | Field::DestinationPort
             | Field::SourceIp
             | Field::SourcePort
-            | Field::AnyText => return None,
-        };
-        COLUMNS[column].part
+            | Field::AnyText => Home::Elsewhere,
+        }
     }
 
     /// The field called `name`, if events here can have it.

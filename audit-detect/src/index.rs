@@ -18,7 +18,7 @@ use regex::Regex;
 
 use crate::{
     expr::{AtomId, Expr},
-    field::Field,
+    field::{Field, Home},
     pattern::{Anchor, Test},
     values::Values,
 };
@@ -59,8 +59,7 @@ pub enum IndexError {
 
 #[derive(Debug)]
 pub struct Index {
-    fields: Vec<Field>,
-    scans: Vec<Scan>,
+    scans: Vec<Group>,
     atoms: Vec<Atom>,
     /// Rules to compute when an atom becomes true, by atom.
     wakes: Vec<Vec<u32>>,
@@ -71,11 +70,19 @@ pub struct Index {
 
 #[derive(Debug)]
 struct Atom {
+    /// Its field's place in [`Fields`].
     slot: usize,
     other: Option<usize>,
     test: Test,
     regex: Option<Regex>,
     found_by_scan: bool,
+}
+
+/// The fields that one part of an event has, or another group of them.
+#[derive(Debug)]
+struct Group {
+    home: Home,
+    scans: Vec<Scan>,
 }
 
 /// The literals of one field.
@@ -87,24 +94,68 @@ struct Scan {
     hits: Vec<Vec<(Anchor, AtomId)>>,
 }
 
+/// The fields that rules of any bucket ask for.
+#[derive(Debug, Default)]
+pub struct Fields(Vec<Field>);
+
+/// The values of one event's fields, read when they are asked for, and once for all buckets.
+#[derive(Debug)]
+pub struct FieldValues {
+    /// The event's.
+    number: u64,
+    values: Vec<(u64, Values)>,
+}
+
+impl Fields {
+    fn slot(&mut self, field: Field) -> usize {
+        let known = self.0.iter().position(|f| *f == field);
+        known.unwrap_or_else(|| {
+            self.0.push(field);
+            self.0.len() - 1
+        })
+    }
+
+    pub fn values(&self) -> FieldValues {
+        FieldValues {
+            number: 0,
+            values: self.0.iter().map(|_| (0, Values::default())).collect(),
+        }
+    }
+
+    fn read(&self, slot: usize, row: &impl Row, event: &mut FieldValues) {
+        let (stamp, values) = &mut event.values[slot];
+        if *stamp != event.number {
+            *stamp = event.number;
+            values.clear();
+            self.0[slot].read(row, values);
+        }
+    }
+}
+
+impl FieldValues {
+    /// Another event follows.
+    pub fn begin(&mut self) {
+        self.number += 1;
+    }
+}
+
 /// Working memory for one [`Index`].
 #[derive(Debug)]
 pub struct IndexScratch {
     number: u64,
-    values: Vec<(u64, Values)>,
     /// Event number and value.
     atoms: Vec<(u64, bool)>,
     awake: Vec<u64>,
     queue: Vec<u32>,
-    /// By scan.
+    /// By group.
     found: Vec<Found>,
 }
 
-/// What one scan found in the parts of the rows at hand: what rows share is scanned once.
+/// What a group's scans found in the parts of the rows at hand: what rows share is scanned once.
 #[derive(Debug, Default)]
 struct Found {
-    /// By part and its number among the rows, where in `atoms`.
-    places: AHashMap<(usize, u32), Range<usize>>,
+    /// By the part's number among the rows, where in `atoms`.
+    places: Vec<Option<Range<usize>>>,
     atoms: Vec<AtomId>,
 }
 
@@ -119,10 +170,13 @@ impl IndexScratch {
 
 impl Index {
     /// Compiles rules over `atoms`; the result numbers them as given.
-    pub fn build(mut atoms: Atoms, rules: Vec<Expr>) -> Result<Index, IndexError> {
+    pub fn build(
+        mut atoms: Atoms,
+        rules: Vec<Expr>,
+        fields: &mut Fields,
+    ) -> Result<Index, IndexError> {
         let triggers = choose_triggers(&mut atoms, &rules);
         let mut index = Index {
-            fields: Vec::new(),
             scans: Vec::new(),
             atoms: Vec::new(),
             wakes: vec![Vec::new(); atoms.list.len()],
@@ -139,9 +193,9 @@ impl Index {
             }
         }
         for (id, (field, test)) in atoms.list.into_iter().enumerate() {
-            let slot = index.slot(field);
+            let slot = fields.slot(field);
             let other = match &test {
-                Test::SameAs { other, .. } => Some(index.slot(*other)),
+                Test::SameAs { other, .. } => Some(fields.slot(*other)),
                 _ => None,
             };
             let regex = match &test {
@@ -157,18 +211,8 @@ impl Index {
                 found_by_scan,
             });
         }
-        index.scans = scans(&index.atoms)?;
+        index.scans = groups(scans(&index.atoms)?, fields);
         Ok(index)
-    }
-
-    fn slot(&mut self, field: Field) -> usize {
-        self.fields
-            .iter()
-            .position(|f| *f == field)
-            .unwrap_or_else(|| {
-                self.fields.push(field);
-                self.fields.len() - 1
-            })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -178,7 +222,6 @@ impl Index {
     pub fn scratch(&self) -> IndexScratch {
         IndexScratch {
             number: 0,
-            values: self.fields.iter().map(|_| (0, Values::default())).collect(),
             atoms: vec![(0, false); self.atoms.len()],
             awake: vec![0; self.rules.len()],
             queue: Vec::with_capacity(self.rules.len()),
@@ -190,59 +233,83 @@ impl Index {
     pub fn evaluate(
         &self,
         row: &impl Row,
+        fields: &Fields,
+        event: &mut FieldValues,
         scratch: &mut IndexScratch,
         mut matched: impl FnMut(u32),
     ) {
-        scratch.number += 1;
+        scratch.number = event.number;
         scratch.queue.clear();
         scratch.queue.extend_from_slice(&self.always);
-        for at in 0..self.scans.len() {
-            self.scan(at, row, scratch);
+        for (group, at) in self.scans.iter().zip(0..) {
+            let part = group.home.part(row).and_then(|part| row.same(part));
+            match part {
+                Some(part) => self.scan_once(at, part as usize, row, fields, event, scratch),
+                None => self.scan(group, row, fields, event, scratch, |_| {}),
+            }
         }
         let queue = std::mem::take(&mut scratch.queue);
         for rule in &queue {
             let expr = &self.rules[*rule as usize];
-            if expr.holds(&mut |id| self.atom(id, row, scratch)) {
+            if expr.holds(&mut |id| self.atom(id, row, fields, event, scratch)) {
                 matched(*rule);
             }
         }
         scratch.queue = queue;
     }
 
-    fn scan(&self, at: usize, row: &impl Row, scratch: &mut IndexScratch) {
-        let scan = &self.scans[at];
-        let part = self.fields[scan.slot].part(row);
-        let shared = part.and_then(|part| Some((part, row.same(part)?)));
-        let known = shared.and_then(|place| scratch.found[at].places.get(&place).cloned());
-        if let Some(known) = known {
-            for place in known {
-                let id = scratch.found[at].atoms[place];
-                self.holds(id, scratch);
-            }
-            return;
+    /// What a group's scans find in a part, which rows before may have had.
+    fn scan_once(
+        &self,
+        at: usize,
+        part: usize,
+        row: &impl Row,
+        fields: &Fields,
+        event: &mut FieldValues,
+        scratch: &mut IndexScratch,
+    ) {
+        let mut found = std::mem::take(&mut scratch.found[at]);
+        if found.places.len() <= part {
+            found.places.resize(part + 1, None);
         }
-        self.read(scan.slot, row, scratch);
-        // Taken out, because `holds` changes the rest.
-        let values = std::mem::take(&mut scratch.values[scan.slot].1);
-        let from = scratch.found[at].atoms.len();
-        for text in values.folded() {
-            for hit in scan.automaton.find_overlapping_iter(text) {
-                for (anchor, id) in &scan.hits[hit.pattern().as_usize()] {
-                    if scratch.atoms[*id as usize].0 != scratch.number
-                        && anchor.accepts(text, hit.start(), hit.end())
-                    {
-                        self.holds(*id, scratch);
-                        if shared.is_some() {
-                            scratch.found[at].atoms.push(*id);
+        if let Some(known) = found.places[part].clone() {
+            for id in &found.atoms[known] {
+                self.holds(*id, scratch);
+            }
+        } else {
+            let from = found.atoms.len();
+            let atoms = &mut found.atoms;
+            self.scan(&self.scans[at], row, fields, event, scratch, |id| {
+                atoms.push(id);
+            });
+            found.places[part] = Some(from..found.atoms.len());
+        }
+        scratch.found[at] = found;
+    }
+
+    fn scan(
+        &self,
+        group: &Group,
+        row: &impl Row,
+        fields: &Fields,
+        event: &mut FieldValues,
+        scratch: &mut IndexScratch,
+        mut found: impl FnMut(AtomId),
+    ) {
+        for scan in &group.scans {
+            fields.read(scan.slot, row, event);
+            for text in event.values[scan.slot].1.folded() {
+                for hit in scan.automaton.find_overlapping_iter(text) {
+                    for (anchor, id) in &scan.hits[hit.pattern().as_usize()] {
+                        if scratch.atoms[*id as usize].0 != scratch.number
+                            && anchor.accepts(text, hit.start(), hit.end())
+                        {
+                            self.holds(*id, scratch);
+                            found(*id);
                         }
                     }
                 }
             }
-        }
-        scratch.values[scan.slot].1 = values;
-        if let Some(place) = shared {
-            let found = &mut scratch.found[at];
-            found.places.insert(place, from..found.atoms.len());
         }
     }
 
@@ -257,16 +324,14 @@ impl Index {
         }
     }
 
-    fn read(&self, slot: usize, row: &impl Row, scratch: &mut IndexScratch) {
-        let (stamp, values) = &mut scratch.values[slot];
-        if *stamp != scratch.number {
-            *stamp = scratch.number;
-            values.clear();
-            self.fields[slot].read(row, values);
-        }
-    }
-
-    fn atom(&self, id: AtomId, row: &impl Row, scratch: &mut IndexScratch) -> bool {
+    fn atom(
+        &self,
+        id: AtomId,
+        row: &impl Row,
+        fields: &Fields,
+        event: &mut FieldValues,
+        scratch: &mut IndexScratch,
+    ) -> bool {
         let atom = &self.atoms[id as usize];
         let (stamp, value) = scratch.atoms[id as usize];
         if stamp == scratch.number {
@@ -275,17 +340,28 @@ impl Index {
         if atom.found_by_scan {
             return false;
         }
-        self.read(atom.slot, row, scratch);
+        fields.read(atom.slot, row, event);
         if let Some(other) = atom.other {
-            self.read(other, row, scratch);
+            fields.read(other, row, event);
         }
-        let other = atom.other.map(|slot| &scratch.values[slot].1);
+        let other = atom.other.map(|slot| &event.values[slot].1);
         let value = atom
             .test
-            .holds(&scratch.values[atom.slot].1, atom.regex.as_ref(), other);
+            .holds(&event.values[atom.slot].1, atom.regex.as_ref(), other);
         scratch.atoms[id as usize] = (scratch.number, value);
         value
     }
+}
+
+/// Scans of fields that are at home in the same place.
+fn groups(scans: Vec<Scan>, fields: &Fields) -> Vec<Group> {
+    let mut groups: BTreeMap<Home, Vec<Scan>> = BTreeMap::new();
+    for scan in scans {
+        let home = fields.0[scan.slot].home();
+        groups.entry(home).or_default().push(scan);
+    }
+    let group = |(home, scans)| Group { home, scans };
+    groups.into_iter().map(group).collect()
 }
 
 /// For each rule the atoms that wake it. Tests that are no literals but imply some are stood for

@@ -16,7 +16,7 @@ use crate::{
     compile::{CompileError, Compiler},
     expr::Expr,
     files::{self, Document, Source},
-    index::{Atoms, Index, IndexError, IndexScratch},
+    index::{Atoms, FieldValues, Fields, Index, IndexError, IndexScratch},
     logsource::{Bucket, Gist},
     report::{Broken, Idle, Inert, Report, Why},
 };
@@ -39,6 +39,7 @@ pub struct RuleInfo {
 pub struct RuleSet {
     rules: Vec<RuleInfo>,
     buckets: Vec<Compiled>,
+    fields: Fields,
 }
 
 #[derive(Debug)]
@@ -52,6 +53,7 @@ struct Compiled {
 /// Working memory of one evaluating thread; made by [`RuleSet::scratch`] for that set alone.
 #[derive(Debug)]
 pub struct Scratch {
+    event: FieldValues,
     indexes: Vec<IndexScratch>,
 }
 
@@ -118,6 +120,7 @@ impl RuleSet {
     /// Working memory for [`RuleSet::evaluate`].
     pub fn scratch(&self) -> Scratch {
         Scratch {
+            event: self.fields.values(),
             indexes: self.buckets.iter().map(|c| c.index.scratch()).collect(),
         }
     }
@@ -141,10 +144,13 @@ impl RuleSet {
     fn matching(&self, row: &impl Row, scratch: &mut Scratch, matched: &mut Vec<RuleIndex>) {
         matched.clear();
         let gist = Gist::of(row);
-        for (compiled, scratch) in self.buckets.iter().zip(&mut scratch.indexes) {
+        let Scratch { event, indexes } = scratch;
+        event.begin();
+        for (compiled, scratch) in self.buckets.iter().zip(indexes) {
             if compiled.bucket.contains(&gist) {
                 let found = |rule: u32| matched.push(compiled.rules[rule as usize]);
-                compiled.index.evaluate(row, scratch, found);
+                let index = &compiled.index;
+                index.evaluate(row, &self.fields, event, scratch, found);
             }
         }
         matched.sort_unstable();
@@ -286,7 +292,7 @@ impl Loader {
             exprs,
             rules,
         } = group;
-        match Index::build(atoms, exprs) {
+        match Index::build(atoms, exprs, &mut set.fields) {
             Ok(index) if index.is_empty() => {}
             Ok(index) => set.buckets.push(Compiled {
                 bucket,

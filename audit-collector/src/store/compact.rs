@@ -30,7 +30,7 @@ use audit_proto::{
     v1::{Batch, Kind},
 };
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::ArrowWriter,
     basic::{Compression, Encoding, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
@@ -38,7 +38,7 @@ use parquet::{
 
 use super::{
     Manifest, Store, TableFile, end_position, fresh::Chunk, lock, manifest::sync_parent, position,
-    record,
+    record, sealed::rows_of,
 };
 
 /// Measured: fewer rows lose compression, more lose pruning.
@@ -408,9 +408,7 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
         path: path.to_path_buf(),
         source,
     })?;
-    let mut reader = ParquetRecordBatchReaderBuilder::try_new(file)?
-        .with_batch_size(8192)
-        .build()?;
+    let mut reader = rows_of(file, 8192)?;
     let mut pending = VecDeque::new();
     let mut wrong = Vec::new();
     for placed in batches {

@@ -12,7 +12,13 @@ use std::{
 use arrow::array::RecordBatch;
 use audit_ledger::Frames;
 use audit_proto::{Message as _, v1::Batch};
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::{
+    arrow::arrow_reader::{
+        ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+        ParquetRecordBatchReaderBuilder,
+    },
+    errors::ParquetError,
+};
 
 use super::{Snapshot, Store, TableFile};
 
@@ -115,6 +121,16 @@ impl Iterator for Sealed {
     }
 }
 
+/// The rows of a table file, for `audit_columns::encode`.
+pub fn rows_of(file: File, batch_rows: usize) -> Result<ParquetRecordBatchReader, ParquetError> {
+    let found = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())?;
+    let options = ArrowReaderOptions::new().with_schema(audit_columns::keyed(found.schema()));
+    let keyed = ArrowReaderMetadata::try_new(found.metadata().clone(), options)?;
+    ParquetRecordBatchReaderBuilder::new_with_metadata(file, keyed)
+        .with_batch_size(batch_rows)
+        .build()
+}
+
 struct OpenFile {
     path: PathBuf,
     /// By WAL index, the batches without their events.
@@ -142,9 +158,7 @@ impl OpenFile {
             path: path.clone(),
             source,
         })?;
-        let rows = ParquetRecordBatchReaderBuilder::try_new(rows)
-            .and_then(|builder| builder.with_batch_size(WINDOW_ROWS).build())
-            .map_err(|error| damaged(error.to_string()))?;
+        let rows = rows_of(rows, WINDOW_ROWS).map_err(|error| damaged(error.to_string()))?;
         Ok(Self {
             path,
             proofs: proofs.into(),
