@@ -49,7 +49,7 @@ const OVERDUE: Duration = Duration::from_millis(250);
 const ROUND_BYTES: usize = 512 << 10;
 
 const RING_FULL: Cause = Cause {
-    cause: "the ring was full",
+    cause: "the ring was full, or the last close of a file was not seen",
     place: "ring",
 };
 const OTHER_LAYOUT: Cause = Cause {

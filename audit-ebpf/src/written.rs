@@ -18,6 +18,7 @@ use audit_common::{
     record::{CloseWrite, Open, open_outcome, section, via},
 };
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     macros::{kprobe, map},
     maps::HashMap,
     programs::ProbeContext,
@@ -29,7 +30,7 @@ use crate::{
     inode::file_object,
     kernel::{self, Block},
     path::{self, Path},
-    record::Writer,
+    record::{Writer, count_missed},
     settings::{self, offset},
     syscall::at_exit,
 };
@@ -52,6 +53,9 @@ struct Opened {
 /// By `struct file *`.
 #[map]
 static WRITTEN: HashMap<u64, Opened> = HashMap::with_max_entries(limits::WRITTEN_FILES, 0);
+
+/// From include/uapi/asm-generic/errno-base.h.
+const EEXIST: i32 = -17;
 
 // include/linux/fs.h
 /// It was opened whole; one that could not be is freed too.
@@ -92,8 +96,13 @@ pub extern "C" fn follow(file: u64, inode: u64, opened_ns: u64, outcome: u32) ->
         outcome: outcome.into(),
         root: Path::root(),
     };
-    // Where there is no room its close is told without counts.
-    let _ = WRITTEN.insert(file, opened, 0);
+    if WRITTEN.insert(file, opened, BPF_NOEXIST.into()) == Err(EEXIST) {
+        // What was open there before had its last close, or its memory would not be another's; and that
+        // close was not seen, or the entry would be gone.
+        count_missed(class::FILE);
+        // Where there is no room its close is told without counts.
+        let _ = WRITTEN.insert(file, opened, 0);
+    }
     0
 }
 
@@ -149,7 +158,10 @@ pub fn closed(address: u64, via: u8, whole: bool) -> Option<()> {
         return None;
     }
     let inode: u64 = file.field(offset!(file_inode));
-    if !is_regular(kernel::read::<u16>(inode, offset!(inode_mode)).into()) {
+    // SAFETY: the entry is of this file, which nobody has any more.
+    let known = unsafe { WRITTEN.get(address) }.filter(|known| known.inode == inode);
+    // Of one that is known, the inode may be another's by now: an unlinked file's goes with its last close.
+    if known.is_none() && !is_regular(kernel::read::<u16>(inode, offset!(inode_mode)).into()) {
         return None;
     }
     let (mut writer, payload) =
@@ -167,10 +179,7 @@ pub fn closed(address: u64, via: u8, whole: bool) -> Option<()> {
         payload.outcome |= open_outcome::CREATED;
     }
     let mut root = Path::root();
-    // SAFETY: the entry is of this file, which nobody has any more.
-    if let Some(known) = unsafe { WRITTEN.get(address) }
-        && known.inode == inode
-    {
+    if let Some(known) = known {
         payload.opened_ns = known.opened_ns;
         payload.bytes_read = known.bytes_read;
         payload.bytes_written = known.bytes_written;

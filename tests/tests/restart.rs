@@ -2,7 +2,7 @@
 //! counted by who made them, against what is in the store; and what was there before the agent.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::{
@@ -333,6 +333,56 @@ fn what_nobody_knows_is_told() -> Result<()> {
         "select sum(lost_count) from events where kind = 'lost' and lost_class in ('process', 'file')",
     )?;
     ensure!(numbered == 0, "{numbered} told as lost that were delivered");
+    stack.stop_agent()
+}
+
+/// Whatever keeps the program for last closes from one, the next file at its place in memory shows it.
+#[test]
+fn a_last_close_that_no_program_sees_is_told() -> Result<()> {
+    const FILES: i64 = 3000;
+    let Some(pins) = Pins::new("closes")? else {
+        return Ok(());
+    };
+    let mut stack = Stack::start(Options {
+        agent: pins.options(&[]),
+        ..Options::default()
+    })?;
+    stack.kill_agent();
+    let mut detached = 0;
+    for set in fs::read_dir(&pins.0)? {
+        let Ok(links) = fs::read_dir(set?.path().join("links")) else {
+            continue;
+        };
+        for link in links {
+            let link = link?;
+            let name = link.file_name().to_string_lossy().into_owned();
+            if name.starts_with("close_write_kprobe-") || name.starts_with("freed-") {
+                fs::remove_file(link.path())?;
+                detached += 1;
+            }
+        }
+    }
+    ensure!(detached > 0, "no link of the program for last closes");
+    stack.start_agent()?;
+    let directory = tempfile::tempdir()?;
+    for number in 0..FILES {
+        File::create(directory.path().join(number.to_string()))?;
+    }
+    let like = format!("file_path like '{}/%'", directory.path().display());
+    let opened = format!("select count(*) from events where kind = 'open' and {like}");
+    stack.wait_until("the opens are there", Duration::from_secs(20), |stack| {
+        Ok(stack.number(&opened)? == FILES)
+    })?;
+    let closed = format!("select count(*) from events where kind = 'close_write' and {like}");
+    ensure!(stack.number(&closed)? == 0, "its program is still attached");
+    let lost = "select coalesce(sum(lost_count), 0) from events where lost_class = 'file'";
+    stack.wait_until(
+        "closes are told as lost",
+        Duration::from_secs(20),
+        |stack| Ok(stack.number(lost)? > 0),
+    )?;
+    let lost = stack.number(lost)?;
+    eprintln!("{lost} of {FILES} last closes are told as lost");
     stack.stop_agent()
 }
 
