@@ -88,13 +88,14 @@ fn send(store: &Store, request: &ExportRequest, answers: &Answers, _held: OwnedS
             }
         }
     }
-    let forks = match store.forks() {
-        Ok(forks) => forks.into_iter().filter(|fork| part.is_of(fork)).collect(),
-        Err(error) => {
-            unreadable.push(format!("forks: {error}"));
-            Vec::new()
+    let mut forks = Vec::new();
+    for fork in store.forks() {
+        match fork {
+            Ok(fork) if part.is_of(&fork) => forks.push(fork),
+            Ok(_) => {}
+            Err(error) => unreadable.push(error),
         }
-    };
+    }
     let end = ExportEnd {
         time: time.min(part.to_time),
         forks,

@@ -41,6 +41,7 @@ pub use reading::Reading;
 pub use record::{Prepared, Refused, prepare_batch, report_recovery, rows};
 pub use table::{EventsTable, fresh_columns};
 
+use forks::Forks;
 use fresh::Fresh;
 use missing::Missing;
 
@@ -112,6 +113,7 @@ pub struct Store {
     problems: Arc<Problems>,
     /// Of the manifest, the files that are not served.
     missing: Arc<Missing>,
+    forks: Forks,
     /// Held for its lock on the data directory.
     _lock: File,
 }
@@ -191,6 +193,7 @@ impl Store {
             arrived: Condvar::new(),
             present: watch::Sender::new(end_position(last)),
             detected_through: AtomicU64::new(0),
+            forks: Forks::open(dir, &problems)?,
             problems,
             missing,
             _lock: lock_file,

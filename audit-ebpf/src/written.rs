@@ -75,13 +75,28 @@ fn is_regular(mode: u32) -> bool {
 pub fn opened(file: &Block, open: &Open, opened_ns: u64) {
     let mode: u32 = file.field(offset!(file_mode));
     if settings::close_writes() && mode & FMODE_WRITE != 0 && is_regular(open.file.mode) {
-        follow(
-            file.base(),
-            file.field(offset!(file_inode)),
-            opened_ns,
-            open.outcome,
-        );
+        let follow = || {
+            let inode = file.field(offset!(file_inode));
+            follow(file.base(), inode, opened_ns, open.outcome)
+        };
+        if follow() == LEFT_OVER {
+            miss(file.base());
+            follow();
+        }
     }
+}
+
+/// An entry for this place in memory was there already.
+const LEFT_OVER: u32 = 1;
+
+/// What was open there before had its last close, or its memory would not be another's; and that close was
+/// not seen, or its entry would be gone. A function of its own, not called by [`follow`], for the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn miss(file: u64) -> u32 {
+    let _ = WRITTEN.remove(file);
+    count_missed(class::FILE);
+    0
 }
 
 /// A global function, as [`path::climb_steps`].
@@ -96,14 +111,11 @@ pub extern "C" fn follow(file: u64, inode: u64, opened_ns: u64, outcome: u32) ->
         outcome: outcome.into(),
         root: Path::root(),
     };
-    if WRITTEN.insert(file, opened, BPF_NOEXIST.into()) == Err(EEXIST) {
-        // What was open there before had its last close, or its memory would not be another's; and that
-        // close was not seen, or the entry would be gone.
-        count_missed(class::FILE);
-        // Where there is no room its close is told without counts.
-        let _ = WRITTEN.insert(file, opened, 0);
+    // Where there is no room its close is told without counts.
+    match WRITTEN.insert(file, opened, BPF_NOEXIST.into()) {
+        Err(EEXIST) => LEFT_OVER,
+        _ => 0,
     }
-    0
 }
 
 /// A call has moved bytes into or out of the file behind `fd`.

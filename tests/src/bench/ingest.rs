@@ -1,7 +1,7 @@
 //! How fast does a collector store? Synthetic agents seal batches and deliver them over mTLS on
 //! loopback, each keeping a few in flight; time runs from the first seal to the last acknowledgement,
 //! which comes after verification and fsync. The first of them are also timed by themselves: how fast it
-//! takes a burst, before compaction has to keep up. Beside it, in the same run, what of it this machine could do
+//! takes a burst, before compaction has to keep up; and the second half: what it goes on with. Beside it, in the same run, what of it this machine could do
 //! alone (hash, compress, sync, gRPC), and what a log shipper makes of as many lines.
 
 mod echo;
@@ -104,6 +104,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })?;
     let took = began.elapsed();
     let burst = acknowledged.of_first(BURST_EVENTS, began);
+    let half = acknowledged.of_first(events / 2, began);
     let cpu = Duration::from_nanos(measure::process_cpu_ns(pid)? - cpu);
     let stored = stack.number("select count(*) from events")?;
     ensure!(
@@ -120,6 +121,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         wire_bytes,
         took,
         burst,
+        second_half: half.map(|half| took - half),
         cpu,
     };
     report(args, &measured, &limits, peer)?;
@@ -132,6 +134,7 @@ struct Measured {
     took: Duration,
     /// What the first [`BURST_EVENTS`] took, if there were more.
     burst: Option<Duration>,
+    second_half: Option<Duration>,
     /// Of the collector.
     cpu: Duration,
 }
@@ -179,6 +182,12 @@ fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shippi
             grouped(i64::try_from(BURST_EVENTS)?)
         );
     }
+    let second_half = measured
+        .second_half
+        .map(|took| events / 2.0 / took.as_secs_f64());
+    if let Some(rate) = second_half {
+        println!("{} events/s for the second half", grouped(rate as i64));
+    }
     println!(
         "{:.0} bytes an event on the wire",
         measured.wire_bytes as f64 / events
@@ -196,6 +205,7 @@ fn report(args: &Args, measured: &Measured, limits: &Limits, peer: Result<Shippi
         "bench": "ingest", "agents": args.agents, "events": measured.events, "seconds": seconds,
         "events_per_second": per_second as i64,
         "burst_events_per_second": burst.map(|rate| rate as i64),
+        "second_half_events_per_second": second_half.map(|rate| rate as i64),
         "collector_cpu_seconds": measured.cpu.as_secs_f64(),
         "wire_bytes": measured.wire_bytes, "limits_events_per_second": rates,
         "peer": compare(peer, per_second),
