@@ -1,5 +1,7 @@
 //! A reader that stops reading: what it costs, what it is told, and that it misses nothing.
 
+use std::time::Duration;
+
 use audit_proto::{
     Message as _,
     v1::{Lagged, TailRequest, TailResponse, collector_client::CollectorClient},
@@ -33,6 +35,14 @@ impl Seen {
         }
         self.lagged.extend(response.lagged);
         self.cursor.clone_from(&response.cursor);
+    }
+
+    async fn read_told(&mut self, stream: &mut Streaming<TailResponse>, times: usize) {
+        while self.lagged.len() < times {
+            let next = tokio::time::timeout(Duration::from_secs(20), stream.message());
+            let response = next.await.expect("told in time").expect("tail");
+            self.take(&response.expect("more"));
+        }
     }
 
     async fn read_to(&mut self, stream: &mut Streaming<TailResponse>, last: i64) {
@@ -92,6 +102,8 @@ async fn a_reader_that_stops_reading_costs_little_and_misses_nothing() {
     let more = agent.batches(1, 10);
     deliver(&collector.channel, &agent, &more).await;
     stopped.read_to(&mut stream, all + 10).await;
+    // These may have come before it was at the present; then that is told after them.
+    stopped.read_told(&mut stream, 2).await;
     let [fell, caught_up] = stopped.lagged[..] else {
         panic!("told twice: {:?}", stopped.lagged);
     };
