@@ -49,12 +49,44 @@ fn nearest(stack: &mut Stack, expectation: &Expectation) -> String {
     shown.collect::<Vec<_>>().join("\n")
 }
 
+/// What came of performing everything once.
+struct Attempt {
+    expectations: usize,
+    wrong: Vec<String>,
+    /// What the record itself says that it lacks.
+    lost: Vec<String>,
+}
+
+/// A record that says of itself that it lacks something keeps its promise, and shows nothing about the rest:
+/// an interrupt came where the kernel then leaves a program out. So that is tried again, once, and said.
 #[test]
 fn each_action_is_recorded_once_with_exact_values() -> Result<()> {
     if let Some(reason) = stack::missing_for_live_tests() {
         eprintln!("SKIPPED: {reason}");
         return Ok(());
     }
+    let mut tried = attempt()?;
+    if !tried.lost.is_empty() {
+        eprintln!(
+            "REPEATED: the record tells losses: {}\nand so: {}",
+            tried.lost.join("\n"),
+            tried.wrong.join("\n\n")
+        );
+        tried = attempt()?;
+    }
+    let wrong: Vec<String> = tried.wrong.into_iter().chain(tried.lost).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} wrong, of {} expectations:\n\n{}",
+        wrong.len(),
+        tried.expectations,
+        wrong.join("\n\n")
+    );
+    println!("{} expectations met", tried.expectations);
+    Ok(())
+}
+
+fn attempt() -> Result<Attempt> {
     let mut report = Report::from_environment()?;
     let mut stack = Stack::start(Options::default())?;
     let (mut expected, mut directories) = (Vec::new(), Vec::new());
@@ -98,15 +130,11 @@ fn each_action_is_recorded_once_with_exact_values() -> Result<()> {
     }
     wrong.extend(incomplete(&mut stack, &mut report)?);
     wrong.extend(undocumented(&mut stack)?);
-    ensure!(
-        wrong.is_empty(),
-        "{} wrong, of {} expectations:\n\n{}",
-        wrong.len(),
-        expected.len(),
-        wrong.join("\n\n")
-    );
-    println!("{} expectations met", expected.len());
-    Ok(())
+    Ok(Attempt {
+        expectations: expected.len(),
+        wrong,
+        lost: losses(&mut stack)?,
+    })
 }
 
 /// Nothing is lost, nothing is there twice, and the numbers of each stream have no gap; else what is.
@@ -133,13 +161,17 @@ fn incomplete(stack: &mut Stack, report: &mut Report) -> Result<Vec<String>> {
             wrong.push(format!("{found} {what}"));
         }
     }
-    for row in stack.query(
+    Ok(wrong)
+}
+
+fn losses(stack: &mut Stack) -> Result<Vec<String>> {
+    let rows = stack.query(
         "select lost_place, lost_cause, lost_class, sum(lost_count) as lost from events \
          where kind = 'lost' group by lost_place, lost_cause, lost_class",
-    )? {
-        wrong.push(serde_json::to_string(&row)?);
-    }
-    Ok(wrong)
+    )?;
+    rows.iter()
+        .map(|row| Ok(serde_json::to_string(row)?))
+        .collect()
 }
 
 /// What users are promised.
