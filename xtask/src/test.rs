@@ -76,8 +76,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     // Whoever keeps only the end of this output shall see why.
     for (name, last) in ends.iter().filter(|_| args.ci) {
-        println!("\n=== {name} failed; the last that it said:");
-        last.0.iter().for_each(|line| println!("{line}"));
+        println!("\n=== {name} failed; the failures that it told, and the last that it said:");
+        let lines = last.failures.iter().chain(&last.lines);
+        lines.for_each(|line| println!("{line}"));
     }
     println!("\n{summary}");
     Ok(if summary.failed() {
@@ -89,16 +90,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Of a step's output; with --ci alone, because a terminal is left to the step itself.
 #[derive(Default)]
-struct Last(VecDeque<String>);
+struct Last {
+    lines: VecDeque<String>,
+    /// Lines that tell a failure, with those after them: the tests behind it may have said much.
+    failures: Vec<String>,
+    /// So many more lines belong to a failure.
+    following: usize,
+}
 
 impl Last {
-    const LINES: usize = 100;
+    const LINES: usize = 60;
+    const FAILURES: usize = 80;
+    const FOLLOWING: usize = 5;
 
     fn push(&mut self, line: String) {
-        if self.0.len() == Self::LINES {
-            self.0.pop_front();
+        let tells = ["FAILED", "panicked at", "Error: ", "error: "];
+        if tells.iter().any(|word| line.contains(word)) {
+            self.following = Self::FOLLOWING;
         }
-        self.0.push_back(line);
+        if self.following > 0 && self.failures.len() < Self::FAILURES {
+            self.following -= 1;
+            self.failures.push(line.clone());
+        }
+        if self.lines.len() == Self::LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
     }
 }
 
@@ -181,11 +198,13 @@ mod tests {
     #[test]
     fn the_end_of_what_a_failing_step_says_is_kept() {
         let mut last = Last::default();
-        let words = ["sh", "-c", "seq 1 150; echo why >&2; exit 3"].map(str::to_owned);
+        let script = "echo test a ... FAILED; seq 1 150; echo why >&2; exit 3";
+        let words = ["sh", "-c", script].map(str::to_owned);
         let failed = run_command(&words, 20, true, &mut last).expect_err("it fails");
         assert!(failed.ends_with("exit status: 3"), "{failed}");
-        assert_eq!(last.0.len(), Last::LINES);
-        assert_eq!(last.0.back().map(String::as_str), Some("why"));
-        assert_eq!(last.0.front().map(String::as_str), Some("52"));
+        assert_eq!(last.lines.len(), Last::LINES);
+        assert_eq!(last.lines.back().map(String::as_str), Some("why"));
+        assert_eq!(last.lines.front().map(String::as_str), Some("92"));
+        assert_eq!(last.failures, ["test a ... FAILED", "1", "2", "3", "4"]);
     }
 }

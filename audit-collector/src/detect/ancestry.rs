@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use ahash::{AHashMap, AHashSet};
 use audit_proto::{
-    columns::{COLUMNS, Content, Row, at},
-    v1::{Ancestor, Event},
+    columns::{self, COLUMNS, Content, Row, at},
+    v1::{Ancestor, Event, Kind},
 };
 
 /// Longer chains are loops or shells started by shells on purpose.
@@ -45,8 +45,11 @@ impl Ancestry {
     }
 
     pub fn learn(&mut self, row: &impl Row) {
-        let is_start = |kind| text(row, at::KIND, |found| found == kind);
-        let (is_exec, is_fork) = (is_start("exec"), is_start("fork"));
+        let is = |kind: Kind| {
+            let name = columns::kind_name(kind.into());
+            name.is_some_and(|name| text(row, at::KIND, |found| found == name))
+        };
+        let (is_exec, is_fork) = (is(Kind::Exec), is(Kind::Fork));
         let same = |column: usize| row.same(COLUMNS[column].part?);
         if !is_exec
             && !is_fork
@@ -167,7 +170,7 @@ fn entry(row: &impl Row, pid: usize, exe: usize, argv: usize) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use audit_proto::v1::{Kind, Parent, Process};
+    use audit_proto::v1::{Parent, Process};
 
     fn exec(id: &str, exe: &str, parent: &str) -> Event {
         Event {
