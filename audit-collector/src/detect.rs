@@ -140,7 +140,7 @@ impl Detector {
 
     /// Evaluates what is durable and not evaluated yet.
     fn advance(&mut self, stop: &AtomicBool) -> Result<(), DetectError> {
-        loop {
+        while !stop.load(Ordering::Acquire) {
             let Some(chunks) = self.store.fresh_after(self.cursor) else {
                 self.advance_to_fresh(stop)?;
                 continue;
@@ -159,6 +159,7 @@ impl Detector {
                 self.pass(chunk.last_index());
             }
         }
+        Ok(())
     }
 
     /// Evaluates from the WAL what is in no memory any more: after a start, or when it lags.
@@ -166,13 +167,18 @@ impl Detector {
         let compacted = self.store.compacted_through();
         for item in self.store.read_from(self.cursor + 1)? {
             let (index, record) = item?;
-            if index > compacted || stop.load(Ordering::Acquire) {
+            if stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if index > compacted {
                 break;
             }
             let rows = rows(&record).map_err(|source| DetectError::Record { index, source })?;
             self.evaluate(&rows, 0, |row| position(index, row))?;
             self.pass(index);
         }
+        // Where the cursor was lost, the log may not go back to it.
+        self.pass(compacted.max(self.cursor));
         Ok(())
     }
 

@@ -110,6 +110,33 @@ async fn an_alert_is_raised_once_across_restart_and_has_its_ancestry() {
     collector.stop().await;
 }
 
+/// What was evaluated before cannot be again, because it is in no memory and in no log; what comes is.
+#[tokio::test]
+async fn detection_whose_cursor_is_lost_goes_on_with_what_comes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut settings = with_rule(dir.path());
+    settings.table.compact_rows = 500;
+    let collector = Collector::start(settings.clone()).await;
+    let mut agent = Agent::new("run1");
+    let batches = agent.batches(5, 100);
+    deliver(&collector.channel, &agent, &batches).await;
+    eventually("all is compacted", async || {
+        status(&collector.channel).await.uncompacted_events == 0
+    })
+    .await;
+    collector.stop().await;
+    std::fs::remove_file(settings.data_dir.join("cursors/detect")).expect("a cursor");
+    std::fs::remove_dir_all(settings.data_dir.join("alerts")).expect("alerts");
+
+    let collector = Collector::start(settings).await;
+    let evil = agent.event("/tmp/evil");
+    let batch = agent.seal(&[evil]);
+    deliver(&collector.channel, &agent, &[batch]).await;
+    eventually("it is found", async || alerts(&collector).await.len() == 1).await;
+    let stops = tokio::time::timeout(std::time::Duration::from_secs(5), collector.stop());
+    stops.await.expect("it stops");
+}
+
 fn sealed(agent: &mut Agent, count: usize) -> audit_proto::v1::Batch {
     let events: Vec<_> = (0..count).map(|_| agent.event("/opt/evil")).collect();
     agent.seal(&events)
