@@ -173,13 +173,27 @@ impl Detector {
             if index > compacted {
                 break;
             }
+            self.tell_gap(index);
             let rows = rows(&record).map_err(|source| DetectError::Record { index, source })?;
             self.evaluate(&rows, 0, |row| position(index, row))?;
             self.pass(index);
         }
-        // Where the cursor was lost, the log may not go back to it.
+        self.tell_gap(compacted + 1);
         self.pass(compacted.max(self.cursor));
         Ok(())
+    }
+
+    /// The log may not go back to a cursor that was lost or is old, or be damaged.
+    fn tell_gap(&self, next: u64) {
+        let first = self.cursor + 1;
+        if next > first {
+            tracing::warn!(
+                first,
+                last = next - 1,
+                "no rule was evaluated on these records, which the log does not have any more; their \
+                 events are in the table: `hostaudit query`"
+            );
+        }
     }
 
     fn pass(&mut self, index: u64) {

@@ -110,7 +110,8 @@ impl Builder {
     }
 }
 
-/// The events must live as long as it does.
+/// Takes events one by one and gives [`Rows`]. Encoded ones are borrowed until then: parts are told apart by
+/// their bytes.
 pub struct RowsBuilder<'a> {
     /// By column. Those of a part have a value for each of its entries, others one for each row.
     columns: Vec<Option<Builder>>,

@@ -234,6 +234,35 @@ mod tests {
         assert_eq!(builder.rows(), 1);
     }
 
+    /// Its host is read before it shows that it has to be decoded.
+    #[test]
+    fn an_event_with_a_part_in_another_form_is_whole_and_spoils_no_other() {
+        let host = Some(audit_proto::v1::Host {
+            name: "a".into(),
+            ..Default::default()
+        });
+        let of_later_version = Event {
+            host: host.clone(),
+            lost: Some(Lost {
+                class: 4711,
+                ..Lost::default()
+            }),
+            ..Event::default()
+        };
+        let plain = Event {
+            host,
+            ..Event::default()
+        };
+        let events_in = [of_later_version, plain];
+        let encoded: Vec<Vec<u8>> = events_in.iter().map(Event::encode_to_vec).collect();
+        let mut builder = RowsBuilder::new(2);
+        let pushed = builder.push_encoded(encoded.iter().map(Vec::as_slice));
+        pushed.expect("encoded events");
+        let rows = builder.finish();
+        let events = rows.events(&[0, 1], |_| true).expect("events");
+        assert_eq!(events, events_in);
+    }
+
     #[test]
     fn events_come_back_from_columns_and_from_joined_columns() {
         let events_in = samples();

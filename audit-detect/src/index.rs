@@ -59,7 +59,7 @@ pub enum IndexError {
 
 #[derive(Debug)]
 pub struct Index {
-    scans: Vec<Group>,
+    groups: Vec<Group>,
     atoms: Vec<Atom>,
     /// Rules to compute when an atom becomes true, by atom.
     wakes: Vec<Vec<u32>>,
@@ -177,7 +177,7 @@ impl Index {
     ) -> Result<Index, IndexError> {
         let triggers = choose_triggers(&mut atoms, &rules);
         let mut index = Index {
-            scans: Vec::new(),
+            groups: Vec::new(),
             atoms: Vec::new(),
             wakes: vec![Vec::new(); atoms.list.len()],
             always: Vec::new(),
@@ -211,7 +211,7 @@ impl Index {
                 found_by_scan,
             });
         }
-        index.scans = groups(scans(&index.atoms)?, fields);
+        index.groups = groups(scans(&index.atoms)?, fields);
         Ok(index)
     }
 
@@ -225,7 +225,7 @@ impl Index {
             atoms: vec![(0, false); self.atoms.len()],
             awake: vec![0; self.rules.len()],
             queue: Vec::with_capacity(self.rules.len()),
-            found: self.scans.iter().map(|_| Found::default()).collect(),
+            found: self.groups.iter().map(|_| Found::default()).collect(),
         }
     }
 
@@ -241,7 +241,7 @@ impl Index {
         scratch.number = event.number;
         scratch.queue.clear();
         scratch.queue.extend_from_slice(&self.always);
-        for (group, at) in self.scans.iter().zip(0..) {
+        for (group, at) in self.groups.iter().zip(0..) {
             let part = group.home.part(row).and_then(|part| row.same(part));
             match part {
                 Some(part) => self.scan_once(at, part as usize, row, fields, event, scratch),
@@ -279,7 +279,7 @@ impl Index {
         } else {
             let from = found.atoms.len();
             let atoms = &mut found.atoms;
-            self.scan(&self.scans[at], row, fields, event, scratch, |id| {
+            self.scan(&self.groups[at], row, fields, event, scratch, |id| {
                 atoms.push(id);
             });
             found.places[part] = Some(from..found.atoms.len());
