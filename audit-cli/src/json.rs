@@ -18,6 +18,9 @@ pub fn alert(alert: &Alert) -> String {
     push(&mut out, "rule", &rule.map_or(json!(null), rule_object));
     let ancestry: Vec<_> = alert.ancestry.iter().map(ancestor).collect();
     push(&mut out, "ancestry", &json!(ancestry));
+    if alert.event_is_cut {
+        push(&mut out, "event_is_cut", &json!(true));
+    }
     if let Some(e) = &alert.event {
         out.push_str(",\"event\":");
         out.push_str(&event(e, &alert.cursor, false));
@@ -56,6 +59,7 @@ mod tests {
                 kind: 40,
                 ..Default::default()
             }),
+            event_is_cut: true,
             ancestry: vec![Ancestor {
                 pid: 1,
                 ..Default::default()
@@ -67,5 +71,6 @@ mod tests {
         assert_eq!(value["event"]["kind"], "open");
         assert_eq!(value["event"]["cursor"], "9");
         assert_eq!(value["ancestry"][0]["pid"], 1);
+        assert_eq!(value["event_is_cut"], true);
     }
 }

@@ -56,7 +56,8 @@ fn has_problems(status: &StatusResponse) -> bool {
 }
 
 fn lost(status: &StatusResponse) -> i64 {
-    status.agents.iter().map(|agent| agent.lost).sum()
+    let lost = status.agents.iter().map(|agent| agent.lost);
+    lost.fold(0, i64::saturating_add)
 }
 
 pub async fn run(args: &Status, target: &Target, terminal: &Terminal) -> Result<ExitCode> {

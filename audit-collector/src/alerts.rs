@@ -187,6 +187,7 @@ pub fn to_json(alert: &Alert) -> serde_json::Value {
         "event": event,
         "cursor": alert.cursor,
         "ancestry": ancestry,
+        "event_is_cut": alert.event_is_cut,
     })
 }
 

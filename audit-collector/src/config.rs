@@ -110,7 +110,7 @@ pub struct Detect {
     pub builtin_rules: bool,
     /// Directories (or files) of further Sigma rules.
     pub rules_dirs: Vec<PathBuf>,
-    /// Programs remembered for the ancestry of alerts, about 300 bytes each.
+    /// Programs remembered for the ancestry of alerts, about 300 bytes each, 12 KiB at most.
     pub ancestry_entries: usize,
 }
 

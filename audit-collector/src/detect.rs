@@ -6,6 +6,7 @@
 //! cursor has not passed, so a slow rule set lags and skips nothing.
 
 mod ancestry;
+mod bounds;
 mod rules;
 
 use std::{
@@ -20,12 +21,12 @@ use std::{
 
 use arrow::{array::AsArray as _, datatypes::Int64Type};
 use audit_columns::{NotAnEvent, Rows, View};
-use audit_proto::v1::Alert;
+use audit_proto::{Message as _, v1::Alert};
 
 use crate::{
     alerts::{AlertLog, AlertsError, identity},
     problems::Problems,
-    store::{Refused, Store, end_position, position, replace_file, rows},
+    store::{FreshAfter, Refused, Store, end_position, position, replace_file, rows},
 };
 use ancestry::Ancestry;
 use rules::Memory;
@@ -36,6 +37,8 @@ const CURSOR_EVERY: Duration = Duration::from_secs(1);
 /// How soon a sleeping detector notices new events and the stop.
 const TICK: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(5);
+/// Alerts stored at once; a rule that matches every event may make many of a chunk.
+const APPEND_BYTES: usize = 4 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DetectError {
@@ -62,6 +65,8 @@ pub struct Detector {
     saved_at: Instant,
     /// Alerts of events after the cursor as it was at this start; about a second's.
     raised: HashSet<(String, String)>,
+    /// Alerts stored of rows that the cursor has not passed.
+    appended: HashSet<(String, String)>,
     cursor_path: PathBuf,
 }
 
@@ -78,6 +83,7 @@ impl Detector {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0);
+        let cursor = within(cursor, store.last_index());
         store.set_detected(cursor);
         let raised = alerts.raised_after(end_position(cursor))?;
         Ok(Self {
@@ -91,6 +97,7 @@ impl Detector {
             saved: cursor,
             saved_at: Instant::now(),
             raised,
+            appended: HashSet::new(),
             cursor_path,
         })
     }
@@ -121,7 +128,6 @@ impl Detector {
         while !stop.load(Ordering::Acquire) {
             match self.advance(stop) {
                 Ok(()) => {
-                    self.problems.clear("detection");
                     self.save(false);
                     std::thread::sleep(TICK);
                 }
@@ -141,23 +147,19 @@ impl Detector {
     /// Evaluates what is durable and not evaluated yet.
     fn advance(&mut self, stop: &AtomicBool) -> Result<(), DetectError> {
         while !stop.load(Ordering::Acquire) {
-            let Some(chunks) = self.store.fresh_after(self.cursor) else {
-                self.advance_to_fresh(stop)?;
-                continue;
-            };
-            if chunks.is_empty() {
-                return Ok(());
-            }
-            for chunk in chunks {
-                if stop.load(Ordering::Acquire) {
-                    return Ok(());
+            let chunk = match self.store.fresh_after(self.cursor) {
+                FreshAfter::Rows(chunk) => chunk,
+                FreshAfter::Compacted => {
+                    self.advance_to_fresh(stop)?;
+                    continue;
                 }
-                let positions = chunk.positions.as_primitive::<Int64Type>().values();
-                let done = end_position(self.cursor);
-                let from = positions.partition_point(|position| *position <= done);
-                self.evaluate(&chunk.columns, from, |row| positions[row])?;
-                self.pass(chunk.last_index());
-            }
+                FreshAfter::None => break,
+            };
+            let positions = chunk.positions.as_primitive::<Int64Type>().values();
+            let done = end_position(self.cursor);
+            let from = positions.partition_point(|position| *position <= done);
+            self.evaluate(&chunk.columns, from, |row| positions[row])?;
+            self.pass(chunk.last_index());
         }
         Ok(())
     }
@@ -197,6 +199,8 @@ impl Detector {
     }
 
     fn pass(&mut self, index: u64) {
+        self.problems.clear("detection");
+        self.appended.clear();
         self.cursor = index;
         self.save(false);
     }
@@ -208,7 +212,7 @@ impl Detector {
         from: usize,
         position: impl Fn(usize) -> i64,
     ) -> Result<(), DetectError> {
-        let mut alerts = Vec::new();
+        let (mut alerts, mut bytes) = (Vec::new(), 0);
         let mut view = View::new(rows);
         self.memory.begin_rows();
         self.ancestry.begin_rows();
@@ -223,23 +227,41 @@ impl Detector {
                 continue;
             };
             for rule in matching {
-                let alert = Alert {
+                let alert = bounds::bounded(Alert {
                     number: 0,
                     time: event.time,
                     rule: Some(rule.clone()),
                     ancestry: self.ancestry.of(&event),
                     event: Some(event.clone()),
                     cursor: position(row).to_string(),
-                };
-                if self.raised.is_empty() || !self.raised.contains(&identity(&alert)) {
+                    event_is_cut: false,
+                });
+                if self.is_new(&alert) {
+                    bytes += alert.encoded_len();
                     alerts.push(alert);
                 }
+            }
+            if bytes >= APPEND_BYTES {
+                let identities: Vec<_> = alerts.iter().map(identity).collect();
+                self.alerts.append(std::mem::take(&mut alerts))?;
+                self.appended.extend(identities);
+                bytes = 0;
             }
         }
         if !alerts.is_empty() {
             self.alerts.append(alerts)?;
         }
         Ok(())
+    }
+
+    /// Not stored by an earlier evaluation of the same rows, which did not come to its end.
+    fn is_new(&self, alert: &Alert) -> bool {
+        let stored = [&self.raised, &self.appended];
+        let mut stored = stored.iter().filter(|set| !set.is_empty()).peekable();
+        stored.peek().is_none() || {
+            let identity = identity(alert);
+            !stored.any(|set| set.contains(&identity))
+        }
     }
 
     fn save(&mut self, now: bool) {
@@ -264,4 +286,17 @@ impl Detector {
             }
         }
     }
+}
+
+/// A cursor beyond the end is of a log that was longer: the end of it is lost, or a backup was restored.
+/// What comes has the numbers again, and was not evaluated.
+fn within(cursor: u64, last: u64) -> u64 {
+    if cursor > last {
+        tracing::warn!(
+            cursor,
+            last,
+            "the log is shorter than it was when rules were evaluated; they go on at its end"
+        );
+    }
+    cursor.min(last)
 }

@@ -58,6 +58,15 @@ pub fn end_position(wal_index: u64) -> i64 {
 /// A record is one gRPC message, so it cannot be larger.
 const MAX_RECORD_BYTES: u32 = audit_proto::MAX_MESSAGE_BYTES as u32;
 
+/// What [`Store::fresh_after`] finds.
+pub enum FreshAfter {
+    Rows(Arc<Chunk>),
+    /// Nothing is stored after that record.
+    None,
+    /// What comes next is in memory no longer.
+    Compacted,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("data directory {}: {source}", path.display())]
@@ -271,7 +280,8 @@ impl Store {
         let stream = state.streams.entry(&past.agent_id);
         stream.advance(&prepared.header, past);
         stream.events += chunk_rows;
-        stream.lost += prepared.lost;
+        // What an agent says, which may be anything.
+        stream.lost = stream.lost.saturating_add(prepared.lost);
         stream.last_time = stream.last_time.max(prepared.unplaced.last_time);
         if let Some(totals) = prepared.totals {
             stream.totals = totals;
@@ -318,20 +328,22 @@ impl Store {
         }
     }
 
-    /// The fresh rows of records after `index`, and of some before it; `None` where some of those after it are
-    /// in memory no longer.
-    pub fn fresh_after(&self, index: u64) -> Option<Vec<Arc<Chunk>>> {
+    /// The first fresh rows with records after `index`; they may have some before it.
+    pub fn fresh_after(&self, index: u64) -> FreshAfter {
         let state = lock(&self.state);
         if index < state.manifest.compacted_through {
-            return None;
+            return FreshAfter::Compacted;
         }
-        let chunks = state.fresh.chunks().iter();
-        Some(
-            chunks
-                .filter(|chunk| chunk.last_index() > index)
-                .cloned()
-                .collect(),
-        )
+        let chunks = state.fresh.chunks();
+        let at = chunks.partition_point(|chunk| chunk.last_index() <= index);
+        chunks
+            .get(at)
+            .map_or(FreshAfter::None, |chunk| FreshAfter::Rows(chunk.clone()))
+    }
+
+    /// Of the last record; 0 before the first.
+    pub fn last_index(&self) -> u64 {
+        lock(&self.log).next_index().saturating_sub(1)
     }
 
     pub fn stream(&self, agent_id: &str) -> Option<StreamState> {

@@ -13,7 +13,7 @@ use crate::{Frames, leaves, root_of};
 
 /// Uncompressed events of one batch; an agent's own limit is far below. Bounds what a hostile
 /// header can make us allocate.
-const MAX_EVENT_BYTES: i64 = 64 << 20;
+pub const MAX_EVENT_BYTES: i64 = 64 << 20;
 /// Eight times what an agent puts into one. An event may have no bytes, but once decoded each takes some
 /// KiB.
 const MAX_EVENTS: i32 = 1 << 16;

@@ -22,7 +22,7 @@ mod verify;
 
 use sha2::{Digest as _, Sha256};
 
-pub use batch::{BatchError, Header, header, open, unpack};
+pub use batch::{BatchError, Header, MAX_EVENT_BYTES, header, open, unpack};
 pub use chain::{ChainError, Gap, Past};
 pub use folder::{Batches, FolderError, batch_file, batch_files};
 pub use frames::Frames;

@@ -95,7 +95,8 @@ fn numbers_line(status: &StatusResponse, rate: Option<f64>) -> String {
     let rate = rate
         .map(|r| format!("{} events/s, ", display::count(r.round() as i64)))
         .unwrap_or_default();
-    let lost: i64 = status.agents.iter().map(|a| a.lost).sum();
+    let lost = status.agents.iter().map(|a| a.lost);
+    let lost = lost.fold(0, i64::saturating_add);
     format!(
         "{rate}{} stored, {} lost, {}",
         display::count(status.stored_events),

@@ -1,7 +1,7 @@
 //! Who started whom, as far as recent events told.
 //!
-//! Bound: `detect.ancestry_entries`; the process first heard of goes first. Then an alert's
-//! ancestry is shorter, nothing else.
+//! Bounds: `detect.ancestry_entries`, and [`KEPT_BYTES`] of each text; the process first heard of goes
+//! first. Then an alert's ancestry is shorter, nothing else.
 
 use std::collections::VecDeque;
 
@@ -10,6 +10,8 @@ use audit_proto::{
     columns::{self, COLUMNS, Content, Row, at},
     v1::{Ancestor, Event, Kind},
 };
+
+use super::bounds::{KEPT_BYTES, keep, kept};
 
 /// Longer chains are loops or shells started by shells on purpose.
 const MAX_DEPTH: usize = 32;
@@ -60,10 +62,10 @@ impl Ancestry {
             return;
         }
         let process = owned(row, at::PROCESS_EXEC_ID);
-        if process.is_empty() {
+        let parent = owned(row, at::PARENT_EXEC_ID);
+        if process.is_empty() || process.len().max(parent.len()) > KEPT_BYTES {
             return;
         }
-        let parent = owned(row, at::PARENT_EXEC_ID);
         if is_exec || !self.entries.contains_key(&process) {
             let entry = Entry {
                 parent: parent.clone(),
@@ -77,7 +79,7 @@ impl Ancestry {
         }
         if is_fork {
             let child = owned(row, at::TARGET_PROCESS_EXEC_ID);
-            if !child.is_empty() {
+            if (1..=KEPT_BYTES).contains(&child.len()) {
                 let entry = Entry {
                     parent: process,
                     ..entry(
@@ -99,6 +101,8 @@ impl Ancestry {
         while self.order.len() > self.bound {
             if let Some(oldest) = self.order.pop_front() {
                 self.entries.remove(&oldest);
+                // It may come again in these rows.
+                self.seen.clear();
             }
         }
     }
@@ -150,7 +154,7 @@ fn owned(row: &impl Row, column: usize) -> String {
 fn entry(row: &impl Row, pid: usize, exe: usize, argv: usize) -> Entry {
     let mut entry = Entry {
         pid: 0,
-        exe: owned(row, exe),
+        exe: kept(&owned(row, exe)).to_owned(),
         argv: Vec::new(),
         parent: String::new(),
     };
@@ -161,7 +165,7 @@ fn entry(row: &impl Row, pid: usize, exe: usize, argv: usize) -> Entry {
     });
     row.each(argv, |content| {
         if let Content::Item(argument) = content {
-            entry.argv.push(argument.to_owned());
+            keep(&mut entry.argv, argument);
         }
     });
     entry
@@ -170,7 +174,10 @@ fn entry(row: &impl Row, pid: usize, exe: usize, argv: usize) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use audit_proto::v1::{Parent, Process};
+    use audit_proto::{
+        Message as _,
+        v1::{Parent, Process},
+    };
 
     fn exec(id: &str, exe: &str, parent: &str) -> Event {
         Event {
@@ -207,5 +214,29 @@ mod tests {
         let looped = exec("e", "/e", "e");
         ancestry.learn(&looped);
         assert_eq!(ancestry.of(&looped).len(), MAX_DEPTH);
+    }
+    /// In rows that share them, where `same` says which process a row is of.
+    #[test]
+    fn a_process_that_made_room_is_learned_again_of_the_same_rows() {
+        let of = |id: &str, kind: Kind| Event {
+            kind: kind.into(),
+            parent: None,
+            ..exec(id, id, "")
+        };
+        let old = of("old", Kind::Open);
+        let rows = [&old, &of("new", Kind::Exec), &of("newer", Kind::Exec), &old];
+        let encoded = rows.map(Event::encode_to_vec);
+        let mut builder = audit_columns::RowsBuilder::new(4);
+        let pushed = builder.push_encoded(encoded.iter().map(Vec::as_slice));
+        pushed.expect("events");
+        let rows = builder.finish();
+        let mut ancestry = Ancestry::new(2);
+        let mut view = audit_columns::View::new(&rows);
+        ancestry.begin_rows();
+        for row in 0..rows.len() {
+            view.set_row(row);
+            ancestry.learn(&view);
+        }
+        assert_eq!(ancestry.of(&old).len(), 1);
     }
 }

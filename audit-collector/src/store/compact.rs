@@ -86,6 +86,7 @@ struct Placed {
     chunk: Arc<Chunk>,
     start: usize,
     events: usize,
+    event_bytes: usize,
     wal_index: u64,
     proof: Vec<u8>,
 }
@@ -294,6 +295,7 @@ fn by_day(chunks: &[Arc<Chunk>]) -> BTreeMap<String, Vec<Placed>> {
                 chunk: chunk.clone(),
                 start,
                 events: entry.events,
+                event_bytes: entry.event_bytes,
                 wal_index: entry.wal_index,
                 proof: entry.proof.clone(),
             });
@@ -408,7 +410,10 @@ fn verify(path: &Path, batches: &[Placed]) -> Result<Vec<u64>, CompactError> {
         path: path.to_path_buf(),
         source,
     })?;
-    let mut reader = rows_of(file, 8192)?;
+    let sizes = batches
+        .iter()
+        .map(|batch| (batch.events, batch.event_bytes));
+    let mut reader = rows_of(file, sizes)?;
     let mut pending = VecDeque::new();
     let mut wrong = Vec::new();
     for placed in batches {

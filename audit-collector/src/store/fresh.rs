@@ -22,6 +22,7 @@ pub struct BatchEntry {
     pub events: usize,
     /// The encoded `Batch` without its events: what proofs and compaction check against.
     pub proof: Vec<u8>,
+    pub event_bytes: usize,
     pub first_time: i64,
 }
 
@@ -33,7 +34,10 @@ pub struct Chunk {
     pub batches: Vec<BatchEntry>,
     pub first_time: i64,
     pub last_time: i64,
+    /// What it counts as.
     pub bytes: usize,
+    /// Of its events as they are sealed, with what they share in each.
+    event_bytes: usize,
     since: Instant,
 }
 
@@ -41,6 +45,7 @@ pub struct Chunk {
 pub struct Unplaced {
     pub columns: Rows,
     pub proof: Vec<u8>,
+    pub event_bytes: usize,
     pub first_time: i64,
     pub last_time: i64,
 }
@@ -53,6 +58,7 @@ impl Chunk {
             wal_index,
             events,
             proof: unplaced.proof,
+            event_bytes: unplaced.event_bytes,
             first_time: unplaced.first_time,
         };
         let mut chunk = Self {
@@ -62,20 +68,20 @@ impl Chunk {
             first_time: unplaced.first_time,
             last_time: unplaced.last_time,
             bytes: 0,
+            event_bytes: unplaced.event_bytes,
             since: Instant::now(),
         };
         chunk.bytes = chunk.measure();
         chunk
     }
 
+    /// Not less than what files and queries make of it allows: they have what events share in each row.
     fn measure(&self) -> usize {
-        self.columns.memory_bytes()
+        let proofs = self.batches.iter().map(|b| b.proof.len() + 64);
+        let here = self.columns.memory_bytes()
             + self.positions.get_array_memory_size()
-            + self
-                .batches
-                .iter()
-                .map(|b| b.proof.len() + 64)
-                .sum::<usize>()
+            + proofs.sum::<usize>();
+        here.max(self.event_bytes / MOST_SHARED)
     }
 
     pub fn rows(&self) -> usize {
@@ -103,6 +109,7 @@ impl Chunk {
             first_time: parts.iter().map(|c| c.first_time).min().unwrap_or_default(),
             last_time: parts.iter().map(|c| c.last_time).max().unwrap_or_default(),
             bytes: 0,
+            event_bytes: parts.iter().map(|c| c.event_bytes).sum(),
             since: parts
                 .iter()
                 .map(|c| c.since)
@@ -118,6 +125,10 @@ impl Chunk {
 const JOIN: usize = 8;
 /// Chunks this large stay as they are: larger ones would make a query's piece too coarse.
 const LARGE_ROWS: usize = 4096;
+/// As much as one batch may have: a column of a chunk is written as one array, which ends at 2 GiB.
+const LARGE_BYTES: usize = audit_ledger::MAX_EVENT_BYTES as usize;
+/// Rows whose events are more than so many times as large in files count as if they were not.
+const MOST_SHARED: usize = 16;
 
 /// The fresh rows, oldest first.
 #[derive(Debug, Default)]
@@ -160,7 +171,8 @@ impl Fresh {
         let alike = tail.iter().all(|c| {
             c.rows() < LARGE_ROWS && size_class(c.rows()) <= class && c.first_index() > self.border
         });
-        if alike {
+        let event_bytes: usize = tail.iter().map(|c| c.event_bytes).sum();
+        if alike && event_bytes <= LARGE_BYTES {
             Chunk::join(tail).map(Some)
         } else {
             Ok(None)
@@ -204,6 +216,10 @@ mod tests {
     use audit_proto::v1::Event;
 
     fn chunk(wal_index: u64, events: usize) -> Chunk {
+        chunk_of(wal_index, events, events * 100)
+    }
+
+    fn chunk_of(wal_index: u64, events: usize, event_bytes: usize) -> Chunk {
         let mut builder = RowsBuilder::new(events);
         for _ in 0..events {
             builder.push(&Event {
@@ -214,6 +230,7 @@ mod tests {
         let unplaced = Unplaced {
             columns: builder.finish(),
             proof: vec![1],
+            event_bytes,
             first_time: wal_index as i64,
             last_time: wal_index as i64,
         };
@@ -239,6 +256,23 @@ mod tests {
             fresh.bytes(),
             fresh.chunks().iter().map(|c| c.bytes).sum::<usize>()
         );
+    }
+
+    #[test]
+    fn rows_that_are_small_for_what_they_share_are_bounded_by_what_files_have_of_them() {
+        let mut fresh = Fresh::default();
+        let batches = 2 * JOIN * JOIN;
+        for index in 1..=batches {
+            let event_bytes = LARGE_BYTES / 32;
+            fresh
+                .push(chunk_of(index as u64, 500, event_bytes))
+                .expect("push");
+        }
+        assert!(fresh.chunks().len() > JOIN, "not all are joined");
+        let largest = fresh.chunks().iter().map(|c| c.event_bytes).max();
+        assert!(largest <= Some(LARGE_BYTES), "{largest:?}");
+        assert!(largest > Some(LARGE_BYTES / 32), "some are joined");
+        assert!(fresh.bytes() >= batches * LARGE_BYTES / 32 / MOST_SHARED);
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub fn prepare(record: &[u8]) -> Result<Prepared, Refused> {
 /// As [`prepare`], of a batch that is decoded already.
 pub fn prepare_batch(batch: Batch, header: Header) -> Result<Prepared, Refused> {
     let open = ledger::open(&batch, &header.fields)?;
-    let count = open.len();
+    let (count, event_bytes) = (open.len(), open.bytes());
     if count >= MAX_EVENTS {
         return Err(Refused::TooMany(count));
     }
@@ -85,6 +85,7 @@ pub fn prepare_batch(batch: Batch, header: Header) -> Result<Prepared, Refused> 
         unplaced: Unplaced {
             columns,
             proof: proof.encode_to_vec(),
+            event_bytes,
             first_time,
             last_time,
         },

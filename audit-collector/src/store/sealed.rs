@@ -22,8 +22,9 @@ use parquet::{
 
 use super::{Snapshot, Store, TableFile};
 
-/// Rows of a file in memory at once.
-const WINDOW_ROWS: usize = 4096;
+/// Rows of a file in memory at once, and how many bytes of events, if one batch has no more.
+const WINDOW_ROWS: usize = 8192;
+const WINDOW_BYTES: usize = 4 * audit_ledger::MAX_EVENT_BYTES as usize;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SealedError {
@@ -121,14 +122,47 @@ impl Iterator for Sealed {
     }
 }
 
-/// The rows of a table file, for `audit_columns::encode`.
-pub fn rows_of(file: File, batch_rows: usize) -> Result<ParquetRecordBatchReader, ParquetError> {
+/// The rows of a table file, for `audit_columns::encode`. Of its batches, in order: events, and their bytes.
+pub fn rows_of(
+    file: File,
+    batches: impl Iterator<Item = (usize, usize)> + Clone,
+) -> Result<ParquetRecordBatchReader, ParquetError> {
     let found = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())?;
     let options = ArrowReaderOptions::new().with_schema(audit_columns::keyed(found.schema()));
     let keyed = ArrowReaderMetadata::try_new(found.metadata().clone(), options)?;
     ParquetRecordBatchReaderBuilder::new_with_metadata(file, keyed)
-        .with_batch_size(batch_rows)
+        .with_batch_size(window_rows(batches))
         .build()
+}
+
+/// A window of that many rows can be held: a column of it is one array, which ends at 2 GiB, and 8,192 events
+/// with all arguments of a program may have more.
+fn window_rows(batches: impl Iterator<Item = (usize, usize)> + Clone) -> usize {
+    let mut rows = WINDOW_ROWS;
+    while rows > 1 && !fit(batches.clone(), rows) {
+        rows /= 2;
+    }
+    rows
+}
+
+/// Whether the batches that each window touches are together not too large.
+fn fit(batches: impl Iterator<Item = (usize, usize)>, rows: usize) -> bool {
+    let (mut end, mut window_bytes) = (0usize, 0usize);
+    for (events, bytes) in batches.filter(|(events, _)| *events > 0) {
+        let start = end;
+        end += events;
+        if start % rows == 0 {
+            window_bytes = 0;
+        }
+        window_bytes = window_bytes.saturating_add(bytes);
+        if window_bytes > WINDOW_BYTES {
+            return false;
+        }
+        if start / rows != (end - 1) / rows {
+            window_bytes = bytes;
+        }
+    }
+    true
 }
 
 struct OpenFile {
@@ -158,7 +192,22 @@ impl OpenFile {
             path: path.clone(),
             source,
         })?;
-        let rows = rows_of(rows, WINDOW_ROWS).map_err(|error| damaged(error.to_string()))?;
+        let headers = proofs.iter().map(|(_, batch)| {
+            let header = audit_ledger::header(batch).ok();
+            header
+                .filter(|_| batch.dropped.is_none())
+                .map_or((0, 0), |header| {
+                    let fields = header.fields;
+                    let number = |said: i64| usize::try_from(said).unwrap_or_default();
+                    (
+                        number(fields.event_count.into()),
+                        number(fields.event_bytes),
+                    )
+                })
+        });
+        let sizes: Vec<(usize, usize)> = headers.collect();
+        let rows =
+            rows_of(rows, sizes.iter().copied()).map_err(|error| damaged(error.to_string()))?;
         Ok(Self {
             path,
             proofs: proofs.into(),
@@ -232,4 +281,39 @@ fn read_proofs(bytes: &[u8]) -> Option<Vec<(u64, Batch)>> {
         rest = behind;
     }
     Some(proofs.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn batches_as_agents_seal_them_are_read_by_the_whole_window() {
+        assert_eq!(window_rows([(4096, 2 << 20); 100].into_iter()), WINDOW_ROWS);
+        assert_eq!(window_rows([(0, 0)].into_iter()), WINDOW_ROWS);
+        assert_eq!(
+            window_rows([(1, usize::MAX), (1, usize::MAX)].into_iter()),
+            1
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_window_touches_batches_of_more_than_its_bytes(
+            batches in proptest::collection::vec((0..3000usize, 0..=WINDOW_BYTES / 4), 1..60),
+        ) {
+            let rows = window_rows(batches.iter().copied());
+            let mut windows = std::collections::HashMap::<usize, usize>::new();
+            let mut start = 0;
+            for (events, bytes) in &batches {
+                for window in start / rows..(start + events).div_ceil(rows) {
+                    *windows.entry(window).or_default() += bytes * usize::from(*events > 0);
+                }
+                start += events;
+            }
+            prop_assert!(rows == 1 || windows.values().all(|bytes| *bytes <= WINDOW_BYTES));
+        }
+    }
 }

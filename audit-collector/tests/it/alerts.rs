@@ -137,6 +137,64 @@ async fn detection_whose_cursor_is_lost_goes_on_with_what_comes() {
     stops.await.expect("it stops");
 }
 
+/// As after a restored backup: numbers of records are given again, to events that no rule has seen.
+#[tokio::test]
+async fn detection_whose_log_became_shorter_misses_nothing_that_comes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let settings = with_rule(dir.path());
+    let collector = Collector::start(settings.clone()).await;
+    let mut agent = Agent::new("run1");
+    let batches = agent.batches(2, 10);
+    deliver(&collector.channel, &agent, &batches).await;
+    collector.stop().await;
+    std::fs::write(settings.data_dir.join("cursors/detect"), "1000").expect("write");
+
+    let collector = Collector::start(settings).await;
+    let batch = sealed(&mut agent, 1);
+    deliver(&collector.channel, &agent, &[batch]).await;
+    eventually("it is found", async || alerts(&collector).await.len() == 1).await;
+    collector.stop().await;
+}
+
+/// Anybody may start programs with megabytes of arguments, one from another.
+#[tokio::test]
+async fn an_alert_of_a_huge_event_is_raised_and_holds_nothing_up() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let collector = Collector::start(with_rule(dir.path())).await;
+    let mut agent = Agent::new("run1");
+    let mut parent = String::new();
+    for exe in ["/bin/a", "/bin/b", "/tmp/evil"] {
+        let mut event = agent.event(exe);
+        event.parent = Some(audit_proto::v1::Parent {
+            exec_id: parent,
+            ..audit_proto::v1::Parent::default()
+        });
+        let process = event.process.as_mut().expect("a process");
+        process.argv = vec!["\\xff".repeat(2 << 20)];
+        parent = process.exec_id.clone();
+        let batch = agent.seal(&[event]);
+        deliver(&collector.channel, &agent, &[batch]).await;
+    }
+    let batch = sealed(&mut agent, 1);
+    deliver(&collector.channel, &agent, &[batch]).await;
+    eventually("both are found", async || {
+        alerts(&collector).await.len() == 2
+    })
+    .await;
+
+    let raised = alerts(&collector).await;
+    assert!(raised[0].event_is_cut && !raised[1].event_is_cut);
+    assert_eq!(raised[0].ancestry.len(), 3);
+    let event = raised[0].event.as_ref().expect("its event");
+    let process = event.process.as_ref().expect("a process");
+    assert_eq!(process.exe, "/tmp/evil");
+    assert_eq!(process.argv, ["\\xff".repeat(1024)]);
+    let whole = "select cast(max(length(e.process_argv[1])) as bigint) from events e join alerts a \
+                 on a.position = e.position";
+    assert_eq!(number(&collector.channel, whole).await, 8 << 20);
+    collector.stop().await;
+}
+
 fn sealed(agent: &mut Agent, count: usize) -> audit_proto::v1::Batch {
     let events: Vec<_> = (0..count).map(|_| agent.event("/opt/evil")).collect();
     agent.seal(&events)

@@ -3,7 +3,9 @@
 use audit_proto::v1::{DeliverRequest, Event, deliver_request, ingest_client::IngestClient};
 use tonic::Code;
 
-use crate::support::{Agent, Collector, Session, config, deliver, number, status, table};
+use crate::support::{
+    Agent, Collector, Session, config, deliver, eventually, number, status, table,
+};
 
 #[tokio::test]
 async fn delivered_events_are_queried_back_with_exact_values() {
@@ -210,5 +212,52 @@ async fn an_empty_batch_is_a_batch() {
         number(&collector.channel, "select count(*) from events").await,
         0
     );
+    collector.stop().await;
+}
+
+/// What an agent says of itself may be anything, and the sums of it are kept.
+#[tokio::test]
+async fn losses_that_no_number_can_hold_end_nothing() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let collector = Collector::start(config(dir.path())).await;
+    let mut agent = Agent::new("run1");
+    for count in [i64::MAX, 1] {
+        let mut event = agent.event("/usr/bin/true");
+        event.kind = audit_proto::v1::Kind::Lost.into();
+        event.lost = Some(audit_proto::v1::Lost {
+            count: Some(count),
+            ..audit_proto::v1::Lost::default()
+        });
+        let batch = agent.seal(&[event]);
+        deliver(&collector.channel, &agent, &[batch]).await;
+    }
+    let status = status(&collector.channel).await;
+    assert_eq!(status.agents[0].lost, i64::MAX);
+    collector.stop().await;
+}
+
+/// 2.4 GB of events in 40 messages of a few kilobytes: an array of Arrow ends at 2 GiB.
+#[tokio::test]
+async fn events_that_are_small_only_for_what_they_share_are_compacted() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut settings = config(dir.path());
+    settings.table.compact_rows = 10_000;
+    let collector = Collector::start(settings).await;
+    let mut agent = Agent::new("run1");
+    let mut event = agent.event("/usr/bin/true");
+    event.process.as_mut().expect("a process").argv = vec!["x".repeat(250_000)];
+    let events = vec![event; 250];
+    for _ in 0..40 {
+        let batch = agent.seal(&events);
+        deliver(&collector.channel, &agent, &[batch]).await;
+    }
+    eventually("all is compacted", async || {
+        let status = status(&collector.channel).await;
+        assert_eq!(status.problems, [""; 0]);
+        status.uncompacted_events == 0
+    })
+    .await;
+    let all = "select count(process_argv) from events";
+    assert_eq!(number(&collector.channel, all).await, 10_000);
     collector.stop().await;
 }
