@@ -31,6 +31,10 @@ impl Line {
         if text.starts_with("--- ") || text.starts_with("<... execve resumed>") {
             return Ok(Self::Other);
         }
+        // Killed as it stopped before a call, which strace could not read then and the kernel did not begin.
+        if text == "???( <unfinished ...>" {
+            return Ok(Self::Other);
+        }
         // A thread that is not the first becomes the process; it ends in the first one's file.
         let becomes = text.split_once(" <pid changed to ");
         // A signal to itself that killed before strace could see the call return; it had no error.
@@ -222,6 +226,8 @@ mod tests {
         let returned = Line::parse("1.2 tgkill(7, 7, 9) = 0").expect("understood");
         assert_eq!(died, returned);
         assert!(Line::parse("1.2 unlink(\"\\x61\" <unfinished ...>").is_err());
+        let never_begun = Line::parse("1.2 ???( <unfinished ...>").expect("understood");
+        assert_eq!(never_begun, Line::Other);
         let becomes =
             Line::parse("1.2 execve(\"\\x61\", [], 0x7f /* 9 vars */ <pid changed to 7 ...>");
         let Line::Call { arguments, .. } = becomes.expect("understood") else {
