@@ -18,9 +18,7 @@ pub fn alert(alert: &Alert) -> String {
     push(&mut out, "rule", &rule.map_or(json!(null), rule_object));
     let ancestry: Vec<_> = alert.ancestry.iter().map(ancestor).collect();
     push(&mut out, "ancestry", &json!(ancestry));
-    if alert.event_is_cut {
-        push(&mut out, "event_is_cut", &json!(true));
-    }
+    push(&mut out, "event_is_cut", &json!(alert.event_is_cut));
     if let Some(e) = &alert.event {
         out.push_str(",\"event\":");
         out.push_str(&event(e, &alert.cursor, false));

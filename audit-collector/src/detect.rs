@@ -65,7 +65,7 @@ pub struct Detector {
     saved_at: Instant,
     /// Alerts of events after the cursor as it was at this start; about a second's.
     raised: HashSet<(String, String)>,
-    /// Alerts stored of rows that the cursor has not passed.
+    /// Alerts stored of rows whose chunk was not evaluated to its end yet.
     appended: HashSet<(String, String)>,
     cursor_path: PathBuf,
 }
@@ -159,6 +159,8 @@ impl Detector {
             let done = end_position(self.cursor);
             let from = positions.partition_point(|position| *position <= done);
             self.evaluate(&chunk.columns, from, |row| positions[row])?;
+            // Not before the end of a chunk, which may be evaluated from the log record by record instead.
+            self.appended.clear();
             self.pass(chunk.last_index());
         }
         Ok(())
@@ -200,7 +202,6 @@ impl Detector {
 
     fn pass(&mut self, index: u64) {
         self.problems.clear("detection");
-        self.appended.clear();
         self.cursor = index;
         self.save(false);
     }
